@@ -1,0 +1,118 @@
+"""Command line: list the references, export one, count its true attention sites."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from importlib import util
+
+
+def _list(_: argparse.Namespace) -> int:
+    from models.registry import REGISTRY
+
+    width = max(map(len, REGISTRY))
+    for reference in REGISTRY.values():
+        line = f"{reference.name:{width}}  {reference.summary}"
+        if reference.leave_alone:
+            line += f"; left alone: {reference.leave_alone}"
+        if reference.fixed_sequence:
+            line += f"; sequence fixed by {', '.join(reference.fixed_sequence)}"
+        print(line)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from models.export import ExportError, export
+
+    try:
+        result = export(
+            options.name,
+            options.output,
+            options.exporter,
+            options.opset,
+            options.dynamic,
+            options.half,
+            options.attn,
+            options.size,
+        )
+    except ExportError as error:
+        print(f"{options.name}: {options.exporter} cannot export: {error}", file=sys.stderr)
+        return 1
+    size = result.path.stat().st_size
+    print(
+        f"{options.name} exporter={result.exporter} opset={result.opset} true_sites={result.true_sites} "
+        f"file={result.path} size={size}"
+    )
+    return 0
+
+
+def _count(options: argparse.Namespace) -> int:
+    from models.census import count_sites
+    from models.quiet import quiet
+    from models.registry import build
+
+    with quiet():
+        built = build(options.name, options.size, options.attn)
+        sites = count_sites(built.module, built.args)
+    print(sites)
+    return 0
+
+
+def _name(text: str) -> str:
+    from models.registry import REGISTRY
+
+    if text not in REGISTRY:
+        raise argparse.ArgumentTypeError(f"no reference named {text!r}; known: {', '.join(REGISTRY)}")
+    return text
+
+
+def _matrix(arguments: list[str]) -> int:
+    if util.find_spec("models.matrix") is None:
+        print("models: the matrix command is not part of this installation", file=sys.stderr)
+        return 2
+    from importlib import import_module
+
+    return int(import_module("models.matrix").main(arguments) or 0)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", type=_name, metavar="NAME")
+    parser.add_argument("--attn", choices=("eager", "sdpa"), default="sdpa", help="attention implementation")
+    parser.add_argument("--size", choices=("full", "tiny"), default="full")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of every command but `matrix`, which has its own."""
+    top = argparse.ArgumentParser(prog="python -m models", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    add("list", _list, "list the references")
+    exporting = add("export", _export, "export one reference to an ONNX file")
+    _common(exporting)
+    exporting.add_argument("--exporter", choices=("torchscript", "dynamo"), default="torchscript")
+    exporting.add_argument("--opset", type=int, help="default: 17 for torchscript, 18 for dynamo")
+    exporting.add_argument("--dynamic", action="store_true", help="batch and sequence vary")
+    exporting.add_argument("--half", action="store_true", help="half precision parameters and inputs")
+    exporting.add_argument("-o", "--output", required=True, metavar="F")
+    _common(add("count", _count, "count the true attention sites"))
+    commands.add_parser("matrix", help="the table of references and exporters", add_help=False)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["matrix"]:
+        return _matrix(given[1:])
+    options = parser().parse_args(given)
+    return int(options.run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""Example inputs, the same on every run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MASKED = -10000.0
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """A float input of standard normal values."""
+    return torch.randn(*shape, generator=_generator(seed))
+
+
+def tokens(batch: int, length: int, vocabulary: int, seed: int = 0) -> Tensor:
+    """Token numbers, int64."""
+    return torch.randint(0, vocabulary, (batch, length), generator=_generator(seed))
+
+
+def padding(batch: int, length: int) -> Tensor:
+    """An int64 padding mask of ones whose last row ends in a quarter of zeros."""
+    mask = torch.ones(batch, length, dtype=torch.int64)
+    mask[-1, length - length // 4 :] = 0
+    return mask
+
+
+def additive_padding(batch: int, length: int) -> Tensor:
+    """The padding mask as a float to add to scores, (batch, 1, 1, length): 0 or a large negative value."""
+    return (1.0 - padding(batch, length).float())[:, None, None, :] * MASKED
+
+
+def additive_scores(batch: int, length: int, seed: int = 0) -> Tensor:
+    """A float mask over queries and keys, (batch, 1, length, length): a varied bias, and padding."""
+    bias = torch.randn(batch, 1, length, length, generator=_generator(seed))
+    return bias + additive_padding(batch, length)

@@ -1,0 +1,144 @@
+"""The verbs as Python functions: what the commands do, on paths or on models in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_attn.errors import InputError, UsageError, one_line
+from onnx_attn.graph.load import Loaded, check, load
+from onnx_attn.graph.sizes import worlds_of
+from onnx_attn.pipeline import Options, fuse_file, fuse_proto, inspect_model
+from onnx_attn.prove.inputs import model_inputs
+from onnx_attn.prove.whole import compare_models, default_rtol
+from onnx_attn.report.document import fusion_report, inspection, verification
+from onnx_attn.targets.table import parse_target
+
+Model = str | PathLike[str] | onnx.ModelProto | gs.Graph
+
+
+@dataclass(frozen=True)
+class Result:
+    """`model`: a ModelProto for a path or a ModelProto, a gs.Graph for a gs.Graph. `report`: as the JSON interface."""
+
+    model: onnx.ModelProto | gs.Graph
+    report: dict[str, Any]
+
+
+def inspect(model: Model, *, target: str = "tensorrt", target_version: str | None = None) -> dict[str, Any]:
+    """Find the attention in a model and say what can be done with each candidate. Changes nothing.
+
+    Raises InputError for what cannot be read, UsageError for an unknown target.
+    """
+    parsed = parse_target(target, target_version)
+    loaded = _loaded(model)
+    view, plan = inspect_model(loaded, parsed)
+    return inspection(loaded.name, parsed, view, plan)
+
+
+def fuse(
+    model: Model,
+    output: str | PathLike[str] | None = None,
+    *,
+    target: str = "tensorrt",
+    target_version: str | None = None,
+    form: str = "auto",
+    pack: bool = True,
+    expect: int | None = None,
+    verify: bool = True,
+) -> Result:
+    """Rewrite every attention site in the form that the target takes, prove it, and (with `output`) save the model.
+
+    `model` is never changed. `pack`: also pack Q/K/V projections into one. `expect`: fail unless exactly so many sites
+    are fused. `verify`: prove each site and the whole model in ONNX Runtime.
+
+    Raises InputError, OutputError, UsageError, ExpectationError, DifferenceError; nothing is written then.
+    """
+    options = Options(parse_target(target, target_version), form, pack, expect, verify)
+    if isinstance(model, str | PathLike) and output is not None:
+        fusion, proto = fuse_file(Path(model), Path(output), options)
+        return Result(proto, fusion_report(fusion))
+    loaded = _loaded(model)
+    if output is not None:
+        raise UsageError("output needs a path as model; save the result's .model yourself")
+    fusion, proto = fuse_proto(loaded.proto, loaded.name, options)
+    return Result(gs.import_onnx(proto) if isinstance(model, gs.Graph) else proto, fusion_report(fusion))
+
+
+def verify(
+    a: str | PathLike[str],
+    b: str | PathLike[str],
+    *,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+    inputs: dict[str, np.ndarray] | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+) -> dict[str, Any]:
+    """Run two models on the same inputs and compare every output. `report["ok"]` is the verdict.
+
+    inputs: one set of values by input name; else seeded ones at `shapes`, or at sizes of the tool's choice.
+    rtol: largest max|a − b| / max|a|; by default 1e-5, or 2e-3 where a model holds float16.
+    """
+    first, second = load(a), load(b)
+    wanted = _signature(first.proto)
+    if wanted != _signature(second.proto):
+        raise InputError(f"{second.name}: has other inputs than {first.name}; only models of one signature can be compared")
+    if inputs is not None:
+        cases = [inputs]
+    elif shapes is not None:
+        cases = [model_inputs(first.proto, _world_of(first.proto, shapes))]
+    else:
+        cases = [model_inputs(first.proto, world) for world in worlds_of(first.proto)]
+    limit = default_rtol([first.proto, second.proto]) if rtol is None else rtol
+    names = [output.name for output in first.proto.graph.output]
+    missing = set(names) ^ {output.name for output in second.proto.graph.output}
+    if missing:
+        raise InputError(f"{second.name}: output '{sorted(missing)[0]}' is only in one of the models")
+    found = compare_models((Path(a), first.name), (Path(b), second.name), cases, limit, atol)
+    return verification(first.name, second.name, found)
+
+
+def _loaded(model: Model) -> Loaded:
+    if isinstance(model, str | PathLike):
+        return load(Path(model))
+    if isinstance(model, gs.Graph):
+        try:
+            proto = gs.export_onnx(model)
+        except Exception as error:
+            raise InputError(f"graph: onnx-graphsurgeon cannot export it: {one_line(error)}") from error
+    else:
+        proto = model
+    name = proto.graph.name or "model"
+    check(proto, name)
+    return Loaded(proto, name, None, False)
+
+
+def _signature(proto: onnx.ModelProto) -> set[tuple[str, int]]:
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    return {(v.name, v.type.tensor_type.elem_type) for v in proto.graph.input if v.name not in weights}
+
+
+def _world_of(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> Any:
+    """The world in which the inputs have the given shapes."""
+    from onnx_attn.graph.world import Inference, symbol
+
+    sizes: dict[str, int] = {}
+    known = {value.name: value for value in proto.graph.input}
+    for name, shape in shapes.items():
+        if name not in known:
+            raise UsageError(f"--shapes: the model has no input '{name}'; it has {', '.join(known)}")
+        dims = known[name].type.tensor_type.shape.dim
+        if len(dims) != len(shape):
+            raise UsageError(f"--shapes: input '{name}' has {len(dims)} dimensions, {len(shape)} were given")
+        for axis, (dim, size) in enumerate(zip(dims, shape, strict=True)):
+            if dim.HasField("dim_value") and dim.dim_value != size:
+                raise UsageError(f"--shapes: dimension {axis} of '{name}' is {dim.dim_value}, not {size}")
+            if not dim.HasField("dim_value") and sizes.setdefault(symbol(name, axis, dim), size) != size:
+                raise UsageError(f"--shapes: dimension '{dim.dim_param}' is given two sizes")
+    return Inference(proto).run(sizes)

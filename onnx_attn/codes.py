@@ -1,0 +1,122 @@
+"""Every verdict code, in one table: what it means and what a user can do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Code:
+    """One way for a candidate to be left alone.
+
+    `attention` tells whether the candidate is attention all the same (status `refused`) or is none (`not_attention`).
+    """
+
+    name: str
+    attention: bool
+    meaning: str
+    remedy: str | None = None
+
+
+_TABLE = (
+    # Attention that is left as it is.
+    Code(
+        "probabilities-used",
+        True,
+        "the attention probabilities are read by something else than the product with V, or are a model output",
+        "export without returned attention weights (need_weights=False, output_attentions=False)",
+    ),
+    Code(
+        "dropout-training",
+        True,
+        "Dropout between the softmax and V runs in training mode, so the result is random",
+        "export the model in eval() mode",
+    ),
+    Code(
+        "softmax-axis",
+        True,
+        "the softmax runs over another axis than the keys' (the last of the scores)",
+        "write the block as softmax(Q·Kᵀ)·V with the keys on the last axis",
+    ),
+    Code(
+        "scale-not-constant",
+        True,
+        "the scores are multiplied by something that is not one constant number",
+        "make the scale a constant before exporting",
+    ),
+    Code(
+        "scale-after-mask",
+        True,
+        "the scores are scaled after a mask was added, so the mask is scaled too",
+        "scale the scores (or Q) before adding the mask",
+    ),
+    Code(
+        "scores-changed",
+        True,
+        "something other than a constant scale, a mask or a cast happens to the scores before the softmax",
+    ),
+    Code(
+        "probabilities-changed",
+        True,
+        "something other than a cast, a NaN guard or inference Dropout happens to the probabilities before V",
+    ),
+    Code(
+        "operand-order",
+        True,
+        "the probabilities are the right operand of the product with V, so V·P is computed and not P·V",
+        "write the product as P·V",
+    ),
+    Code(
+        "shape-unknown",
+        True,
+        "the rank or a needed static size of Q, K or V cannot be read from the graph",
+        "export with static head count and head size, or run ONNX shape inference first",
+    ),
+    Code(
+        "nested-graph",
+        True,
+        "the site lies inside an If/Loop/Scan body or a local function; only the main graph is rewritten",
+        "inline the function or export without control flow around attention",
+    ),
+    Code(
+        "opset-too-low",
+        True,
+        "the model's opset is below what the form can be written in",
+        "raise the model's opset, or choose --form primitives",
+    ),
+    Code(
+        "type-not-supported",
+        True,
+        "Q, K and V are not all of one floating-point type",
+        "cast Q, K and V to one type before the products",
+    ),
+    Code(
+        "attention-feature",
+        True,
+        "an Attention operator uses a feature (cache, softcap, 3-D inputs, GQA, extra output, …) not rewritten here",
+        "leave it to a runtime that has the Attention operator",
+    ),
+    Code(
+        "operator-of-a-runtime",
+        True,
+        "a runtime's own attention operator (com.microsoft and the like) is not rewritten",
+        "start from the model as the exporter wrote it",
+    ),
+    Code("proof-failed", True, "the rewritten site did not compute the same as the original, and was rolled back"),
+    Code(
+        "unprovable-here",
+        True,
+        "the site could not be run on this machine, before or after, so nothing could be proved",
+        "pass --no-verify to rewrite without proof",
+    ),
+    # No attention.
+    Code("class-softmax", False, "a softmax over classes: its result is not multiplied with values"),
+    Code("gating", False, "a softmax that weighs branches or experts, not values along a sequence"),
+    Code("no-query-key-product", False, "what the softmax reads is not a product of two activations"),
+    Code("no-value-product", False, "the softmax's result does not go into a matrix product with values"),
+    Code("talking-heads", False, "heads are mixed between the product, the softmax and the values"),
+    Code("linear-attention", False, "softmax over features or context instead of scores: linear attention"),
+    Code("operator-not-supported", False, "an attention-like operator that is not softmax(scale·Q·Kᵀ + masks)·V as read here"),
+)
+
+CODES: dict[str, Code] = {code.name: code for code in _TABLE}

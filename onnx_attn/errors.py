@@ -1,0 +1,42 @@
+"""What this package raises: one class for everything a user can mend, with the exit code that the command line uses."""
+
+from __future__ import annotations
+
+
+class OnnxAttnError(Exception):
+    """Base of all errors that are the caller's to mend. The message is one line: what, where, and the way out."""
+
+    exit_code = 1
+
+
+class InputError(OnnxAttnError):
+    """The model cannot be read, is not valid, or cannot be run (exit code 1)."""
+
+
+class OutputError(OnnxAttnError):
+    """The output cannot be written; nothing half-written is left behind (exit code 1)."""
+
+
+class UsageError(OnnxAttnError):
+    """The request itself makes no sense, such as an unknown target (exit code 2)."""
+
+    exit_code = 2
+
+
+class ExpectationError(OnnxAttnError):
+    """`expect` was given and not met; nothing is written (exit code 3)."""
+
+    exit_code = 3
+
+
+class DifferenceError(OnnxAttnError):
+    """The rewritten model still differs from the original after roll-back; nothing is written (exit code 4)."""
+
+    exit_code = 4
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The first telling line of a foreign exception, so that a library's page of text becomes one clear line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

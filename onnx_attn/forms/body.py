@@ -1,0 +1,128 @@
+"""The normalised primitives of one attention site: the body of the function form, and the whole of the primitives form.
+
+    P = softmax(terms(scale · Q · Kᵀ)),  Y = P · V
+
+The scale stands on Q before the first product: the order that TensorRT before 10.14 asks for, and the one that keeps
+half-precision scores from overflowing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ml_dtypes
+from onnx import helper
+
+from onnx_attn.graph.edit import Writer
+from onnx_attn.graph.view import GraphView
+from onnx_attn.site import AttentionSite, Guard, ScoreTerm
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What decides the nodes of a body, apart from the numbers in it: sites of one signature share one function."""
+
+    rank: int
+    terms: tuple[tuple[str, bool, int], ...]
+    probabilities_dtype: int
+    guard: Guard
+
+    @property
+    def suffix(self) -> str:
+        """Reads as what it does: `_Mask`, `_Where_GuardNaN`, `_Cast1_Mask_Cast10`; nothing for the plain 4-D site."""
+        parts = [f"{self.rank}D"] if self.rank != 4 else []
+        for kind, keep_when, dtype in self.terms:
+            name = {"add": "Mask", "where": "Where" if keep_when else "WhereNot", "cast": "Cast", "causal": "Causal"}
+            parts.append(name[kind] + (str(dtype) if dtype else ""))
+        if self.probabilities_dtype:
+            parts.append(f"Cast{self.probabilities_dtype}")
+        if self.guard:
+            parts.append({"nan": "GuardNaN", "row": "GuardRow"}[self.guard])
+        return "".join(f"_{part}" for part in parts)
+
+
+def signature(site: AttentionSite, rank: int) -> Signature:
+    terms = tuple((term.kind, term.keep_when, term.dtype) for term in site.terms)
+    return Signature(rank, terms, site.probabilities_dtype, site.guard)
+
+
+FIXED = {"zero": 0.0, "one": 1.0, "minus_infinity": -math.inf}
+"""Numbers that every body may use."""
+
+
+def numbers(view: GraphView, site: AttentionSite, scale: float) -> dict[str, float]:
+    """The numbers of one site, by role: scale, the fills of its Where masks, the lowest number of its type."""
+    values = {"scale": scale} | {f"fill_{n}": term.fill for n, term in enumerate(site.terms) if term.kind == "where"}
+    if site.guard == "row":
+        values["lowest"] = lowest(view.elem_type(site.query.tensor))
+    return values
+
+
+def lowest(elem_type: int) -> float:
+    """The lowest finite number of a TensorProto floating-point type."""
+    return float(ml_dtypes.finfo(helper.tensor_dtype_to_np_dtype(elem_type)).min)
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a body spells its numbers.
+
+    `scalar(role, like, dtype)` gives the name of a number in the type of the value `like`; that type is `dtype` where a
+    cast has set it, and the operands' own where `dtype` is 0.
+    """
+
+    writer: Writer
+    scalar: Callable[[str, str, int], str]
+    softmax_name: str | None = None
+    output: str | None = None
+
+
+def write_body(
+    spelling: Spelling, terms: tuple[ScoreTerm, ...], form: Signature, operands: tuple[str, str, str], masks: list[str]
+) -> str:
+    """Write the body's nodes on query `(…, S, H)`, key `(…, S, H)` and value; returns the name of Y."""
+    write = spelling.writer.add
+    query, key, value = operands
+    scaled = write("Mul", [query, spelling.scalar("scale", query, 0)], "query_scaled")
+    turned = [*range(form.rank - 2), form.rank - 1, form.rank - 2]
+    scores = write("MatMul", [scaled, write("Transpose", [key], "key_transposed", perm=turned)], "scores")
+    remaining, dtype = iter(masks), 0
+    for number, term in enumerate(terms):
+        if term.kind == "cast":
+            dtype = term.dtype
+            scores = write("Cast", [scores], "scores_cast", to=dtype)
+        elif term.kind == "causal":
+            fill = spelling.scalar("minus_infinity", scores, dtype)
+            scores = write("Where", [_lower_triangle(spelling, query, key), scores, fill], "scores_causal")
+        elif term.kind == "add":
+            scores = write("Add", [scores, next(remaining)], "scores_masked")
+        else:
+            fill = spelling.scalar(f"fill_{number}", scores, dtype)
+            chosen = [scores, fill] if term.keep_when else [fill, scores]
+            scores = write("Where", [next(remaining), *chosen], "scores_masked")
+    probabilities = write("Softmax", [scores], "probabilities", axis=-1, name=spelling.softmax_name)
+    if form.probabilities_dtype:
+        dtype = form.probabilities_dtype
+        probabilities = write("Cast", [probabilities], "probabilities_cast", to=dtype)
+    if form.guard:
+        if form.guard == "nan":
+            bad = write("IsNaN", [probabilities], "probabilities_isnan")
+        else:
+            peak = write("ReduceMax", [masks[-1], write("Constant", [], "last_axis", value_ints=[-1])], "mask_peak")
+            bad = write("LessOrEqual", [peak, spelling.scalar("lowest", peak, 0)], "row_masked")
+        zero = spelling.scalar("zero", probabilities, dtype)
+        probabilities = write("Where", [bad, zero, probabilities], "probabilities_guarded")
+    return write("MatMul", [probabilities, value], "attention", output=spelling.output)
+
+
+def _lower_triangle(spelling: Spelling, query: str, key: str) -> str:
+    """A boolean `(Sq, Sk)`, true where key ≤ query, from the operands' own lengths (Shape's start is of opset 15)."""
+    write = spelling.writer.add
+    lengths = [
+        write("Shape", [tensor], f"{which}_length", start=-2, end=-1) for tensor, which in ((query, "query"), (key, "key"))
+    ]
+    ones = write("Expand", [spelling.scalar("one", query, 0), write("Concat", lengths, "lengths", axis=0)], "ones")
+    lower = write("Trilu", [ones], "lower", upper=0)
+    return write("Cast", [lower], "causal_mask", to=9)

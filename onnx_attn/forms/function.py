@@ -1,0 +1,85 @@
+"""Form `function`: one call of a local function a site, whose body is the normalised primitives.
+
+A viewer shows one attention node; onnx.checker, ONNX Runtime and TensorRT (9 and later) inline it. The body is written at
+the model's own opset, so nothing has to be raised. One function a signature: TensorRT's parser knows neither optional
+function inputs nor overloads.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import helper
+
+from onnx_attn.domain import ATTENTION, DOMAIN
+from onnx_attn.forms.body import FIXED, Signature, Spelling, numbers, signature, write_body
+from onnx_attn.graph.edit import Names, Writer
+from onnx_attn.graph.view import GraphView
+from onnx_attn.site import AttentionSite, ScoreTerm
+
+LOWEST_OPSET = 15
+"""CastLike, which gives the scale the operands' type, came with opset 15."""
+
+
+def write_function_call(
+    writer: Writer, site: AttentionSite, operands: tuple[str, str, str], scale: float, rank: int, output: str, view: GraphView
+) -> onnx.FunctionProto:
+    """Append the call to `writer` and return the function that it calls."""
+    form = signature(site, rank)
+    attributes = {role: float(number) for role, number in numbers(view, site, scale).items()}
+    name = ATTENTION + form.suffix
+    masks = [term.mask.name for term in site.masks if term.mask is not None]
+    writer.add(
+        name,
+        [*operands, *masks],
+        "attention",
+        output=output,
+        name=writer.names.claim(site.name),
+        domain=DOMAIN,
+        **attributes,
+    )
+    return attention_function(name, form, site.terms, list(attributes), view.opset)
+
+
+def attention_function(
+    name: str, form: Signature, terms: tuple[ScoreTerm, ...], attributes: list[str], opset: int
+) -> onnx.FunctionProto:
+    """`name(query, key, value, mask…; scale, fill…, lowest) -> attention` at `opset`."""
+    writer = Writer(_Plain(), "")
+
+    def scalar(role: str, like: str, dtype: int) -> str:
+        if role in FIXED:
+            writer.nodes.append(helper.make_node("Constant", [], [f"{role}_float"], value_float=FIXED[role]))
+        else:
+            constant = helper.make_node("Constant", [], [f"{role}_float"])
+            constant.attribute.append(
+                onnx.AttributeProto(name="value_float", ref_attr_name=role, type=onnx.AttributeProto.FLOAT)
+            )
+            writer.nodes.append(constant)
+        return writer.add("CastLike", [f"{role}_float", like], role)
+
+    masks = [f"mask_{n}" for n, term in enumerate(terms) if term.mask is not None]
+    spelling = Spelling(writer, scalar, softmax_name="Softmax", output="attention")
+    write_body(spelling, terms, form, ("query", "key", "value"), list(masks))
+    return helper.make_function(
+        DOMAIN,
+        name,
+        ["query", "key", "value", *masks],
+        ["attention"],
+        writer.nodes,
+        [helper.make_opsetid("", opset)],
+        attributes=attributes,
+        doc_string="softmax(scale * query @ key^T, masks) @ value; query (.., S, H), key (.., S, H), value (.., S, H)",
+    )
+
+
+class _Plain(Names):
+    """Names inside a function body, which has a scope of its own: the hints as they are."""
+
+    def __init__(self) -> None:
+        super().__init__(onnx.ModelProto())
+
+    def value(self, hint: str) -> str:
+        return super().value(hint.lstrip("/"))
+
+    def node(self, hint: str) -> str:
+        return super().node(hint.lstrip("/"))

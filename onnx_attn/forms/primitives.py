@@ -1,0 +1,32 @@
+"""Form `primitives`: the normalised body written straight into the main graph, for targets without local functions."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import helper
+
+from onnx_attn.forms.body import FIXED, Spelling, numbers, signature, write_body
+from onnx_attn.graph.edit import Writer
+from onnx_attn.graph.view import GraphView
+from onnx_attn.site import AttentionSite
+
+
+def write_primitives(
+    writer: Writer,
+    view: GraphView,
+    site: AttentionSite,
+    operands: tuple[str, str, str],
+    scale: float,
+    rank: int,
+    output: str,
+) -> None:
+    """Append the body to `writer`; the Softmax keeps the site's name."""
+    operand_type = view.elem_type(site.query.tensor)
+    values = FIXED | numbers(view, site, scale)
+
+    def scalar(role: str, like: str, dtype: int) -> str:
+        return writer.constant(np.asarray(values[role], helper.tensor_dtype_to_np_dtype(dtype or operand_type)), role)
+
+    masks = [term.mask.name for term in site.masks if term.mask is not None]
+    spelling = Spelling(writer, scalar, writer.names.claim(site.name), output)
+    write_body(spelling, site.terms, signature(site, rank), operands, masks)

@@ -1,0 +1,172 @@
+"""Edits are recorded, not done: a journal of what each site's rewriting puts in, composed into the model at the end.
+
+To roll a site back is to leave its record out. What no record touches is never copied through another library's data
+model, so nothing can be lost from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+
+@dataclass(frozen=True)
+class Splice:
+    """New nodes that stand where the original's node at `position` stood, and take over the values `outputs`."""
+
+    position: int
+    nodes: tuple[onnx.NodeProto, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SiteEdit:
+    """All that the rewriting of one site puts into the model. Original nodes that nobody needs any more go by themselves.
+
+    packed: Q, K and V come from one projection afterwards.
+    """
+
+    site: str
+    splices: tuple[Splice, ...]
+    initializers: tuple[onnx.TensorProto, ...]
+    functions: tuple[onnx.FunctionProto, ...]
+    packed: bool
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(name for splice in self.splices for name in splice.outputs)
+
+    @property
+    def nodes(self) -> tuple[onnx.NodeProto, ...]:
+        return tuple(node for splice in self.splices for node in splice.nodes)
+
+
+class Names:
+    """Hands out names that the model does not use yet; values and nodes each in their own space."""
+
+    def __init__(self, model: onnx.ModelProto):
+        self._values = set(_value_names(model.graph))
+        self._nodes = {node.name for node in model.graph.node}
+        self._claimed: set[str] = set()
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def value(self, hint: str) -> str:
+        return _unique(hint, self._values)
+
+    def node(self, hint: str) -> str:
+        return _unique(hint, self._nodes)
+
+    def claim(self, name: str) -> str:
+        """A name that an original node gives up, for its successor; made unique where two nodes had it."""
+        if name in self._claimed:
+            name = self.node(name)
+        self._claimed.add(name)
+        return name
+
+    def constant(self, array: np.ndarray, hint: str) -> str:
+        """One name for every constant of the same type, shape and content: small constants are stored once."""
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.value(hint)
+        return self._constants[key]
+
+
+@dataclass
+class Writer:
+    """Builds the nodes of one site's rewriting, in order."""
+
+    names: Names
+    prefix: str
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
+
+    def add(
+        self,
+        op: str,
+        inputs: Iterable[str],
+        hint: str,
+        *,
+        outputs: int = 1,
+        output: str | None = None,
+        name: str | None = None,
+        domain: str = "",
+        doc: str = "",
+        **attributes: Any,
+    ) -> Any:
+        """Append a node and return its output's name (a list of names for several). `output` gives the name to take over."""
+        produced = [output] if output else [self.names.value(f"{self.prefix}/{hint}") for _ in range(outputs)]
+        node_name = name if name is not None else self.names.node(f"{self.prefix}/{hint}")
+        node = helper.make_node(
+            op, list(inputs), produced, name=node_name, domain=domain or None, doc_string=doc or None, **attributes
+        )
+        self.nodes.append(node)
+        return produced[0] if outputs == 1 else produced
+
+    def claim(self, name: str) -> str:
+        """A name that an original node gives up, for its successor; made unique where two nodes had it."""
+        if name in self._claimed:
+            name = self.node(name)
+        self._claimed.add(name)
+        return name
+
+    def constant(self, array: np.ndarray, hint: str) -> str:
+        """A small constant, shared with every equal one of this rewriting."""
+        name = self.names.constant(array, f"onnx_attn/{hint}")
+        self.initializers[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def shape(self, *dims: int) -> str:
+        return self.constant(np.asarray(dims, np.int64), "shape")
+
+    def weight(self, array: np.ndarray, hint: str) -> str:
+        """A weight of this site's own."""
+        name = self.names.value(f"{self.prefix}/{hint}")
+        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+
+def _unique(hint: str, taken: set[str]) -> str:
+    name, count = hint, 1
+    while name in taken:
+        count += 1
+        name = f"{hint}_{count}"
+    taken.add(name)
+    return name
+
+
+def _value_names(graph: onnx.GraphProto) -> Iterable[str]:
+    """Every value name of a graph and of the graphs inside it."""
+    stack = [graph]
+    while stack:
+        current = stack.pop()
+        yield from (value.name for value in (*current.input, *current.output, *current.value_info))
+        yield from (tensor.name for tensor in current.initializer)
+        for node in current.node:
+            yield from node.output
+            stack.extend(subgraphs(node))
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
+    """The names that a node reads, those that its bodies take from the enclosing scopes included."""
+    names = list(node.input)
+    stack = list(subgraphs(node))
+    while stack:
+        graph = stack.pop()
+        names.extend(value.name for value in graph.output)
+        for inner in graph.node:
+            names.extend(inner.input)
+            stack.extend(subgraphs(inner))
+    return names

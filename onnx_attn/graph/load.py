@@ -1,0 +1,85 @@
+"""Read a model file, or say in one line why it cannot be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import shape_inference
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from onnx_attn.errors import InputError, one_line
+from onnx_attn.graph.slim import slim_copy
+
+PROTOBUF_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checked model in memory, weights included. `external` tells how its file kept them."""
+
+    proto: onnx.ModelProto
+    name: str
+    path: Path | None
+    external: bool
+
+
+def load(path: str | Path) -> Loaded:
+    """Load and check a model.
+
+    Raises:
+        InputError: missing file, directory, not ONNX, external data missing, refused by onnx.checker, or types
+            that do not fit together.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file; pass the path of an ONNX model")
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; pass the path of the .onnx file in it")
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise InputError(f"{path}: is not an ONNX model ({one_line(error)}); export it again") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise InputError(f"{path}: is not an ONNX model (no graph or no opset in it); export it again")
+    external = _read_external_data(proto, path)
+    check(proto, str(path), path if external else None)
+    return Loaded(proto, str(path), path, external)
+
+
+def _read_external_data(proto: onnx.ModelProto, path: Path) -> bool:
+    tensors = [tensor for tensor in proto.graph.initializer if uses_external_data(tensor)]
+    for tensor in tensors:
+        location = ExternalDataInfo(tensor).location
+        if not (path.parent / location).is_file():
+            raise InputError(
+                f"{path}: weight '{tensor.name}' lies in external data file '{location}', which is missing; "
+                f"put it beside the model"
+            )
+    try:
+        onnx.load_external_data_for_model(proto, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise InputError(f"{path}: external data cannot be read ({one_line(error)})") from error
+    return bool(tensors)
+
+
+def check(proto: onnx.ModelProto, name: str, path: Path | None = None) -> None:
+    """Raise InputError unless onnx.checker accepts the model and the types at every node fit together.
+
+    A model with external data is checked from its file (`path`), since it may be past protobuf's 2 GB.
+    """
+    try:
+        onnx.checker.check_model(str(path) if path else proto)
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: onnx.checker refuses the model: {one_line(error)}") from error
+    try:
+        shape_inference.infer_shapes(slim_copy(proto), check_type=True, strict_mode=False)
+    except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{name}: types or shapes do not fit together, no runtime will load it: {one_line(error)}; "
+            f"export it again (a half-precision export with a float32 mask is a usual cause)"
+        ) from error

@@ -1,0 +1,67 @@
+"""Write a model whole or not at all: into a folder of its own beside the target, then by renaming."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import EncodeError
+
+from onnx_attn.errors import OutputError, one_line
+from onnx_attn.graph.load import PROTOBUF_LIMIT
+
+
+def check_output(output: Path, model: Path | None) -> None:
+    """Raise OutputError early: the folder must exist and the output must not be the input or a folder."""
+    if output.is_dir():
+        raise OutputError(f"{output}: is a directory; name the file to write")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: folder '{output.parent}' does not exist; create it first")
+    if model is not None and output.exists() and os.path.samefile(output, model):
+        raise OutputError(f"{output}: is the input itself, which is never changed; choose another name with -o")
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """A path to write to, under `output`'s name in a temporary folder; `commit` puts it in place. Cleans up always.
+
+    Raises OutputError if the folder cannot be written.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written ({one_line(error)})") from error
+    try:
+        yield folder / output.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write(model: onnx.ModelProto, path: Path, external: bool) -> None:
+    """Save `model` at `path`, weights beside it in `NAME.data` if `external` or if it is past protobuf's 2 GB."""
+    external = external or model.ByteSize() > PROTOBUF_LIMIT
+    try:
+        if external:
+            onnx.save_model(
+                model, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024
+            )
+        else:
+            onnx.save_model(model, str(path))
+    except (OSError, ValueError, EncodeError) as error:
+        raise OutputError(f"{path.name}: cannot be written ({one_line(error)})") from error
+
+
+def commit(staged_path: Path, output: Path) -> None:
+    """Move what was staged into place: data first, so that a model never stands without its weights."""
+    try:
+        for path in sorted(staged_path.parent.iterdir(), key=lambda path: path == staged_path):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(path, output.parent / path.name)
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written ({one_line(error)})") from error

@@ -1,0 +1,76 @@
+"""Choose the sizes of a model's dynamic dimensions, so that everything that is computed from them can be checked."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+
+import onnx
+
+from onnx_attn.graph.world import Inference, World, symbol
+
+MOST_GUESSES = 64
+_BATCH = (2, 3)
+_OTHERS = ((5, 7), (7, 11), (11, 13), (13, 17), (17, 19), (19, 23), (23, 29), (29, 31), (31, 37), (37, 41), (41, 43))
+"""Pairs of primes, one number a world. Small, so that what runs on them is cheap."""
+
+
+def worlds_of(proto: onnx.ModelProto) -> tuple[World, ...]:
+    """One world of a static model, two of a dynamic one.
+
+    Dimensions of different names get different numbers. Where the model contradicts itself at those, dimensions at the
+    same place in their inputs get one number (two names that must be equal), then image-like sizes are tried. Last come
+    the numbers that stand in the model's own Reshapes: exporters freeze sizes that they call dynamic, and then there is
+    one world only. The assignment with the fewest contradictions is taken.
+    """
+    symbols = dynamic_dimensions(proto.graph)
+    inference = Inference(proto)
+    if not symbols:
+        return (inference.run({}),)
+    best: tuple[World, ...] | None = None
+    for assignment in _assignments(symbols):
+        worlds = tuple(inference.run(sizes) for sizes in assignment)
+        if best is None or _failures(worlds) < _failures(best):
+            best = worlds
+        if not _failures(best):
+            return best
+    assert best is not None
+    frozen = [inference.run(sizes) for sizes in _frozen(symbols, best[0], proto.graph)]
+    chosen = min(frozen, key=lambda world: (len(world.failures), -world.kept_axes), default=best[0])
+    return best if len(chosen.failures) >= len(best[0].failures) else (chosen,)
+
+
+def dynamic_dimensions(graph: onnx.GraphProto) -> dict[str, int]:
+    """Name of every dynamic input dimension → the axis where it first stands."""
+    initializers = {tensor.name for tensor in graph.initializer}
+    symbols: dict[str, int] = {}
+    for value in graph.input:
+        if value.name not in initializers:
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+                if not dim.HasField("dim_value"):
+                    symbols.setdefault(symbol(value.name, axis, dim), axis)
+    return symbols
+
+
+def _failures(worlds: tuple[World, ...]) -> int:
+    return sum(len(world.failures) for world in worlds)
+
+
+def _assignments(symbols: dict[str, int]) -> Iterator[list[dict[str, int]]]:
+    pairs = (_BATCH, *_OTHERS)
+    yield [{name: pairs[i % len(pairs)][w] for i, name in enumerate(symbols)} for w in (0, 1)]
+    yield [{name: pairs[axis % len(pairs)][w] for name, axis in symbols.items()} for w in (0, 1)]
+    yield [{name: (_BATCH if axis == 0 else (224, 256))[w] for name, axis in symbols.items()} for w in (0, 1)]
+
+
+def _frozen(symbols: dict[str, int], world: World, graph: onnx.GraphProto) -> Iterator[dict[str, int]]:
+    """Assignments from the numbers that the model's Reshapes ask for, the most frequent first."""
+    numbers: Counter[int] = Counter()
+    for node in graph.node:
+        if node.op_type == "Reshape" and (target := world.value(node.input[1])) is not None:
+            numbers.update(int(number) for number in target.reshape(-1) if number > 0)
+    most = max(2, int(MOST_GUESSES ** (1 / len(symbols))))
+    choices = [number for number, _ in numbers.most_common(most)]
+    for sizes in itertools.islice(itertools.product(choices, repeat=len(symbols)), MOST_GUESSES):
+        yield dict(zip(symbols, sizes, strict=True))

@@ -1,0 +1,116 @@
+"""What recognisers read: graphsurgeon's graph with the worlds beside it, each node's place, and constants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_attn.graph.sizes import worlds_of
+from onnx_attn.graph.world import Shape, World
+
+
+def label(node: gs.Node) -> str:
+    """A node's name for people; the name of its first value stands in for a node without one."""
+    return node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op)
+
+
+class GraphView:
+    """A model to read. Nothing here changes it: edits are recorded elsewhere (`graph.edit`) and composed at the end."""
+
+    def __init__(self, proto: onnx.ModelProto, graph: gs.Graph | None = None):
+        self.proto = proto
+        self.graph = graph if graph is not None else gs.import_onnx(proto)
+        self.opset: int = self.graph.opset
+        self._output_ids = {id(tensor) for tensor in self.graph.outputs}
+        self._position = {id(node): i for i, node in enumerate(self.graph.nodes)}
+
+    @cached_property
+    def worlds(self) -> tuple[World, ...]:
+        """Inferred on first use: a graph without candidates never pays for it."""
+        return worlds_of(self.proto)
+
+    @cached_property
+    def _initializers(self) -> dict[str, onnx.TensorProto]:
+        return {tensor.name: tensor for tensor in self.proto.graph.initializer}
+
+    def initializer(self, name: str) -> onnx.TensorProto:
+        """The stored tensor itself; graphsurgeon would keep a second copy of its numbers."""
+        return self._initializers[name]
+
+    def position(self, node: gs.Node) -> int:
+        """The node's index in the main graph of the original; KeyError for nodes of nested graphs."""
+        return self._position[id(node)]
+
+    def in_main_graph(self, node: gs.Node) -> bool:
+        return id(node) in self._position
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        return id(tensor) in self._output_ids
+
+    def producer(self, tensor: gs.Tensor) -> gs.Node | None:
+        return tensor.inputs[0] if tensor.inputs else None
+
+    def readers(self, tensor: gs.Tensor) -> list[gs.Node]:
+        """The nodes that read a tensor, those of nested graphs included; a node that reads it twice stands twice."""
+        return list(tensor.outputs)
+
+    def shapes(self, tensor: gs.Tensor) -> tuple[Shape, ...] | None:
+        """The tensor's shape in every world, or None if one of them does not know it."""
+        shapes = tuple(world.shape(tensor.name) for world in self.worlds)
+        return None if any(shape is None for shape in shapes) else shapes  # type: ignore[return-value]
+
+    def named_shape(self, tensor: gs.Tensor) -> list[int | str]:
+        """The shape for a report: numbers where static, else the dimension's name, or "?" if it has none."""
+        shapes, declared = self.shapes(tensor), tensor.shape
+        if shapes is None:
+            return list(declared) if declared is not None else []
+        names = declared if declared is not None and len(declared) == len(shapes[0]) else ["?"] * len(shapes[0])
+        return [
+            sizes[0] if len(set(sizes)) == 1 else (name if isinstance(name, str) and name else "?")
+            for name, sizes in zip(names, zip(*shapes, strict=True), strict=True)
+        ]
+
+    def rank(self, tensor: gs.Tensor) -> int | None:
+        shapes = self.shapes(tensor)
+        return len(shapes[0]) if shapes else None
+
+    def elem_type(self, tensor: gs.Tensor) -> int:
+        return self.worlds[0].elem_type(tensor.name)
+
+    def static(self, tensor: gs.Tensor, axis: int) -> int | None:
+        """The size of one dimension if it is the same in every world."""
+        shapes = self.shapes(tensor)
+        if shapes is None or len({shape[axis] for shape in shapes}) != 1:
+            return None
+        return shapes[0][axis]
+
+    def constant(self, tensor: gs.Tensor) -> np.ndarray | None:
+        """A small value that is the same in every world: a constant, or computed from nothing but static sizes."""
+        values = [world.value(tensor.name) for world in self.worlds]
+        first = values[0]
+        if first is None or any(value is None or not np.array_equal(value, first) for value in values[1:]):
+            return None
+        return first
+
+    def scalar(self, tensor: gs.Tensor) -> float | None:
+        """A constant of one element, as a float64."""
+        value = self.constant(tensor)
+        return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+
+    def is_weight(self, tensor: gs.Tensor) -> bool:
+        """True for an initializer or the result of a Constant node, whatever its size."""
+        producer = self.producer(tensor)
+        return isinstance(tensor, gs.Constant) or (producer is not None and producer.op == "Constant")
+
+    def nested_nodes(self) -> Iterator[tuple[gs.Node, gs.Node]]:
+        """Every node inside If/Loop/Scan bodies of the main graph, with the main-graph node that holds it."""
+        for owner in self.graph.nodes:
+            stack = [value for value in owner.attrs.values() if isinstance(value, gs.Graph)]
+            while stack:
+                for node in stack.pop().nodes:
+                    yield node, owner
+                    stack.extend(value for value in node.attrs.values() if isinstance(value, gs.Graph))

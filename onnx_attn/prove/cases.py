@@ -1,0 +1,90 @@
+"""What a site is tried on: random values, large logits, and masks that block keys, whole rows, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnx_attn.graph.view import GraphView
+from onnx_attn.graph.world import World
+from onnx_attn.prove.cut import Cut
+from onnx_attn.prove.runtime import SEED
+from onnx_attn.site import AttentionSite
+
+LARGE = 10.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of a cut, in float64 (whole numbers and booleans in their own types).
+
+    own, exact: whether it is compared in the model's type, and in float64.
+    """
+
+    name: str
+    inputs: dict[str, np.ndarray]
+    own: bool
+    exact: bool
+
+
+def cases(view: GraphView, site: AttentionSite, cut: Cut) -> Iterator[Case]:
+    """Every kind of case in every world (two batch sizes and lengths where these are dynamic)."""
+    masks = {term.mask.name for term in site.masks if term.mask is not None} & set(cut.inputs)
+    kinds = ["random", "large"]
+    if masks:
+        kinds += ["blocked", "row-inf", "row-lowest"]
+    for number, world in enumerate(view.worlds):
+        for order, kind in enumerate(kinds):
+            rng = np.random.default_rng([SEED, number, order])
+            inputs = {name: _value(rng, view, world, name, kind, name in masks) for name in cut.inputs}
+            inputs |= {name: _known(world, name) for name in cut.known}
+            # The Attention operator's float64 kernel answers NaN for a masked row where its other kernels answer 0.
+            exact = site.node is not site.product or not kind.startswith("row")
+            yield Case(f"{kind}@{number}", inputs, kind != "large", exact)
+
+
+def _known(world: World, name: str) -> np.ndarray:
+    value = world.value(name)
+    assert value is not None
+    return value.astype(np.float64) if np.dtype(value.dtype).kind == "f" else value
+
+
+def _value(
+    rng: np.random.Generator, view: GraphView, world: World, name: str, kind: str, is_mask: bool
+) -> np.ndarray:
+    shape, elem_type = world.shape(name), view.worlds[0].elem_type(name)
+    if shape is None:
+        raise ValueError(f"the shape of '{name}' is not known")
+    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+    if elem_type == onnx.TensorProto.BOOL:
+        allowed = rng.random(shape) < 0.6
+        if kind.startswith("row") and allowed.ndim >= 1:
+            allowed.reshape(-1, allowed.shape[-1])[0] = False
+        return allowed
+    if np.issubdtype(dtype, np.integer):
+        return rng.integers(0, 2, shape).astype(dtype)
+    values = rng.standard_normal(shape)
+    if is_mask:
+        return _mask(rng, values, kind, elem_type)
+    return values * (LARGE if kind == "large" else 1.0)
+
+
+def _mask(rng: np.random.Generator, values: np.ndarray, kind: str, elem_type: int) -> np.ndarray:
+    """An additive mask `(…, Sq, Sk)` or a broadcast form: all keys of one row blocked (`row-…`), elsewhere some."""
+    if kind in ("random", "large"):
+        return values
+    lowest = float(ml_dtypes.finfo(helper.tensor_dtype_to_np_dtype(elem_type)).min)
+    blocked = np.where(rng.random(values.shape) < 0.4, -np.inf, 0.0)
+    if blocked.ndim == 0:
+        return np.zeros_like(blocked)
+    blocked[..., 0] = 0.0
+    if kind == "row-inf":
+        blocked.reshape(-1, blocked.shape[-1])[0] = -np.inf
+    elif kind == "row-lowest":
+        blocked.reshape(-1, blocked.shape[-1])[0] = lowest
+    return blocked

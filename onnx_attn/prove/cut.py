@@ -1,0 +1,127 @@
+"""Cut one site out of a model, before and after its rewriting, between the same tensors.
+
+Whole numbers that follow from sizes alone enter a cut as inputs, at the sizes of the world that is tried: the arithmetic
+of shapes is not what is proved here, and would drag half the model in. A cut that is to run in float64 also takes computed
+numbers such as √(1/√H) as the model's own type rounds them: half precision makes 0.12497 of 0.125, and that is the scale.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import helper
+
+from onnx_attn.graph.edit import SiteEdit, reads
+from onnx_attn.graph.view import GraphView
+from onnx_attn.site import AttentionSite
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A runnable piece of a model. `known`: inputs whose value each world knows; the others are given freely."""
+
+    model: onnx.ModelProto
+    inputs: tuple[str, ...]
+    known: tuple[str, ...]
+
+
+def boundary(site: AttentionSite, packed: bool) -> set[str]:
+    """Where a site begins: the projection's source if it was packed, else what Q, K and V read, and its masks."""
+    if packed and site.projection is not None:
+        sources = {site.projection.source.name}
+    else:
+        sources = {operand.trace.source.name for operand in (site.query, site.key, site.value)}
+    return sources | {term.mask.name for term in site.masks if term.mask is not None}
+
+
+class Cutter:
+    """Cuts sites out of one model; its producers and weights are looked up once."""
+
+    def __init__(self, view: GraphView):
+        self.view = view
+        graph = view.proto.graph
+        self._producers = {name: node for node in graph.node for name in node.output}
+        self._rank = {id(node): (position, 0) for position, node in enumerate(graph.node)}
+        self._nodes = list(graph.node)  # Keeps the messages alive, so that their ids stay their own.
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
+
+    def cut(
+        self, outputs: Sequence[str], start: set[str], edit: SiteEdit | None = None, kinds: str = "iu"
+    ) -> Cut:
+        """The nodes from `start` to `outputs`, those of `edit` in place of the original's where it is given.
+
+        kinds: the kinds of numpy types (`iu`: whole numbers, `f`: floats) whose known small values become inputs.
+        """
+        producers, rank, weights = self._overlay(edit)
+        nodes: dict[int, onnx.NodeProto] = {}
+        used: dict[str, onnx.TensorProto] = {}
+        free: dict[str, None] = {}
+        known: dict[str, None] = {}
+        seen, queue = set(), list(outputs)
+        while queue:
+            name = queue.pop()
+            if not name or name in seen:
+                continue
+            seen.add(name)
+            if name in weights and name not in start:
+                used[name] = weights[name]
+            elif name in start or name not in producers:
+                free[name] = None
+            elif name not in outputs and self._is_known(name, kinds):
+                known[name] = None
+            else:
+                node = producers[name]
+                nodes[id(node)] = node
+                queue.extend(reads(node))
+        ordered = sorted(nodes.values(), key=lambda node: rank[id(node)])
+        return self._model(ordered, list(used.values()), (list(free), list(known)), outputs, edit)
+
+    def _overlay(
+        self, edit: SiteEdit | None
+    ) -> tuple[Mapping[str, onnx.NodeProto], Mapping[int, tuple[int, int]], Mapping[str, onnx.TensorProto]]:
+        if edit is None:
+            return self._producers, self._rank, self._weights
+        producers: dict[str, onnx.NodeProto] = {}
+        rank: dict[int, tuple[int, int]] = {}
+        for splice in edit.splices:
+            for order, node in enumerate(splice.nodes):
+                producers.update(dict.fromkeys(node.output, node))
+                rank[id(node)] = (splice.position, order - len(splice.nodes))
+        weights = {tensor.name: tensor for tensor in edit.initializers}
+        return ChainMap(producers, self._producers), ChainMap(rank, self._rank), ChainMap(weights, self._weights)
+
+    def _is_known(self, name: str, kinds: str) -> bool:
+        values = [world.value(name) for world in self.view.worlds]
+        return all(value is not None and value.dtype.kind in kinds for value in values)
+
+    def _typed(self, name: str) -> onnx.ValueInfoProto:
+        shape = self.view.worlds[0].shape(name)
+        free = None if shape is None else [None] * len(shape)
+        return helper.make_tensor_value_info(name, self.view.worlds[0].elem_type(name), free)
+
+    def _model(
+        self,
+        nodes: list[onnx.NodeProto],
+        weights: list[onnx.TensorProto],
+        inputs: tuple[list[str], list[str]],
+        outputs: Sequence[str],
+        edit: SiteEdit | None,
+    ) -> Cut:
+        free, known = inputs
+        proto = self.view.proto
+        typed_inputs = [self._typed(name) for name in (*free, *known)]
+        graph = helper.make_graph(nodes, "cut", typed_inputs, [self._typed(name) for name in outputs], weights)
+        functions = {(f.domain, f.name): f for f in (*proto.functions, *(edit.functions if edit else ()))}
+        opsets = {entry.domain: entry.version for entry in proto.opset_import}
+        for domain, _ in functions:
+            opsets.setdefault(domain, 1)
+        model = helper.make_model(
+            graph,
+            functions=list(functions.values()),
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets.items()],
+            ir_version=max(proto.ir_version, 8),
+        )
+        return Cut(model, tuple(free), tuple(known))

@@ -1,0 +1,69 @@
+"""Inputs for a whole model: seeded, of the right types and shapes, and within the bounds that the graph sets them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnx_attn.errors import UsageError
+from onnx_attn.graph.world import World
+from onnx_attn.prove.runtime import SEED
+
+_PASSES = frozenset("Cast Reshape Unsqueeze Squeeze Flatten Identity Slice Expand Transpose Concat".split())
+
+
+def model_inputs(proto: onnx.ModelProto, world: World) -> dict[str, np.ndarray]:
+    """Values for every input at the sizes of one world.
+
+    Floats are normal. Whole numbers that index a table (an embedding) stay inside it; others, and booleans, look like a
+    padding mask: along the last axis a run of ones, at least one long, then zeros.
+    """
+    rng = np.random.default_rng([SEED, len(world.sizes), *world.sizes.values()])
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    values = {}
+    for value in proto.graph.input:
+        if value.name in weights:
+            continue
+        shape = world.shape(value.name)
+        if shape is None:
+            raise UsageError(f"input '{value.name}' has no known shape; pass --shapes {value.name}:1x3x224x224 or the like")
+        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        if np.dtype(dtype).kind not in "iub":
+            values[value.name] = rng.standard_normal(shape).astype(dtype)
+        elif (bound := _bound(value.name, readers, world)) is not None:
+            values[value.name] = rng.integers(0, bound, shape).astype(dtype)
+        else:
+            values[value.name] = _prefixes(rng, shape).astype(dtype)
+    return values
+
+
+def _prefixes(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    if not shape:
+        return np.ones(shape)
+    lengths = rng.integers(1, shape[-1] + 1, shape[:-1]) if shape[-1] else np.zeros(shape[:-1], int)
+    return np.arange(shape[-1]) < lengths[..., None]
+
+
+def _bound(name: str, readers: Mapping[str, list[onnx.NodeProto]], world: World) -> int | None:
+    """The size of the smallest table that the values of `name` index, following them through casts and reshapes."""
+    bounds, seen, queue = [], set(), [name]
+    while queue:
+        current = queue.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        for node in readers.get(current, ()):
+            if node.op_type in ("Gather", "GatherElements") and node.input[1] == current:
+                axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+                if (shape := world.shape(node.input[0])) is not None:
+                    bounds.append(shape[axis])
+            elif node.op_type in _PASSES:
+                queue.extend(node.output)
+    return min(bounds, default=None)

@@ -1,0 +1,119 @@
+"""The proof of one rewritten site: cut out before and after, run on the same inputs, compared twice.
+
+In float64 every case must agree to what a float32 scale allows: that tells other mathematics from other rounding. Then
+the ordinary cases, in the model's own type: that tells what the user will see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnx_attn.graph.edit import SiteEdit
+from onnx_attn.graph.view import GraphView
+from onnx_attn.prove.cases import Case, cases
+from onnx_attn.prove.compare import RTOL, Difference, difference, worst
+from onnx_attn.prove.cut import Cut, Cutter, boundary
+from onnx_attn.prove.double import to_double
+from onnx_attn.prove.runtime import CannotRun, Session
+from onnx_attn.site import AttentionSite
+
+DOUBLE_RTOL = 1e-6
+DOUBLE_RTOL_LARGE = 1e-4
+"""The scale is stored as float32: off by up to 6e-8, times logits of up to about 1e3 where these are made large."""
+
+
+Pair = tuple[Cut, Cut]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Verdict on one site. `own`: the ordinary cases in the model's type; `exact`: all cases in float64.
+
+    failure: in words, None if ok. provable: False where ONNX Runtime could not run the site at all.
+    """
+
+    ok: bool
+    own: Difference
+    exact: Difference
+    cases: int
+    failure: str | None = None
+    provable: bool = True
+
+
+def prove_site(view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteEdit) -> Certificate:
+    """Compare the site before and after; deterministic (seeded)."""
+    start = boundary(site, edit.packed)
+    outputs = list(edit.outputs)
+    own = (cutter.cut(outputs, start), cutter.cut(outputs, start, edit))
+    exact = (cutter.cut(outputs, start, kinds="iuf"), cutter.cut(outputs, start, edit, kinds="iuf"))
+    try:
+        return _prove(view, site, own, exact)
+    except (CannotRun, ValueError) as error:
+        nothing = Difference(float("inf"), float("inf"), False)
+        return Certificate(False, nothing, nothing, 0, str(error), provable=False)
+
+
+def _prove(view: GraphView, site: AttentionSite, own_cuts: Pair, exact_cuts: Pair) -> Certificate:
+    exact_sessions = [Session(to_double(cut.model), site.name) for cut in exact_cuts]
+    own_sessions = _own_sessions(view, site, own_cuts)
+    exact: list[Difference] = []
+    own: list[Difference] = []
+    failure, tried = None, 0
+    for case in cases(view, site, _union(*own_cuts, *exact_cuts)):
+        tried += 1
+        if case.exact:
+            found = _run(exact_sessions, exact_cuts, case)
+            exact.append(found)
+            failure = failure or _failure(f"{case.name} in float64", found, DOUBLE_RTOL if case.own else DOUBLE_RTOL_LARGE)
+        if case.own and own_sessions:
+            found = _run(own_sessions, own_cuts, _typed(view, case))
+            own.append(found)
+            failure = failure or _failure(case.name, found, RTOL[_type_name(view, site)])
+    return Certificate(failure is None, worst(own), worst(exact), tried, failure)
+
+
+def _failure(case: str, found: Difference, limit: float) -> str | None:
+    if found.within(limit):
+        return None
+    if not found.agrees:
+        return f"case {case}: NaN or infinity in other places"
+    return f"case {case}: max_rel {found.max_rel:.1e} > {limit:.0e}"
+
+
+def _own_sessions(view: GraphView, site: AttentionSite, cuts: Pair) -> list[Session]:
+    if view.elem_type(site.query.tensor) == onnx.TensorProto.BFLOAT16:
+        return []  # ONNX Runtime's CPU provider has no bfloat16 kernels; float64 has to do.
+    return [Session(cut.model, site.name) for cut in cuts]
+
+
+def _run(sessions: list[Session], cuts: Pair, case: Case) -> Difference:
+    results = [
+        session.run({name: case.inputs[name] for name in (*cut.inputs, *cut.known)})
+        for session, cut in zip(sessions, cuts, strict=True)
+    ]
+    return worst([difference(a, b) for a, b in zip(*results, strict=True)])
+
+
+def _typed(view: GraphView, case: Case) -> Case:
+    """The case's floats in the types that the model gives them."""
+
+    def cast(name: str, value: np.ndarray) -> np.ndarray:
+        return value.astype(helper.tensor_dtype_to_np_dtype(view.worlds[0].elem_type(name)))
+
+    with np.errstate(over="ignore"):
+        return Case(case.name, {name: cast(name, value) for name, value in case.inputs.items()}, case.own, case.exact)
+
+
+def _type_name(view: GraphView, site: AttentionSite) -> str:
+    return np.dtype(helper.tensor_dtype_to_np_dtype(view.elem_type(site.query.tensor))).name
+
+
+def _union(*cuts: Cut) -> Cut:
+    """All that any of the cuts wants to be given."""
+    inputs = dict.fromkeys(name for cut in cuts for name in cut.inputs)
+    known = dict.fromkeys(name for cut in cuts for name in cut.known)
+    return Cut(cuts[0].model, tuple(inputs), tuple(known))

@@ -1,0 +1,68 @@
+"""Two whole models, run on the same inputs and compared output by output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnx_attn.prove.compare import RTOL, Difference, difference, worst
+from onnx_attn.prove.runtime import Session
+
+Model = onnx.ModelProto | str | Path
+
+
+@dataclass(frozen=True)
+class WholeProof:
+    """The comparison of two models: per output the worst difference over all cases."""
+
+    outputs: dict[str, Difference]
+    cases: int
+    rtol: float
+    atol: float
+
+    @property
+    def worst(self) -> Difference:
+        return worst(list(self.outputs.values()))
+
+    @property
+    def ok(self) -> bool:
+        return all(found.within(self.rtol, self.atol) for found in self.outputs.values())
+
+    @property
+    def failing(self) -> list[str]:
+        return [name for name, found in self.outputs.items() if not found.within(self.rtol, self.atol)]
+
+
+def compare_models(
+    before: tuple[Model, str],
+    after: tuple[Model, str],
+    inputs: Sequence[Mapping[str, np.ndarray]],
+    rtol: float,
+    atol: float = 0.0,
+) -> WholeProof:
+    """Run both (each with a name for messages) on every set of inputs, one after the other, never both in memory."""
+    session = Session(*before)
+    outputs = session.outputs
+    expected = [session.run(values) for values in inputs]
+    del session
+    session = Session(*after)
+    found: dict[str, list[Difference]] = {name: [] for name in outputs}
+    for values, wanted in zip(inputs, expected, strict=True):
+        for name, a, b in zip(outputs, wanted, session.run(values, outputs), strict=True):
+            found[name].append(difference(a, b))
+    return WholeProof({name: worst(differences) for name, differences in found.items()}, len(inputs), rtol, atol)
+
+
+def default_rtol(protos: Iterable[onnx.ModelProto]) -> float:
+    """The bound for the narrowest floating-point type that the models' inputs or weights have."""
+    names = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
+    found = [RTOL["float32"]]
+    for proto in protos:
+        types = {tensor.data_type for tensor in proto.graph.initializer}
+        types |= {value.type.tensor_type.elem_type for value in proto.graph.input}
+        found.extend(RTOL[names[elem_type]] for elem_type in types if elem_type in names)
+    return max(found)

@@ -1,0 +1,90 @@
+"""The standard `Attention` operator (opsets 23 on) as a site: what it computes, in the vocabulary of softmax sites.
+
+Source: onnx operator specification, Attention-23/24: Y = softmax(scale·Q·Kᵀ + mask)·V; True in a boolean mask means
+attend; is_causal: key ≤ query; a row that is masked fully answers 0. ONNX Runtime 1.31.1 takes a row for fully masked when
+no element of its float mask is above the type's lowest number; the specification does not say.
+"""
+
+from __future__ import annotations
+
+import math
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_attn.graph.view import GraphView, label
+from onnx_attn.recognize.operands import head_count, head_size, read_operand
+from onnx_attn.recognize.projection import read_projection
+from onnx_attn.recognize.result import Stop
+from onnx_attn.site import AttentionSite, ScoreTerm, Verdict
+from onnx_attn.views.trace import FLOATS
+
+
+def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSite | Verdict:
+    """Read a plain 4-D `Attention` node; features beyond that are refused by name."""
+    feature = _unread_feature(view, node)
+    if feature is not None:
+        return Stop("attention-feature", node, feature).verdict(label(node))
+    query, key, value = (read_operand(view, tensor) for tensor in node.inputs[:3])
+    sizes = [head_size(view, operand) for operand in (query, key, value)]
+    head_dim, _, value_dim = sizes
+    if head_dim is None or value_dim is None or any(view.rank(t) != 4 for t in node.inputs[:3]):
+        return Stop("shape-unknown", node).verdict(label(node))
+    types = {view.elem_type(tensor) for tensor in node.inputs[:3]}
+    if len(types) != 1 or not types <= set(FLOATS):
+        return Stop("type-not-supported", node).verdict(label(node))
+    mask = node.inputs[3] if len(node.inputs) > 3 and node.inputs[3].name else None
+    # The operator's scale is a float32 attribute; its default is 1/√H.
+    scale = float(node.attrs.get("scale", 1.0 / math.sqrt(head_dim)))
+    return AttentionSite(
+        name=label(node),
+        node=node,
+        product=node,
+        query=query,
+        key=key,
+        value=value,
+        scale=query.trace.factor * key.trace.factor * scale,
+        scores_scale=scale,
+        terms=_terms(view, node, mask),
+        probabilities_dtype=0,
+        guard=None if mask is None else "nan" if view.elem_type(mask) == onnx.TensorProto.BOOL else "row",
+        output=node.outputs[0],
+        heads=head_count(view, query),
+        kv_heads=head_count(view, key),
+        head_dim=head_dim,
+        value_dim=value_dim,
+        projection=read_projection(view, query, key, value),
+    )
+
+
+def _terms(view: GraphView, node: gs.Node, mask: gs.Tensor | None) -> tuple[ScoreTerm, ...]:
+    terms = [ScoreTerm("causal")] if node.attrs.get("is_causal", 0) else []
+    if mask is not None and view.elem_type(mask) == onnx.TensorProto.BOOL:
+        terms.append(ScoreTerm("where", mask, -math.inf, keep_when=True))
+    elif mask is not None:
+        terms.append(ScoreTerm("add", mask))
+    return tuple(terms)
+
+
+def _unread_feature(view: GraphView, node: gs.Node) -> str | None:
+    """The first thing about this node that the site's vocabulary cannot say yet."""
+    query, key = node.inputs[0], node.inputs[1]
+    if view.rank(query) == 3:
+        return "3-D inputs"
+    if view.rank(query) == 4 and view.static(query, 1) != view.static(key, 1):
+        return "fewer key/value heads than query heads"
+    if any(tensor.name for tensor in node.inputs[4:]):
+        return "past_key, past_value or nonpad_kv_seqlen"
+    if any(tensor.name and (tensor.outputs or view.is_output(tensor)) for tensor in node.outputs[1:]):
+        return "a second output is read"
+    has_mask = len(node.inputs) > 3 and bool(node.inputs[3].name)
+    if has_mask and node.attrs.get("is_causal", 0) and view.elem_type(node.inputs[3]) != onnx.TensorProto.BOOL:
+        return "is_causal together with a float mask"
+    for attribute in ("softcap", "softmax_precision", "left_window_size", "right_window_size"):
+        if node.attrs.get(attribute) not in (None, 0, 0.0, -1):
+            return attribute
+    if view.rank(query) == 4 and has_mask:
+        mask, keys = view.shapes(node.inputs[3]), view.shapes(key)
+        if mask is None or keys is None or any(m[-1] not in (1, k[-2]) for m, k in zip(mask, keys, strict=True)):
+            return "a mask shorter than the keys"
+    return None

@@ -1,0 +1,144 @@
+"""From the softmax down to P·V: casts, guards and dropout on the way, or who else reads the probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import onnx_graphsurgeon as gs
+
+from onnx_attn.graph.view import GraphView, label
+from onnx_attn.recognize.result import Stop
+from onnx_attn.views.trace import FLOATS, is_identity
+
+CHANGES = frozenset("Reshape Transpose Squeeze Unsqueeze Expand Mul Div Add Slice Concat Clip ReduceMean ReduceSum".split())
+MOST_NODES = 64
+
+
+@dataclass(frozen=True)
+class Product:
+    """P·V, with what stands between the softmax and it."""
+
+    node: gs.Node
+    dtype: int = 0
+    guarded: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def read_probabilities(view: GraphView, softmax: gs.Node) -> Product | Stop:
+    """Follow the probabilities to the product with V.
+
+    Stops: probabilities-used (somebody else reads them), operand-order, dropout-training, probabilities-changed and
+    talking-heads where a product follows all the same; else class-softmax, gating or no-value-product.
+    """
+    tensor, found = softmax.outputs[0], Product(softmax)
+    while True:
+        readers = _distinct(view.readers(tensor))
+        guard = _guard(view, tensor, readers)
+        if guard is not None:
+            tensor, found = guard.outputs[0], replace(found, guarded=True)
+            continue
+        if len(readers) != 1 or view.is_output(tensor):
+            return _several(view, tensor, readers)
+        node = readers[0]
+        if node.op == "MatMul":
+            return _product(view, tensor, node, found)
+        below = _through(view, node, found)
+        if isinstance(below, Stop):
+            return below
+        if below is None:
+            return _changed(view, node)
+        tensor, found = node.outputs[0], below
+
+
+def _through(view: GraphView, node: gs.Node, found: Product) -> Product | Stop | None:
+    """One node that leaves the probabilities what they are; None if it does not."""
+    if node.op == "Dropout":
+        if not is_identity(view, node):
+            return Stop("dropout-training", node)
+        if len(node.outputs) > 1 and (node.outputs[1].outputs or view.is_output(node.outputs[1])):
+            return Stop("probabilities-used", node, "the Dropout's mask is read")
+        return replace(found, notes=(*found.notes, f"inference Dropout '{label(node)}' removed"))
+    if is_identity(view, node):
+        return found
+    if node.op == "Cast" and node.attrs["to"] in FLOATS and not found.dtype:
+        # A guard before or after the cast is the same: a NaN stays one, and 0 is 0 in every type.
+        return replace(found, dtype=node.attrs["to"])
+    return None
+
+
+def _product(view: GraphView, tensor: gs.Tensor, node: gs.Node, found: Product) -> Product | Stop:
+    left, right = node.inputs
+    if left is right:
+        return Stop("probabilities-used", node, "both operands of the product are the probabilities")
+    if right is tensor:
+        return Stop("operand-order", node)
+    if view.is_weight(right) or view.constant(right) is not None:
+        return _changed(view, node)
+    return replace(found, node=node)
+
+
+def _guard(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> gs.Node | None:
+    """`Where(IsNaN(P), 0, P)`: the Where, if these two are all that reads P."""
+    if len(readers) != 2 or view.is_output(tensor):
+        return None
+    isnan, where = sorted(readers, key=lambda node: node.op)
+    if (isnan.op, where.op) != ("IsNaN", "Where"):
+        return None
+    mask, zero, kept = where.inputs
+    if mask is not isnan.outputs[0] or kept is not tensor or view.scalar(zero) != 0.0:
+        return None
+    return where if len(view.readers(mask)) == 1 and not view.is_output(mask) else None
+
+
+def _several(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> Stop:
+    """More than one reader, or none, or a model output: attention if one of them multiplies with values."""
+    leading = [node for node in readers if _reaches_product(view, node, tensor)]
+    if not leading:
+        return _no_product(view, tensor, readers)
+    others = [node for node in readers if node is not leading[0]]
+    if others:
+        return Stop("probabilities-used", others[0])
+    return Stop("probabilities-used", leading[0], f"'{tensor.name}' is a model output")
+
+
+def _changed(view: GraphView, node: gs.Node) -> Stop:
+    """A node that changes the probabilities: attention if a product with values follows."""
+    if node.op == "MatMul":
+        if any(_reaches_product(view, reader, node.outputs[0]) for reader in view.readers(node.outputs[0])):
+            return Stop("talking-heads", node)
+        return Stop("class-softmax", node, "the result goes into a product with constant weights")
+    if _reaches_product(view, node, node.inputs[0]):
+        return Stop("probabilities-changed", node, f"{node.op} '{label(node)}'")
+    return _no_product(view, node.inputs[0], [node])
+
+
+def _no_product(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> Stop:
+    node = readers[0] if readers else view.producer(tensor)
+    assert node is not None
+    if not readers or view.is_output(tensor) or any(reader.op in ("ArgMax", "Log") for reader in readers):
+        return Stop("class-softmax", node)
+    if any(reader.op in ("TopK", "Mul", "Gather", "GatherElements", "Split") for reader in readers):
+        return Stop("gating", node)
+    return Stop("no-value-product", node)
+
+
+def _reaches_product(view: GraphView, node: gs.Node, tensor: gs.Tensor) -> bool:
+    """Does a product of these probabilities with another activation follow, at most past a few changes?"""
+    queue = [(node, tensor)]
+    for _ in range(MOST_NODES):
+        if not queue:
+            return False
+        reader, came = queue.pop()
+        if reader.op == "MatMul":
+            other = reader.inputs[1] if reader.inputs[0] is came else reader.inputs[0]
+            if not view.is_weight(other):
+                return True
+        elif reader.op not in CHANGES and reader.op not in ("Cast", "Dropout", "Identity", "IsNaN", "Where"):
+            continue
+        for output in reader.outputs[:1]:
+            queue.extend((below, output) for below in view.readers(output))
+    return False
+
+
+def _distinct(nodes: list[gs.Node]) -> list[gs.Node]:
+    return list({id(node): node for node in nodes}.values())

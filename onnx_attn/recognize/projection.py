@@ -1,0 +1,30 @@
+"""The in-projection of a site: three linear layers on one source, or one that makes Q, K and V together."""
+
+from __future__ import annotations
+
+from onnx_attn.graph.view import GraphView
+from onnx_attn.site import Operand, Projection
+from onnx_attn.views.linear import linear, rows
+from onnx_attn.views.trace import layout_of
+
+
+def read_projection(view: GraphView, query: Operand, key: Operand, value: Operand) -> Projection | None:
+    """The site's projection if Q, K and V are linear in one and the same tensor, else None.
+
+    The source is compared as a tensor, never by its dimensions: equal shapes prove nothing.
+    """
+    operands = (query, key, value)
+    layers = [linear(view, operand.trace.source) for operand in operands]
+    if any(layer is None for layer in layers) or any(layer.source is not layers[0].source for layer in layers):  # type: ignore[union-attr]
+        return None
+    layouts = []
+    for operand, layer in zip(operands, layers, strict=True):
+        assert layer is not None
+        layout = layout_of(view, operand.trace, rows(view, layer))
+        if layout is None:
+            return None
+        layouts.append(layout.swapped() if operand.transposed else layout)
+    outputs = {id(layer.output) for layer in layers if layer}
+    if len(outputs) == 2:
+        return None  # K and V share a layer and Q has its own: kept as it is until packing knows that shape.
+    return Projection("packed" if len(outputs) == 1 else "triplet", tuple(layers), tuple(layouts))  # type: ignore[arg-type]

@@ -1,0 +1,22 @@
+"""How a recogniser says that it stopped: where, and under which code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from onnx_attn.graph.view import label
+from onnx_attn.site import Verdict
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Recognition ended at `node` for the reason `code`."""
+
+    code: str
+    node: gs.Node
+    detail: str = ""
+
+    def verdict(self, name: str) -> Verdict:
+        return Verdict(name, self.code, label(self.node), self.detail)

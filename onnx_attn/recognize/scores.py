@@ -1,0 +1,126 @@
+"""From the softmax's input up to Q·Kᵀ: scale, masks and casts, in order, or where and why the way ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import onnx_graphsurgeon as gs
+
+from onnx_attn.graph.view import GraphView, label
+from onnx_attn.recognize.result import Stop
+from onnx_attn.site import ScoreTerm
+from onnx_attn.views.trace import FLOATS, is_identity, scalar_factor
+
+MOST_BRANCHES = 64
+"""How many places one walk may look at: masks are added once or twice, not dozens of times."""
+
+CHANGES = frozenset(
+    "Reshape Transpose Squeeze Unsqueeze Expand Clip Tanh Sub Max Min Pow Relu Sigmoid Neg QuantizeLinear "
+    "DequantizeLinear Concat Slice Softplus".split()
+)
+"""What may stand between a product and a softmax and still leave it attention, though not one that is read here."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`softmax(terms(scale · left·right))`; terms in the order in which the graph applies them."""
+
+    product: gs.Node
+    scale: float
+    terms: tuple[ScoreTerm, ...]
+
+
+@dataclass(frozen=True)
+class _Path:
+    tensor: gs.Tensor
+    scale: float = 1.0
+    terms: tuple[ScoreTerm, ...] = ()
+    blocked: Stop | None = None
+
+
+def read_scores(view: GraphView, softmax: gs.Node) -> Scores | Stop:
+    """Walk up from `softmax`; where a node has two inputs that may lead to the product, both are tried.
+
+    A way that reaches a product through something that is no scale, mask or cast is attention all the same: it gives
+    that thing's code. No way to a product: no-query-key-product, at the node where the last way ended.
+    """
+    paths, ended, blocked = [_Path(softmax.inputs[0])], softmax, None
+    for _ in range(MOST_BRANCHES):
+        if not paths:
+            break
+        path = paths.pop()
+        node = view.producer(path.tensor)
+        if node is None or not view.in_main_graph(node):
+            continue
+        ended = node
+        if _is_product(view, node):
+            if path.blocked is None:
+                return Scores(node, path.scale, path.terms)
+            blocked = blocked or path.blocked
+            continue
+        paths.extend(reversed(_step(view, path, node)))
+    return blocked or Stop("no-query-key-product", ended)
+
+
+def _is_product(view: GraphView, node: gs.Node) -> bool:
+    """A matrix product of two activations. A constant query is allowed (learned queries), constant keys are weights."""
+    return node.op == "MatMul" and not view.is_weight(node.inputs[1]) and view.constant(node.inputs[1]) is None
+
+
+def _step(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
+    """The ways on from here, the likelier first."""
+    if is_identity(view, node):
+        return [replace(path, tensor=node.inputs[0])]
+    if node.op == "Cast":
+        if node.attrs["to"] not in FLOATS or view.elem_type(node.inputs[0]) not in FLOATS:
+            return []
+        return [_above(path, node.inputs[0], ScoreTerm("cast", dtype=node.attrs["to"]))]
+    if (scalar := scalar_factor(view, node)) is not None:
+        return [replace(path, tensor=scalar[0], scale=path.scale * scalar[1])]
+    if node.op == "Add":
+        return _masked(view, path, node, [(a, ScoreTerm("add", b)) for a, b in (node.inputs, node.inputs[::-1])])
+    if node.op == "Where":
+        return _masked(view, path, node, _where(view, node))
+    if node.op in ("Mul", "Div"):
+        return _blocked(path, node, "scale-not-constant", node.inputs)
+    if node.op == "MatMul":
+        return _blocked(path, node, "talking-heads", node.inputs[:1])
+    if node.op in CHANGES:
+        return _blocked(path, node, "scores-changed", node.inputs)
+    return []
+
+
+def _above(path: _Path, tensor: gs.Tensor, term: ScoreTerm) -> _Path:
+    return replace(path, tensor=tensor, terms=(term, *path.terms))
+
+
+def _masked(
+    view: GraphView, path: _Path, node: gs.Node, choices: list[tuple[gs.Tensor, ScoreTerm]]
+) -> list[_Path]:
+    """The scores have the result's shape; a mask may be broadcast, and is never what the scores are made of."""
+    shape = view.shapes(node.outputs[0])
+    ways = [
+        _above(path, scores, term)
+        for scores, term in choices
+        if not view.is_weight(scores) and (shape is None or view.shapes(scores) == shape)
+    ]
+    if path.scale != 1.0:
+        stop = Stop("scale-after-mask", node)
+        ways = [replace(way, blocked=way.blocked or stop) for way in ways]
+    return ways
+
+
+def _where(view: GraphView, node: gs.Node) -> list[tuple[gs.Tensor, ScoreTerm]]:
+    """`Where(mask, scores, c)` and `Where(mask, c, scores)` with one constant number c."""
+    mask, chosen, other = node.inputs
+    choices = []
+    if (fill := view.scalar(other)) is not None:
+        choices.append((chosen, ScoreTerm("where", mask, fill, keep_when=True)))
+    if (fill := view.scalar(chosen)) is not None:
+        choices.append((other, ScoreTerm("where", mask, fill, keep_when=False)))
+    return choices
+
+
+def _blocked(path: _Path, node: gs.Node, code: str, inputs: list[gs.Tensor]) -> list[_Path]:
+    stop = path.blocked or Stop(code, node, f"{node.op} '{label(node)}'")
+    return [replace(path, tensor=tensor, blocked=stop) for tensor in inputs if tensor.name]

@@ -1,0 +1,159 @@
+"""The report as a dict: the JSON that scripts rely on, key by key as the interface documents it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnx_attn.graph.view import GraphView
+from onnx_attn.pipeline import Fusion
+from onnx_attn.plan import Decision, Plan
+from onnx_attn.prove.compare import Difference
+from onnx_attn.prove.site import Certificate
+from onnx_attn.prove.whole import WholeProof
+from onnx_attn.site import AttentionSite, ScoreTerm, Verdict, Written
+from onnx_attn.targets.table import Target
+
+
+def inspection(name: str, target: Target, view: GraphView, plan: Plan) -> dict[str, Any]:
+    """The report of `inspect`."""
+    candidates = _numbered([_entry(entry, view) for entry in plan.entries])
+    return {**_head(name, target, candidates), "candidates": candidates}
+
+
+def fusion_report(fusion: Fusion) -> dict[str, Any]:
+    """The report of `fuse`."""
+    view = fusion.view
+    candidates = _numbered([_fused_entry(fusion, entry) for entry in fusion.plan.entries])
+    head = _head(fusion.name, fusion.target, candidates)
+    return {
+        **head,
+        "fused": sum(candidate["status"] == "site" for candidate in candidates),
+        "nodes_before": fusion.nodes_before,
+        "nodes_after": fusion.nodes_after,
+        "seconds": {phase: round(seconds, 4) for phase, seconds in fusion.seconds.items()},
+        "proof": proof(fusion.proof),
+        "candidates": candidates,
+    }
+
+
+def proof(found: WholeProof | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {"ok": found.ok, **_difference(found.worst), "cases": found.cases, "rtol": found.rtol}
+
+
+def _head(name: str, target: Target, candidates: list[dict[str, Any]]) -> dict[str, Any]:
+    statuses = [candidate["status"] for candidate in candidates]
+    refused = statuses.count("refused")
+    return {
+        "model": name,
+        "target": target.name,
+        "target_version": target.version,
+        "sites": statuses.count("site") + refused,
+        "refused": refused,
+    }
+
+
+def _numbered(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sites are numbered among themselves, so that a class softmax does not shift their ids."""
+    counts = {"site": 0, "other": 0}
+    numbered = []
+    for candidate in candidates:
+        kind = "other" if candidate["status"] == "not_attention" else "site"
+        numbered.append({"id": f"{kind}-{counts[kind]}", **candidate})
+        counts[kind] += 1
+    return numbered
+
+
+def _entry(entry: AttentionSite | Written | Verdict | Decision, view: GraphView) -> dict[str, Any]:
+    if isinstance(entry, Verdict):
+        return {**_unread(entry), **_verdict(entry)}
+    return {**_site(entry.site if isinstance(entry, Decision) else entry, view), **_verdict(None)}
+
+
+def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Decision) -> dict[str, Any]:
+    document = _entry(entry, fusion.view)
+    if isinstance(entry, Written):
+        return {**document, "form": "function", "packed": False, "certificate": None}
+    if not isinstance(entry, Decision):
+        return {**document, "form": None, "packed": False, "certificate": None}
+    certificate = fusion.certificates.get(entry.key)
+    edit = fusion.edits.get(entry.key)
+    if edit is None and certificate is not None:
+        code = "proof-failed" if certificate.provable else "unprovable-here"
+        failed = Verdict(entry.site.name, code, entry.site.name, certificate.failure or "")
+        document |= {"status": "refused", **_verdict(failed)}
+    return {
+        **document,
+        "form": entry.form if edit is not None else None,
+        "packed": edit is not None and edit.packed,
+        "unpacked_because": entry.unpacked,
+        "notes": list(entry.site.notes),
+        "certificate": _certificate(certificate),
+    }
+
+
+def _site(site: AttentionSite | Written, view: GraphView) -> dict[str, Any]:
+    projection = site.projection.kind if isinstance(site, AttentionSite) and site.projection else "none"
+    return {
+        "softmax": site.name,
+        "status": "site",
+        "heads": site.heads,
+        "kv_heads": site.kv_heads,
+        "head_dim": site.head_dim,
+        "value_dim": site.value_dim,
+        "scale": site.scale,
+        "causal": site.causal,
+        "masks": [_mask(term, view) for term in site.masks],
+        "projection": projection,
+        "window": None,
+    }
+
+
+def _unread(verdict: Verdict) -> dict[str, Any]:
+    unread = dict.fromkeys(("heads", "kv_heads", "head_dim", "value_dim", "scale", "causal"))
+    status = "refused" if verdict.attention else "not_attention"
+    return {"softmax": verdict.name, "status": status, **unread, "masks": [], "projection": "none", "window": None}
+
+
+def _mask(term: ScoreTerm, view: GraphView) -> dict[str, Any]:
+    assert term.mask is not None
+    return {"kind": "additive" if term.kind == "add" else "boolean", "shape": view.named_shape(term.mask)}
+
+
+def _verdict(verdict: Verdict | None) -> dict[str, Any]:
+    if verdict is None:
+        return dict.fromkeys(("code", "node", "reason", "remedy"))
+    return {"code": verdict.code, "node": verdict.node, "reason": verdict.reason, "remedy": verdict.remedy}
+
+
+def _certificate(certificate: Certificate | None) -> dict[str, Any] | None:
+    if certificate is None:
+        return None
+    return {
+        "ok": certificate.ok,
+        **_difference(certificate.own),
+        "cases": certificate.cases,
+        "float64": _difference(certificate.exact),
+        "failure": certificate.failure,
+    }
+
+
+def _difference(found: Difference) -> dict[str, float]:
+    return {"max_abs": found.max_abs, "max_rel": found.max_rel}
+
+
+def verification(first: str, second: str, found: WholeProof) -> dict[str, Any]:
+    """The report of `verify`."""
+    return {
+        "a": first,
+        "b": second,
+        **_difference(found.worst),
+        "ok": found.ok,
+        "cases": found.cases,
+        "rtol": found.rtol,
+        "atol": found.atol,
+        "outputs": [
+            {"name": name, **_difference(each), "agrees": each.agrees} for name, each in found.outputs.items()
+        ],
+    }

@@ -1,0 +1,154 @@
+"""The vocabulary that recognisers write and forms read. Nothing here knows an exporter or a target.
+
+Axis letters: B batch, S sequence, N heads, H head size, E width of the projections' source, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_graphsurgeon as gs
+
+from onnx_attn.codes import CODES
+from onnx_attn.views.layout import Layout
+from onnx_attn.views.linear import Linear
+from onnx_attn.views.trace import Trace
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Q, K or V of a site.
+
+    tensor: what the original product reads: `(…, S, H)`, for a `transposed` K `(…, H, S)`.
+    trace: from the tensor up to its source, through movement and scalar factors.
+    layout: of the canonical `(…, S, H)` over the source; None if the movement is no plain re-arrangement.
+    """
+
+    tensor: gs.Tensor
+    trace: Trace
+    layout: Layout | None
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The linear layers behind Q, K and V, all on one source (`Linear.source`, `(…, E)`).
+
+    packed: one layer makes all three; triplet: three layers. `layouts` are those of the canonical Q, K and V over
+    each layer's output `(…, C)`.
+    """
+
+    kind: Literal["packed", "triplet"]
+    layers: tuple[Linear, Linear, Linear]
+    layouts: tuple[Layout, Layout, Layout]
+
+    @property
+    def source(self) -> gs.Tensor:
+        return self.layers[0].source
+
+
+@dataclass(frozen=True)
+class ScoreTerm:
+    """One step between the scaled product and the softmax, kept in the order of the original.
+
+    add:    scores + mask
+    where:  `Where(mask, scores, fill)` if `keep_when` else `Where(mask, fill, scores)`
+    cast:   to `dtype` (a TensorProto type)
+    causal: keys later than the query get −inf, `key ≤ query` by position
+    """
+
+    kind: Literal["add", "where", "cast", "causal"]
+    mask: gs.Tensor | None = None
+    fill: float = 0.0
+    keep_when: bool = True
+    dtype: int = 0
+
+
+Guard = Literal["nan", "row"] | None
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """`P·V` with `P = softmax(terms(scale · Q·Kᵀ))`, as the graph has it.
+
+    name: the softmax's own name (or the operator's), kept through the rewriting.
+    node: the softmax, or the attention operator. product: the node of Q·Kᵀ, the operator again where there is one.
+    scale: every constant factor on Q, on K and on the scores, as one number.
+    scores_scale: the part of it that stands behind the product, on the scores.
+    probabilities_dtype: the type that P is cast to before the product with V; 0 for no cast.
+    guard: what becomes of rows of P that are masked throughout. None: nothing is done. "nan": NaN becomes 0,
+        `Where(IsNaN(P), 0, P)`. "row": as the Attention operator's kernels have it, a row whose additive mask is nowhere
+        above the type's lowest number becomes 0.
+    output: the tensor that holds P·V `(…, S, H)`; its name, type and shape stay.
+    heads, kv_heads, head_dim, value_dim: None where not static.
+    """
+
+    name: str
+    node: gs.Node
+    product: gs.Node
+    query: Operand
+    key: Operand
+    value: Operand
+    scale: float
+    scores_scale: float
+    terms: tuple[ScoreTerm, ...]
+    probabilities_dtype: int
+    guard: Guard
+    output: gs.Tensor
+    heads: int | None
+    kv_heads: int | None
+    head_dim: int
+    value_dim: int
+    projection: Projection | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def causal(self) -> bool:
+        return any(term.kind == "causal" for term in self.terms)
+
+    @property
+    def masks(self) -> tuple[ScoreTerm, ...]:
+        """The terms that read a mask tensor, in order."""
+        return tuple(term for term in self.terms if term.mask is not None)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A candidate that is left alone: code, the node that blocks, reason and remedy (from the table of codes)."""
+
+    name: str
+    code: str
+    node: str
+    detail: str = ""
+
+    @property
+    def attention(self) -> bool:
+        return CODES[self.code].attention
+
+    @property
+    def reason(self) -> str:
+        meaning = CODES[self.code].meaning
+        return f"{meaning} ({self.detail})" if self.detail else meaning
+
+    @property
+    def remedy(self) -> str | None:
+        return CODES[self.code].remedy
+
+
+@dataclass(frozen=True)
+class Written:
+    """A site that the input already has in the function form; there is nothing left to do."""
+
+    name: str
+    node: gs.Node
+    scale: float
+    causal: bool
+    masks: tuple[ScoreTerm, ...]
+    heads: int | None
+    kv_heads: int | None
+    head_dim: int | None
+    value_dim: int | None
+
+
+Candidate = AttentionSite | Written | Verdict

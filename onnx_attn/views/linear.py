@@ -1,0 +1,127 @@
+"""Read a tensor as a linear layer's result: MatMul, MatMul + Add, or Gemm, on a source that is at most flattened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from onnx_attn.graph.view import GraphView
+from onnx_attn.graph.world import Shape
+from onnx_attn.views.trace import trace
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`output = alpha · source·weight + beta · bias`, weight `(E, C)` after `transposed`, bias `(C,)` or None.
+
+    `source` is `(…, E)`; where the graph flattens it to a matrix first, this is the tensor before that.
+    """
+
+    source: gs.Tensor
+    weight: gs.Constant
+    transposed: bool
+    bias: gs.Constant | None
+    alpha: float
+    beta: float
+    output: gs.Tensor
+    channels: int
+
+
+def linear(view: GraphView, tensor: gs.Tensor) -> Linear | None:
+    """Read `tensor` as a linear layer's output; None if it is none, or its weights are not in the model."""
+    node = view.producer(tensor)
+    if node is None or not view.in_main_graph(node):
+        return None
+    if node.op == "Gemm":
+        return _gemm(view, node)
+    if node.op == "MatMul":
+        return _matmul(view, node, None, tensor)
+    if node.op != "Add":
+        return None
+    for product, other in (node.inputs, reversed(node.inputs)):
+        bias = weight_tensor(view, other)
+        inner = view.producer(product)
+        if bias is None or bias[1] or inner is None or inner.op != "MatMul":
+            continue
+        found = _matmul(view, inner, bias[0], tensor)
+        if found is not None and _is_vector(bias[0], found.channels):
+            return found
+    return None
+
+
+def rows(view: GraphView, layer: Linear) -> tuple[Shape, ...]:
+    """The layer's output shape in every world, with the source's leading axes: `(…, C)`."""
+    shapes = view.shapes(layer.source)
+    assert shapes is not None
+    return tuple((*shape[:-1], layer.channels) for shape in shapes)
+
+
+def weight_tensor(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Constant, bool] | None:
+    """The initializer behind a tensor, through Identity and one Transpose of a matrix: (initializer, transposed)."""
+    transposed = False
+    while not isinstance(tensor, gs.Constant):
+        node = view.producer(tensor)
+        if node is None or node.op not in ("Identity", "Transpose"):
+            return None
+        if node.op == "Transpose":
+            if (node.attrs.get("perm") or [1, 0]) != [1, 0]:
+                return None
+            transposed = not transposed
+        tensor = node.inputs[0]
+    return tensor, transposed
+
+
+def _matmul(view: GraphView, node: gs.Node, bias: gs.Constant | None, output: gs.Tensor) -> Linear | None:
+    source, right = node.inputs
+    weight = weight_tensor(view, right)
+    if weight is None or len(weight[0].shape) != 2 or view.is_weight(source):
+        return None
+    return _on_unflattened(view, source, weight, bias, (1.0, 1.0), output)
+
+
+def _gemm(view: GraphView, node: gs.Node) -> Linear | None:
+    """Gemm with a constant second operand and a plain first one: `alpha · A·B' + beta · C`."""
+    weight = weight_tensor(view, node.inputs[1])
+    if weight is None or len(weight[0].shape) != 2 or node.attrs.get("transA", 0):
+        return None
+    weight = (weight[0], weight[1] != bool(node.attrs.get("transB", 0)))
+    bias = None
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        read = weight_tensor(view, node.inputs[2])
+        if read is None or read[1]:
+            return None
+        bias = read[0]
+    factors = (float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0)))
+    found = _on_unflattened(view, node.inputs[0], weight, bias, factors, node.outputs[0])
+    return found if found is None or bias is None or _is_vector(bias, found.channels) else None
+
+
+def _on_unflattened(
+    view: GraphView,
+    source: gs.Tensor,
+    weight: tuple[gs.Constant, bool],
+    bias: gs.Constant | None,
+    factors: tuple[float, float],
+    output: gs.Tensor,
+) -> Linear | None:
+    """Step over reshapes that only flatten the leading axes: row by row, the product is the same."""
+    constant, transposed = weight
+    width, channels = reversed(constant.shape) if transposed else constant.shape
+    for step in reversed(trace(view, source).steps):
+        below = step.node.inputs[0]
+        if step.node.op not in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"):
+            break
+        if view.static(below, -1) != width:
+            break
+        source = below
+    if view.shapes(source) is None or view.static(source, -1) != width:
+        return None
+    return Linear(source, constant, transposed, bias, *factors, output, channels)
+
+
+def _is_vector(bias: gs.Constant, channels: int) -> bool:
+    """A bias per channel: (C,) or broadcast forms of it, or one number for all."""
+    return bias.shape is not None and (
+        (len(bias.shape) >= 1 and bias.shape[-1] == channels and all(d == 1 for d in bias.shape[:-1]))
+    )
