@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
-from google.protobuf.message import Message
 
 from models.census import count_sites
 from models.quiet import fastpath_off, quiet
@@ -88,13 +88,13 @@ def _places() -> tuple[str, ...]:
     return tuple(f"{place.rstrip('/')}/" for place in sorted(every) if len(place) > len("/usr"))
 
 
-def _messages(message: Message) -> Iterator[Message]:
+def _messages(message: Any) -> Iterator[Any]:
     """The message and all beneath it: graphs, nodes, values, functions, subgraphs."""
     yield message
     for field, value in message.ListFields():
         if field.message_type is None:
             continue
-        for part in value if isinstance(value, Sequence) or hasattr(value, "add") else (value,):
+        for part in value if isinstance(value, Sequence) else (value,):
             yield from _messages(part)
 
 
@@ -113,7 +113,7 @@ def strip_machine(model: onnx.ModelProto) -> int:
         if local(getattr(message, "doc_string", "")):
             message.ClearField("doc_string")
             removed += 1
-        notes = getattr(message, "metadata_props", ())
+        notes: Any = getattr(message, "metadata_props", ())
         for index in reversed(range(len(notes))):
             if notes[index].key.endswith("stack_trace") or local(notes[index].value):
                 del notes[index]

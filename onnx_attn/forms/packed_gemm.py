@@ -78,7 +78,7 @@ def plan_packing(view: GraphView, site: AttentionSite) -> Packing | str:
     if merged is not None and not all(_broadcasts(view, term.mask) for term in site.masks if term.mask is not None):
         return "the mask's axes follow the original's merged heads"
     packing = Packing(projection, (query, heads[1], heads[2]), rank, merged, canonical)  # type: ignore[arg-type]
-    if not reuses_output(view, packing) and not _is_own(view, projection, site):
+    if not reuses_output(packing) and not _is_own(view, projection, site):
         return "weights-shared: the projection's weights or results are read elsewhere too"
     return packing
 
@@ -132,10 +132,9 @@ def reuses_weight(packing: Packing) -> bool:
     )
 
 
-def reuses_output(view: GraphView, packing: Packing) -> bool:
+def reuses_output(packing: Packing) -> bool:
     """True if the projection can stay as it is, so that only what reads it is written anew."""
-    layer = packing.projection.layers[0]
-    return reuses_weight(packing) and view.rank(layer.output) == view.rank(layer.source)
+    return reuses_weight(packing) and not packing.projection.layers[0].moves
 
 
 def write_packed(writer: Writer, view: GraphView, packing: Packing) -> tuple[str, str, str]:
@@ -170,7 +169,7 @@ def _write_projection(writer: Writer, view: GraphView, packing: Packing) -> tupl
     biased = any(layer.bias is not None for layer in layers)
     source = packing.projection.source
     layer = layers[0]
-    if reuses_output(view, packing):
+    if reuses_output(packing):
         return layer.output.name, biased
     if reuses_weight(packing):
         weight, bias = layer.weight.name, layer.bias.name if layer.bias is not None else ""

@@ -6,6 +6,7 @@ keep the old projection computing beside the packed one; the sizes are known fro
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.dims import Dim, base_dims, layout_dims, write_shape_vector
@@ -13,7 +14,7 @@ from onnx_attn.graph.edit import Names, Splice, Writer
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.graph.world import Shape
 from onnx_attn.site import AttentionSite
-from onnx_attn.views.linear import rows
+from onnx_attn.views.linear import row_index, rows
 from onnx_attn.views.trace import Trace, layout_of
 
 
@@ -29,11 +30,12 @@ def redirect_shapes(view: GraphView, names: Names, site: AttentionSite, packed: 
         shapes = rows(view, layer) if layer else view.shapes(base)
         if shapes is None:
             continue
+        start = row_index(view, layer) if layer else None
         for tensor in _on_the_way(view, operand.trace, base, layer is not None):
             for reader in view.readers(tensor):
                 if reader.op == "Shape" and id(reader) not in done and view.in_main_graph(reader):
                     done.add(id(reader))
-                    dims = _dims(view, operand.trace, shapes, tensor)
+                    dims = _dims(view, operand.trace, shapes, start, tensor)
                     if dims is not None:
                         splices.append(_splice(view, writer, reader, base.name, dims))
     return splices, writer
@@ -50,10 +52,12 @@ def _on_the_way(view: GraphView, trace: Trace, base: gs.Tensor, projected: bool)
     return tensors
 
 
-def _dims(view: GraphView, trace: Trace, shapes: tuple[Shape, ...], tensor: gs.Tensor) -> list[Dim] | None:
+def _dims(
+    view: GraphView, trace: Trace, shapes: tuple[Shape, ...], start: list[np.ndarray] | None, tensor: gs.Tensor
+) -> list[Dim] | None:
     base = base_dims(shapes)
     on_trace = any(step.output is tensor for step in trace.steps)
-    layout = layout_of(view, trace, shapes, upto=tensor if on_trace else trace.source)
+    layout = layout_of(view, trace, shapes, start, upto=tensor if on_trace else trace.source)
     return layout_dims(layout, base) if layout is not None else None
 
 

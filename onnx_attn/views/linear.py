@@ -1,24 +1,31 @@
-"""Read a tensor as a linear layer's result: MatMul, MatMul + Add, or Gemm, on a source that is at most flattened."""
+"""Read a tensor as a linear layer's result: MatMul, MatMul + Add, or Gemm.
+
+A product with weights works row by row, so reshaping or transposing the rows first is the same as doing it afterwards.
+The layer's source is therefore what stands before such movement: nn.MultiheadAttention's way to sequence-first and back
+is not part of the projection.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import Shape
-from onnx_attn.views.trace import trace
+from onnx_attn.views.trace import Step, count, run, trace
 
 
 @dataclass(frozen=True)
 class Linear:
     """`output = alpha · source·weight + beta · bias`, weight `(E, C)` after `transposed`, bias `(C,)` or None.
 
-    `source` is `(…, E)`; where the graph flattens it to a matrix first, this is the tensor before that.
+    source: `(…, E)`, before its rows are moved. moves: how they are, from the source to what the product reads.
     """
 
     source: gs.Tensor
+    moves: tuple[Step, ...]
     weight: gs.Constant
     transposed: bool
     bias: gs.Constant | None
@@ -57,6 +64,21 @@ def rows(view: GraphView, layer: Linear) -> tuple[Shape, ...]:
     return tuple((*shape[:-1], layer.channels) for shape in shapes)
 
 
+def row_index(view: GraphView, layer: Linear) -> list[np.ndarray]:
+    """What the layer's output holds of `rows`, as index tensors: its moves, done to the output's rows."""
+    indices = []
+    for world, index in zip(view.worlds, count(rows(view, layer)), strict=True):
+        for step in layer.moves:
+            if step.node.op == "Transpose":
+                index = run(step, index, world)
+            else:
+                shape = world.shape(step.output.name)
+                assert shape is not None
+                index = index.reshape((*shape[:-1], layer.channels))
+        indices.append(index)
+    return indices
+
+
 def weight_tensor(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Constant, bool] | None:
     """The initializer behind a tensor, through Identity and one Transpose of a matrix: (initializer, transposed)."""
     transposed = False
@@ -77,7 +99,7 @@ def _matmul(view: GraphView, node: gs.Node, bias: gs.Constant | None, output: gs
     weight = weight_tensor(view, right)
     if weight is None or len(weight[0].shape) != 2 or view.is_weight(source):
         return None
-    return _on_unflattened(view, source, weight, bias, (1.0, 1.0), output)
+    return _on_rows(view, source, weight, bias, (1.0, 1.0), output)
 
 
 def _gemm(view: GraphView, node: gs.Node) -> Linear | None:
@@ -93,11 +115,11 @@ def _gemm(view: GraphView, node: gs.Node) -> Linear | None:
             return None
         bias = read[0]
     factors = (float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0)))
-    found = _on_unflattened(view, node.inputs[0], weight, bias, factors, node.outputs[0])
+    found = _on_rows(view, node.inputs[0], weight, bias, factors, node.outputs[0])
     return found if found is None or bias is None or _is_vector(bias, found.channels) else None
 
 
-def _on_unflattened(
+def _on_rows(
     view: GraphView,
     source: gs.Tensor,
     weight: tuple[gs.Constant, bool],
@@ -105,19 +127,27 @@ def _on_unflattened(
     factors: tuple[float, float],
     output: gs.Tensor,
 ) -> Linear | None:
-    """Step over reshapes that only flatten the leading axes: row by row, the product is the same."""
+    """Step over reshapes and transposes that leave each row of E elements whole."""
     constant, transposed = weight
     width, channels = reversed(constant.shape) if transposed else constant.shape
+    moves: list[Step] = []
     for step in reversed(trace(view, source).steps):
-        below = step.node.inputs[0]
-        if step.node.op not in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"):
+        if not _keeps_rows(view, step, width):
             break
-        if view.static(below, -1) != width:
-            break
-        source = below
+        moves.insert(0, step)
+        source = step.node.inputs[0]
     if view.shapes(source) is None or view.static(source, -1) != width:
         return None
-    return Linear(source, constant, transposed, bias, *factors, output, channels)
+    return Linear(source, tuple(moves), constant, transposed, bias, *factors, output, channels)
+
+
+def _keeps_rows(view: GraphView, step: Step, width: int) -> bool:
+    if view.static(step.node.inputs[0], -1) != width:
+        return False
+    if step.node.op == "Transpose":
+        perm = step.node.attrs.get("perm")
+        return perm is not None and perm[-1] == len(perm) - 1
+    return step.node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 
 
 def _is_vector(bias: gs.Constant, channels: int) -> bool:

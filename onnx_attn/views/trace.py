@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,16 +106,24 @@ def moves(view: GraphView, node: gs.Node, output: gs.Tensor) -> bool:
     return is_identity(view, node) and output is node.outputs[0]
 
 
-def layout_of(view: GraphView, found: Trace, shapes: tuple[Shape, ...], upto: gs.Tensor | None = None) -> Layout | None:
-    """The layout of a trace's result (or of the intermediate tensor `upto`) over its source.
+def count(shapes: tuple[Shape, ...]) -> list[np.ndarray]:
+    """An index tensor for every world: each element's own place, in C order."""
+    return [np.arange(math.prod(shape), dtype=np.int64 if math.prod(shape) >= 2**31 else np.int32).reshape(shape) for shape in shapes]
 
-    shapes: the source's shape in every world; any shape with the same elements in the same order will do, so a matrix
-        `(B·S, C)` may be read as the `(B, S, C)` that it was flattened from.
+
+def layout_of(
+    view: GraphView,
+    found: Trace,
+    shapes: tuple[Shape, ...],
+    start: Sequence[np.ndarray] | None = None,
+    upto: gs.Tensor | None = None,
+) -> Layout | None:
+    """The layout of a trace's result, or of the intermediate tensor `upto`, over a base of these shapes (one a world).
+
+    start: what the trace's source holds of the base, as index tensors; without it the source is the base itself.
     """
     layouts: list[Layout | None] = []
-    for world, shape in zip(view.worlds, shapes, strict=True):
-        index = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.int32)
-        index = index.reshape(world.shape(found.source.name) or shape)
+    for world, shape, index in zip(view.worlds, shapes, start or count(shapes), strict=True):
         if upto is not found.source:
             for step in found.steps:
                 try:
