@@ -59,6 +59,12 @@ def _count(options: argparse.Namespace) -> int:
     return 0
 
 
+def _fixtures(_: argparse.Namespace) -> int:
+    from models.fixtures import main as make
+
+    return make()
+
+
 def _name(text: str) -> str:
     from models.registry import REGISTRY
 
@@ -101,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     exporting.add_argument("--half", action="store_true", help="half precision parameters and inputs")
     exporting.add_argument("-o", "--output", required=True, metavar="F")
     _common(add("count", _count, "count the true attention sites"))
+    add("fixtures", _fixtures, "make the small exports under tests/exports again")
     commands.add_parser("matrix", help="the table of references and exporters", add_help=False)
     return top
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from models.cell import Cell, Note
-from models.reference import Exporter
+from models.reference import Attn, Exporter
 from models.registry import REGISTRY
 from models.table import is_unmet, table
 
@@ -68,10 +68,14 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _ways(name: str, asked: str) -> tuple[Attn, ...]:
+    ways: tuple[Attn, ...] = ("sdpa", "eager") if name in CHOICE else ("sdpa",)
+    return tuple(way for way in ways if asked in (way, "both")) or ways
+
+
 def cells(options: argparse.Namespace) -> list[Cell]:
     """The cells that were asked for, row by row."""
     moments = {"static": [False], "dynamic": [True], "both": [False, True]}[options.dynamic]
-    wanted = ["sdpa", "eager"] if options.attn == "both" else [options.attn]
     return [
         Cell(
             name,
@@ -86,7 +90,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
         )
         for name in options.names
         for dynamic in moments
-        for attn in (wanted if name in CHOICE else ["sdpa"])
+        for attn in _ways(name, options.attn)
         for exporter, opset in options.exporters
     ]
 

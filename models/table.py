@@ -83,12 +83,13 @@ def _totals(notes: list[Note]) -> list[str]:
     phases: Counter[str] = Counter()
     for note in done:
         phases.update(note["seconds"])
+    model = max((note["max_rel"] for note in done if note["max_rel"] is not None), default=None)
+    site = max((note["certificate_max_rel"] for note in done if note["certificate_max_rel"] is not None), default=None)
     lines = [
         f"- cells: {len(notes)}, unmet: {sum(map(is_unmet, notes))}, "
         f"failures: {', '.join(f'{stage} {count}' for stage, count in failed.items()) or 'none'}",
         f"- sites: true {true} (to be left alone {alone}), found {found}, fused {fused}; in cells that failed {lost}",
-        f"- worst max_rel: model {_number(max((n['max_rel'] for n in done if n['max_rel'] is not None), default=None))},"
-        f" site {_number(max((n['certificate_max_rel'] or 0.0 for n in done), default=None))}",
+        f"- worst max_rel: model {_number(model)}, site {_number(site)}",
         f"- nodes: {sum(n['nodes_before'] for n in done)} → {sum(n['nodes_after'] for n in done)}",
         f"- seconds: {sum(phases.values()):.1f} ({', '.join(f'{phase} {phases[phase]:.1f}' for phase in phases)})",
     ]

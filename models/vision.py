@@ -61,7 +61,7 @@ def vit_small_patch16_224(setting: Setting) -> Built:
         module = timm.create_model("vit_small_patch16_224", pretrained=False)
     for part in module.modules():
         if hasattr(part, "fused_attn"):
-            part.fused_attn = setting.attn == "sdpa"  # type: ignore[assignment]
+            part.fused_attn = setting.attn == "sdpa"
     return Built(module, _image(setting), ["image"], ["logits"], [_BATCH], [_BATCH])
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -14,21 +13,34 @@ import onnx_graphsurgeon as gs
 from onnx_attn.errors import InputError, UsageError, one_line
 from onnx_attn.graph.load import Loaded, check, load
 from onnx_attn.graph.sizes import worlds_of
+from onnx_attn.graph.world import Inference, World, symbol
 from onnx_attn.pipeline import Options, fuse_file, fuse_proto, inspect_model
 from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.whole import compare_models, default_rtol
-from onnx_attn.report.document import fusion_report, inspection, verification
+from onnx_attn.report.document import inspection, verification
 from onnx_attn.targets.table import parse_target
 
-Model = str | PathLike[str] | onnx.ModelProto | gs.Graph
+Model: TypeAlias = "str | PathLike[str] | onnx.ModelProto | gs.Graph"
 
 
-@dataclass(frozen=True)
 class Result:
-    """`model`: a ModelProto for a path or a ModelProto, a gs.Graph for a gs.Graph. `report`: as the JSON interface."""
+    """What `fuse` gives back: `model` and `report`.
 
-    model: onnx.ModelProto | gs.Graph
-    report: dict[str, Any]
+    model: a gs.Graph for a gs.Graph, else a ModelProto; where the result was saved, it is read from the file when asked
+    for, so that a large model is not held in memory for nobody. report: a dict as the JSON interface documents it.
+    """
+
+    def __init__(self, report: dict[str, Any], model: onnx.ModelProto | gs.Graph | None, path: Path | None = None):
+        self.report = report
+        self._model = model
+        self._path = path
+
+    @property
+    def model(self) -> onnx.ModelProto | gs.Graph:
+        if self._model is None:
+            assert self._path is not None
+            self._model = onnx.load(str(self._path))
+        return self._model
 
 
 def inspect(model: Model, *, target: str = "tensorrt", target_version: str | None = None) -> dict[str, Any]:
@@ -62,13 +74,12 @@ def fuse(
     """
     options = Options(parse_target(target, target_version), form, pack, expect, verify)
     if isinstance(model, str | PathLike) and output is not None:
-        fusion, proto = fuse_file(Path(model), Path(output), options)
-        return Result(proto, fusion_report(fusion))
+        return Result(fuse_file(Path(model), Path(output), options), None, Path(output))
     loaded = _loaded(model)
     if output is not None:
         raise UsageError("output needs a path as model; save the result's .model yourself")
-    fusion, proto = fuse_proto(loaded.proto, loaded.name, options)
-    return Result(gs.import_onnx(proto) if isinstance(model, gs.Graph) else proto, fusion_report(fusion))
+    report, proto = fuse_proto(loaded.proto, loaded.name, options)
+    return Result(report, gs.import_onnx(proto) if isinstance(model, gs.Graph) else proto)
 
 
 def verify(
@@ -85,10 +96,12 @@ def verify(
     inputs: one set of values by input name; else seeded ones at `shapes`, or at sizes of the tool's choice.
     rtol: largest max|a − b| / max|a|; by default 1e-5, or 2e-3 where a model holds float16.
     """
-    first, second = load(a), load(b)
+    first, second = load(Path(a)), load(Path(b))
     wanted = _signature(first.proto)
     if wanted != _signature(second.proto):
-        raise InputError(f"{second.name}: has other inputs than {first.name}; only models of one signature can be compared")
+        raise InputError(
+            f"{second.name}: has other inputs than {first.name}; only models of one signature can be compared"
+        )
     if inputs is not None:
         cases = [inputs]
     elif shapes is not None:
@@ -124,10 +137,8 @@ def _signature(proto: onnx.ModelProto) -> set[tuple[str, int]]:
     return {(v.name, v.type.tensor_type.elem_type) for v in proto.graph.input if v.name not in weights}
 
 
-def _world_of(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> Any:
+def _world_of(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> World:
     """The world in which the inputs have the given shapes."""
-    from onnx_attn.graph.world import Inference, symbol
-
     sizes: dict[str, int] = {}
     known = {value.name: value for value in proto.graph.input}
     for name, shape in shapes.items():

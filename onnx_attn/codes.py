@@ -87,8 +87,8 @@ _TABLE = (
     Code(
         "type-not-supported",
         True,
-        "Q, K and V are not all of one floating-point type",
-        "cast Q, K and V to one type before the products",
+        "Q and K are not of one floating-point type, or Q, K or V is of none",
+        "cast Q and K to one floating-point type before their product",
     ),
     Code(
         "attention-feature",
@@ -116,7 +116,11 @@ _TABLE = (
     Code("no-value-product", False, "the softmax's result does not go into a matrix product with values"),
     Code("talking-heads", False, "heads are mixed between the product, the softmax and the values"),
     Code("linear-attention", False, "softmax over features or context instead of scores: linear attention"),
-    Code("operator-not-supported", False, "an attention-like operator that is not softmax(scale·Q·Kᵀ + masks)·V as read here"),
+    Code(
+        "operator-not-supported",
+        False,
+        "an attention-like operator that is not softmax(scale·Q·Kᵀ + masks)·V as read here",
+    ),
 )
 
 CODES: dict[str, Code] = {code.name: code for code in _TABLE}

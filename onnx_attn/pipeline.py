@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 
 from onnx_attn.errors import DifferenceError, ExpectationError, UsageError
 from onnx_attn.forms.write import write_site
+from onnx_attn.fusion import Fusion
 from onnx_attn.graph.compose import compose
 from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.graph.load import Loaded, load
 from onnx_attn.graph.save import check_output, commit, staged, write
 from onnx_attn.graph.view import GraphView
 from onnx_attn.plan import Decision, Plan, make_plan
-from onnx_attn.prove.cut import Cutter
+from onnx_attn.prove.cut import Cutter, boundary, same_nodes
 from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.runtime import CannotRun
-from onnx_attn.prove.site import Certificate, prove_site
-from onnx_attn.prove.whole import WholeProof, compare_models, default_rtol
+from onnx_attn.prove.site import prove_site
+from onnx_attn.prove.whole import Model, WholeProof, compare_models, default_rtol
 from onnx_attn.recognize.candidates import recognize
-from onnx_attn.site import Written
+from onnx_attn.report.document import fusion_report, proof_document
 from onnx_attn.targets.table import Target, parse_target
+
+Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,26 +44,14 @@ class Options:
     verify: bool = True
 
 
-@dataclass
-class Fusion:
-    """What `fuse` did: the plan, the edits and certificates (by the plan's keys), the proof of the whole, the time."""
+@dataclass(frozen=True)
+class Trial:
+    """What the proof of the whole model needs to know: inputs (two sizes where dimensions are dynamic) and the bound."""
 
     name: str
-    target: Target
-    view: GraphView
-    plan: Plan
-    nodes_before: int
-    nodes_after: int = 0
-    edits: dict[str, SiteEdit] = field(default_factory=dict)
-    certificates: dict[str, Certificate] = field(default_factory=dict)
-    proof: WholeProof | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def clock(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+    changed: bool
+    inputs: list[dict[str, np.ndarray]]
+    rtol: float
 
 
 def inspect_model(loaded: Loaded, target: Target) -> tuple[GraphView, Plan]:
@@ -68,43 +60,51 @@ def inspect_model(loaded: Loaded, target: Target) -> tuple[GraphView, Plan]:
     return view, make_plan(view, recognize(view), target)
 
 
-def fuse_file(path: Path, output: Path, options: Options) -> tuple[Fusion, onnx.ModelProto]:
+def fuse_file(path: Path, output: Path, options: Options) -> Report:
     """Fuse the model at `path` into `output`, which is written whole or not at all.
+
+    What is proved is the very file that will be delivered; the model in memory is given up before it is run.
 
     Raises InputError, OutputError, ExpectationError, DifferenceError, UsageError as the interface's exit codes say.
     """
     check_output(output, path)
     with staged(output) as draft:
-        start = time.perf_counter()
-        loaded = load(path)
-        fusion, model = rewrite(loaded, options, time.perf_counter() - start)
-        with fusion.clock("save"):
-            if fusion.edits:
-                write(model, draft, loaded.external)
-            elif loaded.external:
-                write(model, draft, True)
-            else:
-                shutil.copyfile(path, draft)
+        report, trial = _write_draft(path, draft, options)
+        gc.collect()  # graphsurgeon's nodes and tensors refer to each other, and through them to the weights.
         if options.verify:
-            with fusion.clock("prove"):
-                fusion.proof = _prove_whole(fusion, model, (path, str(path)), (draft, f"{output} (fused)"))
-        with fusion.clock("save"):
-            commit(draft, output)
-    return fusion, model
+            _prove_whole(report, trial, path, draft)
+        start = time.perf_counter()
+        commit(draft, output)
+        _add_seconds(report, "save", start)
+    return report
 
 
-def fuse_proto(proto: onnx.ModelProto, name: str, options: Options) -> tuple[Fusion, onnx.ModelProto]:
+def fuse_proto(proto: onnx.ModelProto, name: str, options: Options) -> tuple[Report, onnx.ModelProto]:
     """Fuse a model in memory; `proto` stays as it is."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    fusion, model = rewrite(Loaded(copy, name, None, False), options, 0.0)
+    report, trial, model = rewrite(Loaded(copy, name, None, False), options)
     if options.verify:
-        with fusion.clock("prove"):
-            fusion.proof = _prove_whole(fusion, model, (proto, name), (model, f"{name} (fused)"))
-    return fusion, model
+        _prove_whole(report, trial, proto, model)
+    return report, model
 
 
-def rewrite(loaded: Loaded, options: Options, seconds_load: float) -> tuple[Fusion, onnx.ModelProto]:
+def _write_draft(path: Path, draft: Path, options: Options) -> tuple[Report, Trial]:
+    start = time.perf_counter()
+    loaded = load(path)
+    seconds = time.perf_counter() - start
+    report, trial, model = rewrite(loaded, options)
+    report["seconds"]["load"] += seconds
+    start = time.perf_counter()
+    if trial.changed or loaded.external:
+        write(model, draft, loaded.external)
+    else:
+        shutil.copyfile(path, draft)
+    _add_seconds(report, "save", start)
+    return report, trial
+
+
+def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.ModelProto]:
     """Recognise, plan, apply, prove each site and roll back those that fail; the model of `loaded` is changed."""
     start = time.perf_counter()
     view = GraphView(loaded.proto)
@@ -114,34 +114,39 @@ def rewrite(loaded: Loaded, options: Options, seconds_load: float) -> tuple[Fusi
     plan = make_plan(view, candidates, options.target, options.form, options.pack)
     fusion = Fusion(loaded.name, options.target, view, plan, len(loaded.proto.graph.node))
     fusion.seconds = {
-        "load": seconds_load + imported - start,
+        "load": imported - start,
         "recognize": recognized - imported,
         "plan": time.perf_counter() - recognized,
     }
     with fusion.clock("apply"):
-        names = Names(loaded.proto)
+        names, cutter = Names(loaded.proto), Cutter(view)
         for decision in plan.decisions:
             edit = write_site(view, names, decision.site, decision.form, decision.packing)
-            fusion.edits[decision.key] = edit
+            if decision.form == "primitives" and _stands_already(cutter, decision, edit):
+                fusion.kept.add(decision.key)
+            else:
+                fusion.edits[decision.key] = edit
     if options.verify:
         with fusion.clock("prove"):
-            _prove_sites(fusion, view)
+            _prove_sites(fusion, view, cutter)
     _check_expectation(fusion, options)
+    inputs = _trial_inputs(fusion) if options.verify and fusion.edits else []
     with fusion.clock("apply"):
         model = compose(loaded.proto, list(fusion.edits.values()))
     fusion.nodes_after = len(model.graph.node)
-    return fusion, model
+    trial = Trial(loaded.name, bool(fusion.edits), inputs, default_rtol([model]))
+    return fusion_report(fusion), trial, model
 
 
-def fused_sites(fusion: Fusion) -> int:
-    """Sites that are written in a form of ours, those that were before included."""
-    entries = fusion.plan.entries
-    return sum(isinstance(e, Written) or (isinstance(e, Decision) and e.key in fusion.edits) for e in entries)
+def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:
+    start = boundary(decision.site, edit.packed)
+    return same_nodes(cutter.cut(edit.outputs, start), cutter.cut(edit.outputs, start, edit))
 
 
-def _prove_sites(fusion: Fusion, view: GraphView) -> None:
-    cutter = Cutter(view)
+def _prove_sites(fusion: Fusion, view: GraphView, cutter: Cutter) -> None:
     for decision in fusion.plan.decisions:
+        if decision.key not in fusion.edits:
+            continue
         certificate = prove_site(view, cutter, decision.site, fusion.edits[decision.key])
         fusion.certificates[decision.key] = certificate
         if not certificate.ok:
@@ -149,31 +154,37 @@ def _prove_sites(fusion: Fusion, view: GraphView) -> None:
 
 
 def _check_expectation(fusion: Fusion, options: Options) -> None:
-    found = fused_sites(fusion)
-    if options.expect is not None and found != options.expect:
+    if options.expect is not None and fusion.fused != options.expect:
         raise ExpectationError(
-            f"{fusion.name}: --expect {options.expect}, but {found} sites can be fused; nothing was written; "
+            f"{fusion.name}: --expect {options.expect}, but {fusion.fused} sites can be fused; nothing was written; "
             f"`onnx-attn inspect` says why others are left"
         )
 
 
-def _prove_whole(
-    fusion: Fusion, model: onnx.ModelProto, before: tuple[onnx.ModelProto | Path, str], after: tuple[onnx.ModelProto | Path, str]
-) -> WholeProof:
-    """Compare on two batch sizes where the batch is dynamic. A model that was not changed needs no run."""
-    if not fusion.edits:
-        return WholeProof({}, 0, default_rtol([model]), 0.0)
-    inputs = [model_inputs(model, world) for world in fusion.view.worlds]
+def _trial_inputs(fusion: Fusion) -> list[dict[str, np.ndarray]]:
     try:
-        proof = compare_models(before, after, inputs, default_rtol([model]))
-    except CannotRun as error:
-        raise CannotRun(f"{error}; pass --no-verify to rewrite without proof") from error
+        return [model_inputs(fusion.view.proto, world) for world in fusion.view.worlds]
     except UsageError as error:
-        raise CannotRun(f"{fusion.name}: {error}") from error
+        raise CannotRun(f"{fusion.name}: {error}; or pass --no-verify to rewrite without proof") from error
+
+
+def _prove_whole(report: Report, trial: Trial, before: Model, after: Model) -> None:
+    """Run the whole model before and after. One that was not changed needs no run."""
+    start = time.perf_counter()
+    proof = WholeProof({}, 0, trial.rtol, 0.0)
+    if trial.changed:
+        try:
+            proof = compare_models((before, trial.name), (after, f"{trial.name} (fused)"), trial.inputs, trial.rtol)
+        except CannotRun as error:
+            raise CannotRun(f"{error}; pass --no-verify to rewrite without proof") from error
     if not proof.ok:
-        worst = proof.worst
         raise DifferenceError(
-            f"{fusion.name}: the fused model differs at output '{proof.failing[0]}' "
-            f"(max_rel {worst.max_rel:.1e}, allowed {proof.rtol:.0e}); nothing was written; please report this"
+            f"{trial.name}: the fused model differs at output '{proof.failing[0]}' "
+            f"(max_rel {proof.worst.max_rel:.1e}, allowed {proof.rtol:.0e}); nothing was written; please report this"
         )
-    return proof
+    report["proof"] = proof_document(proof)
+    _add_seconds(report, "prove", start)
+
+
+def _add_seconds(report: Report, phase: str, start: float) -> None:
+    report["seconds"][phase] = round(report["seconds"].get(phase, 0.0) + time.perf_counter() - start, 4)

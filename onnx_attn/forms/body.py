@@ -12,12 +12,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import ml_dtypes
-from onnx import helper
-
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Guard, ScoreTerm
+from onnx_attn.views.trace import lowest
 
 
 @dataclass(frozen=True)
@@ -56,13 +54,10 @@ def numbers(view: GraphView, site: AttentionSite, scale: float) -> dict[str, flo
     """The numbers of one site, by role: scale, the fills of its Where masks, the lowest number of its type."""
     values = {"scale": scale} | {f"fill_{n}": term.fill for n, term in enumerate(site.terms) if term.kind == "where"}
     if site.guard == "row":
-        values["lowest"] = lowest(view.elem_type(site.query.tensor))
+        least = lowest(view.elem_type(site.query.tensor))
+        assert least is not None
+        values["lowest"] = least
     return values
-
-
-def lowest(elem_type: int) -> float:
-    """The lowest finite number of a TensorProto floating-point type."""
-    return float(ml_dtypes.finfo(helper.tensor_dtype_to_np_dtype(elem_type)).min)
 
 
 @dataclass(frozen=True)
@@ -70,11 +65,12 @@ class Spelling:
     """How a body spells its numbers.
 
     `scalar(role, like, dtype)` gives the name of a number in the type of the value `like`; that type is `dtype` where a
-    cast has set it, and the operands' own where `dtype` is 0.
+    cast has set it, and the operands' own where `dtype` is 0. `last_axis()` gives the name of the vector [-1].
     """
 
     writer: Writer
     scalar: Callable[[str, str, int], str]
+    last_axis: Callable[[], str]
     softmax_name: str | None = None
     output: str | None = None
 
@@ -110,7 +106,7 @@ def write_body(
         if form.guard == "nan":
             bad = write("IsNaN", [probabilities], "probabilities_isnan")
         else:
-            peak = write("ReduceMax", [masks[-1], write("Constant", [], "last_axis", value_ints=[-1])], "mask_peak")
+            peak = write("ReduceMax", [masks[-1], spelling.last_axis()], "mask_peak")
             bad = write("LessOrEqual", [peak, spelling.scalar("lowest", peak, 0)], "row_masked")
         zero = spelling.scalar("zero", probabilities, dtype)
         probabilities = write("Where", [bad, zero, probabilities], "probabilities_guarded")
@@ -121,7 +117,8 @@ def _lower_triangle(spelling: Spelling, query: str, key: str) -> str:
     """A boolean `(Sq, Sk)`, true where key ≤ query, from the operands' own lengths (Shape's start is of opset 15)."""
     write = spelling.writer.add
     lengths = [
-        write("Shape", [tensor], f"{which}_length", start=-2, end=-1) for tensor, which in ((query, "query"), (key, "key"))
+        write("Shape", [tensor], f"{which}_length", start=-2, end=-1)
+        for tensor, which in ((query, "query"), (key, "key"))
     ]
     ones = write("Expand", [spelling.scalar("one", query, 0), write("Concat", lengths, "lengths", axis=0)], "ones")
     lower = write("Trilu", [ones], "lower", upper=0)

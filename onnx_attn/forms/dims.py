@@ -20,7 +20,9 @@ Dim = int | tuple[int | str, ...]
 
 def base_dims(shapes: Sequence[Shape]) -> list[Dim]:
     """The axes of a base tensor with these shapes, world by world."""
-    return [sizes[0] if len(set(sizes)) == 1 else (f"axis{axis}",) for axis, sizes in enumerate(zip(*shapes, strict=True))]
+    return [
+        sizes[0] if len(set(sizes)) == 1 else (f"axis{axis}",) for axis, sizes in enumerate(zip(*shapes, strict=True))
+    ]
 
 
 def layout_dims(layout: Layout, base: Sequence[Dim]) -> list[Dim]:
@@ -33,7 +35,8 @@ def digit_dim(digit: Digit, base: Sequence[Dim]) -> Dim:
 
 
 def product(dims: Sequence[Dim]) -> Dim:
-    number, tokens = 1, []
+    number = 1
+    tokens: list[str] = []
     for dim in dims:
         if isinstance(dim, int):
             number *= dim

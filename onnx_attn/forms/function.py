@@ -21,7 +21,13 @@ LOWEST_OPSET = 15
 
 
 def write_function_call(
-    writer: Writer, site: AttentionSite, operands: tuple[str, str, str], scale: float, rank: int, output: str, view: GraphView
+    writer: Writer,
+    site: AttentionSite,
+    operands: tuple[str, str, str],
+    scale: float,
+    rank: int,
+    output: str,
+    view: GraphView,
 ) -> onnx.FunctionProto:
     """Append the call to `writer` and return the function that it calls."""
     form = signature(site, rank)
@@ -35,9 +41,11 @@ def write_function_call(
         output=output,
         name=writer.names.claim(site.name),
         domain=DOMAIN,
-        **attributes,
+        attributes=attributes,
     )
-    return attention_function(name, form, site.terms, list(attributes), view.opset)
+    if name not in writer.names.functions:
+        writer.names.functions[name] = attention_function(name, form, site.terms, list(attributes), view.opset)
+    return writer.names.functions[name]
 
 
 def attention_function(
@@ -58,7 +66,11 @@ def attention_function(
         return writer.add("CastLike", [f"{role}_float", like], role)
 
     masks = [f"mask_{n}" for n, term in enumerate(terms) if term.mask is not None]
-    spelling = Spelling(writer, scalar, softmax_name="Softmax", output="attention")
+
+    def last_axis() -> str:
+        return writer.add("Constant", [], "last_axis", value_ints=[-1])
+
+    spelling = Spelling(writer, scalar, last_axis, softmax_name="Softmax", output="attention")
     write_body(spelling, terms, form, ("query", "key", "value"), list(masks))
     return helper.make_function(
         DOMAIN,

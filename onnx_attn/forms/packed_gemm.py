@@ -116,7 +116,9 @@ def read_heads(layout: Layout, layer: Linear) -> Heads | None:
         order.append(missing.pop())
     order[:0] = missing
     size = layer.channels if feature[0].size is None else feature[0].size
-    columns = layout.offsets[channel] + np.add.outer(np.arange(head_count) * head_step, np.arange(size) * feature[0].step)
+    columns = layout.offsets[channel] + np.add.outer(
+        np.arange(head_count) * head_step, np.arange(size) * feature[0].step
+    )
     return Heads(columns, tuple(order))
 
 
@@ -254,4 +256,3 @@ def _one_way(view: GraphView, weight: gs.Tensor, output: gs.Tensor) -> bool:
             return False
         tensor = readers[0].outputs[0]
     return True
-

@@ -19,8 +19,9 @@ def write_primitives(
     scale: float,
     rank: int,
     output: str,
-) -> None:
-    """Append the body to `writer`; the Softmax keeps the site's name."""
+) -> float:
+    """Append the body to `writer`; the Softmax keeps the site's name. Returns by how much, relatively, the operands' type
+    rounds the scale: 0 where it holds it."""
     operand_type = view.elem_type(site.query.tensor)
     values = FIXED | numbers(view, site, scale)
 
@@ -28,5 +29,7 @@ def write_primitives(
         return writer.constant(np.asarray(values[role], helper.tensor_dtype_to_np_dtype(dtype or operand_type)), role)
 
     masks = [term.mask.name for term in site.masks if term.mask is not None]
-    spelling = Spelling(writer, scalar, writer.names.claim(site.name), output)
+    spelling = Spelling(writer, scalar, lambda: writer.shape(-1), writer.names.claim(site.name), output)
     write_body(spelling, site.terms, signature(site, rank), operands, masks)
+    written = float(np.asarray(scale, helper.tensor_dtype_to_np_dtype(operand_type)))
+    return abs(written - scale) / abs(scale) if scale else 0.0

@@ -6,16 +6,17 @@ keep the old projection computing beside the packed one; the sizes are known fro
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator
+
 import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.dims import Dim, base_dims, layout_dims, write_shape_vector
 from onnx_attn.graph.edit import Names, Splice, Writer
 from onnx_attn.graph.view import GraphView, label
-from onnx_attn.graph.world import Shape
 from onnx_attn.site import AttentionSite
-from onnx_attn.views.linear import row_index, rows
-from onnx_attn.views.trace import Trace, layout_of
+from onnx_attn.views.linear import Linear, rows
+from onnx_attn.views.movement import layout_of
+from onnx_attn.views.trace import Trace
 
 
 def redirect_shapes(view: GraphView, names: Names, site: AttentionSite, packed: bool) -> tuple[list[Splice], Writer]:
@@ -27,38 +28,36 @@ def redirect_shapes(view: GraphView, names: Names, site: AttentionSite, packed: 
     for position, operand in enumerate((site.query, site.key, site.value)):
         layer = site.projection.layers[position] if packed and site.projection else None
         base = layer.source if layer else operand.trace.source
-        shapes = rows(view, layer) if layer else view.shapes(base)
-        if shapes is None:
-            continue
-        start = row_index(view, layer) if layer else None
-        for tensor in _on_the_way(view, operand.trace, base, layer is not None):
+        for tensor, steps in _on_the_way(view, operand.trace, layer is not None):
             for reader in view.readers(tensor):
                 if reader.op == "Shape" and id(reader) not in done and view.in_main_graph(reader):
                     done.add(id(reader))
-                    dims = _dims(view, operand.trace, shapes, start, tensor)
+                    dims = _dims(view, operand.trace, layer, steps)
                     if dims is not None:
                         splices.append(_splice(view, writer, reader, base.name, dims))
     return splices, writer
 
 
-def _on_the_way(view: GraphView, trace: Trace, base: gs.Tensor, projected: bool) -> list[gs.Tensor]:
-    """The tensors between the base and the operand; of a projection also the product before its bias."""
-    tensors = [step.output for step in trace.steps]
+def _on_the_way(view: GraphView, trace: Trace, projected: bool) -> Iterator[tuple[gs.Tensor, int]]:
+    """The tensors between the base and the operand, with the number of steps behind them; of a projection also the
+    product before its bias."""
+    for number, step in enumerate(trace.steps, 1):
+        yield step.output, number
     if projected:
-        tensors.append(trace.source)
+        yield trace.source, 0
         node = view.producer(trace.source)
         if node is not None and node.op == "Add":
-            tensors.extend(t for t in node.inputs if (p := view.producer(t)) is not None and p.op == "MatMul")
-    return tensors
+            for tensor in node.inputs:
+                if (producer := view.producer(tensor)) is not None and producer.op == "MatMul":
+                    yield tensor, 0
 
 
-def _dims(
-    view: GraphView, trace: Trace, shapes: tuple[Shape, ...], start: list[np.ndarray] | None, tensor: gs.Tensor
-) -> list[Dim] | None:
-    base = base_dims(shapes)
-    on_trace = any(step.output is tensor for step in trace.steps)
-    layout = layout_of(view, trace, shapes, start, upto=tensor if on_trace else trace.source)
-    return layout_dims(layout, base) if layout is not None else None
+def _dims(view: GraphView, trace: Trace, layer: Linear | None, steps: int) -> list[Dim] | None:
+    shapes = rows(view, layer) if layer else view.shapes(trace.source)
+    if shapes is None:
+        return None
+    layout = layout_of(view, shapes, trace.steps[:steps], layer.moves if layer else ())
+    return layout_dims(layout, base_dims(shapes)) if layout is not None else None
 
 
 def _splice(view: GraphView, writer: Writer, node: gs.Node, base: str, dims: list[Dim]) -> Splice:

@@ -23,11 +23,11 @@ def write_site(view: GraphView, names: Names, site: AttentionSite, form: str, pa
         operands, scale = write_operands(writer, view, site)
         rank, reshaped = view.rank(site.query.tensor) or 0, False
     attention = names.value(f"{site.name}/attention_heads") if reshaped else output
-    functions = []
+    functions, rounding = [], 0.0
     if form == "function":
         functions.append(write_function_call(writer, site, operands, scale, rank, attention, view))
     else:
-        write_primitives(writer, view, site, operands, scale, rank, attention)
+        rounding = write_primitives(writer, view, site, operands, scale, rank, attention)
     if packing is not None and reshaped:
         write_merged(writer, packing, attention, output)
     producer = view.producer(site.output)
@@ -35,4 +35,6 @@ def write_site(view: GraphView, names: Names, site: AttentionSite, form: str, pa
     main = Splice(view.position(producer), tuple(writer.nodes), (output,))
     shapes, shape_writer = redirect_shapes(view, names, site, packing is not None)
     initializers = {**writer.initializers, **shape_writer.initializers}
-    return SiteEdit(site.name, (*shapes, main), tuple(initializers.values()), tuple(functions), packing is not None)
+    return SiteEdit(
+        site.name, (*shapes, main), tuple(initializers.values()), tuple(functions), packing is not None, rounding
+    )

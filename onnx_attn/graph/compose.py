@@ -8,7 +8,7 @@ that was loaded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 import onnx
 from onnx import helper
@@ -29,19 +29,20 @@ def compose(model: onnx.ModelProto, edits: Sequence[SiteEdit]) -> onnx.ModelProt
         return model
     graph = model.graph
     used_before = _uses(graph.node)
-    nodes = _spliced(graph, edits)
-    nodes = _without_dead(nodes, graph, used_before)
-    values_before = {name for node in graph.node for name in node.output}
+    uses = used_before.copy()
+    outputs = {value.name for value in graph.output}
+    kept = _without_dead(_spliced(graph, edits, uses), _may_go(edits, used_before), uses, outputs)
+    gone = {name for node in graph.node for name in node.output} - {name for node in kept for name in node.output}
     del graph.node[:]
-    graph.node.extend(nodes)
-    _replace_initializers(graph, edits, used_before)
-    _drop_annotations(graph, values_before)
+    graph.node.extend(kept)
+    _replace_initializers(graph, edits, used_before, uses, outputs)
+    _drop_annotations(graph, gone)
     _add_functions(model, edits)
     return model
 
 
-def _spliced(graph: onnx.GraphProto, edits: Sequence[SiteEdit]) -> list[onnx.NodeProto]:
-    """The node list with each splice before the node whose values it takes over; that node's outputs become free."""
+def _spliced(graph: onnx.GraphProto, edits: Sequence[SiteEdit], uses: Counter[str]) -> list[onnx.NodeProto]:
+    """The node list with each splice before the node whose values it takes over, and without that node."""
     replaced = {name for edit in edits for name in edit.outputs}
     by_position: dict[int, list[onnx.NodeProto]] = {}
     for edit in edits:
@@ -49,33 +50,41 @@ def _spliced(graph: onnx.GraphProto, edits: Sequence[SiteEdit]) -> list[onnx.Nod
             by_position.setdefault(splice.position, []).extend(splice.nodes)
     nodes: list[onnx.NodeProto] = []
     for position, node in enumerate(graph.node):
-        nodes.extend(by_position.get(position, ()))
-        if not any(name in replaced for name in node.output):
+        for fresh in by_position.get(position, ()):
+            uses.update(reads(fresh))
+            nodes.append(fresh)
+        if any(name in replaced for name in node.output):
+            uses.subtract(reads(node))
+        else:
             nodes.append(node)
     return nodes
 
 
+def _may_go(edits: Sequence[SiteEdit], used_before: Counter[str]) -> Set[str]:
+    """Values whose node may be removed when nobody reads them: those that were read before, and new ones."""
+    return used_before.keys() | {name for edit in edits for node in edit.nodes for name in node.output}
+
+
 def _without_dead(
-    nodes: list[onnx.NodeProto], graph: onnx.GraphProto, used_before: Counter[str]
+    nodes: list[onnx.NodeProto], may_go: Set[str], uses: Counter[str], outputs: set[str]
 ) -> list[onnx.NodeProto]:
     """Remove nodes whose every output lost its last reader through the edits, and so on upwards."""
-    uses = _uses(nodes)
-    outputs = {value.name for value in graph.output}
     kept: list[onnx.NodeProto] = []
     for node in reversed(nodes):
-        was_used = any(used_before[name] or name in outputs for name in node.output)
-        is_used = any(uses[name] or name in outputs for name in node.output)
-        if was_used and not is_used:
-            for name in reads(node):
-                uses[name] -= 1
-        else:
+        if any(uses[name] or name in outputs for name in node.output) or may_go.isdisjoint(node.output):
             kept.append(node)
+        else:
+            uses.subtract(reads(node))
     return kept[::-1]
 
 
-def _replace_initializers(graph: onnx.GraphProto, edits: Sequence[SiteEdit], used_before: Counter[str]) -> None:
-    uses = _uses(graph.node)
-    outputs = {value.name for value in graph.output}
+def _replace_initializers(
+    graph: onnx.GraphProto,
+    edits: Sequence[SiteEdit],
+    used_before: Counter[str],
+    uses: Counter[str],
+    outputs: set[str],
+) -> None:
     dropped = [
         position
         for position, tensor in enumerate(graph.initializer)
@@ -91,12 +100,13 @@ def _replace_initializers(graph: onnx.GraphProto, edits: Sequence[SiteEdit], use
     graph.initializer.extend(fresh.values())
 
 
-def _drop_annotations(graph: onnx.GraphProto, values_before: set[str]) -> None:
+def _drop_annotations(graph: onnx.GraphProto, gone: set[str]) -> None:
     """Types and quantization notes of values that are gone; annotations of everything else stay."""
-    gone = values_before - {name for node in graph.node for name in node.output}
     for field in (graph.value_info, graph.quantization_annotation):
         positions = [
-            i for i, entry in enumerate(field) if getattr(entry, "name", None) in gone or getattr(entry, "tensor_name", None) in gone
+            i
+            for i, entry in enumerate(field)
+            if getattr(entry, "name", None) in gone or getattr(entry, "tensor_name", None) in gone
         ]
         for position in reversed(positions):
             del field[position]

@@ -6,7 +6,7 @@ model, so nothing can be lost from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ class SiteEdit:
     """All that the rewriting of one site puts into the model. Original nodes that nobody needs any more go by themselves.
 
     packed: Q, K and V come from one projection afterwards.
+    rounding: by how much, relatively, the scale had to be rounded to be written in the operands' type.
     """
 
     site: str
@@ -36,6 +37,7 @@ class SiteEdit:
     initializers: tuple[onnx.TensorProto, ...]
     functions: tuple[onnx.FunctionProto, ...]
     packed: bool
+    rounding: float = 0.0
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -52,8 +54,10 @@ class Names:
     def __init__(self, model: onnx.ModelProto):
         self._values = set(_value_names(model.graph))
         self._nodes = {node.name for node in model.graph.node}
+        self.functions: dict[str, onnx.FunctionProto] = {}
+        """The local functions of this rewriting: sites of one signature share theirs."""
         self._claimed: set[str] = set()
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
 
     def value(self, hint: str) -> str:
         return _unique(hint, self._values)
@@ -68,11 +72,11 @@ class Names:
         self._claimed.add(name)
         return name
 
-    def constant(self, array: np.ndarray, hint: str) -> str:
-        """One name for every constant of the same type, shape and content: small constants are stored once."""
+    def constant(self, array: np.ndarray, hint: str) -> onnx.TensorProto:
+        """One initializer for all constants of the same type, shape and content: they are stored once."""
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
-            self._constants[key] = self.value(hint)
+            self._constants[key] = numpy_helper.from_array(array, self.value(hint))
         return self._constants[key]
 
 
@@ -96,29 +100,30 @@ class Writer:
         name: str | None = None,
         domain: str = "",
         doc: str = "",
-        **attributes: Any,
+        attributes: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> Any:
         """Append a node and return its output's name (a list of names for several). `output` gives the name to take over."""
         produced = [output] if output else [self.names.value(f"{self.prefix}/{hint}") for _ in range(outputs)]
         node_name = name if name is not None else self.names.node(f"{self.prefix}/{hint}")
         node = helper.make_node(
-            op, list(inputs), produced, name=node_name, domain=domain or None, doc_string=doc or None, **attributes
+            op,
+            list(inputs),
+            produced,
+            name=node_name,
+            domain=domain or None,
+            doc_string=doc or None,
+            **(attributes or {}),
+            **more,
         )
         self.nodes.append(node)
         return produced[0] if outputs == 1 else produced
 
-    def claim(self, name: str) -> str:
-        """A name that an original node gives up, for its successor; made unique where two nodes had it."""
-        if name in self._claimed:
-            name = self.node(name)
-        self._claimed.add(name)
-        return name
-
     def constant(self, array: np.ndarray, hint: str) -> str:
         """A small constant, shared with every equal one of this rewriting."""
-        name = self.names.constant(array, f"onnx_attn/{hint}")
-        self.initializers[name] = numpy_helper.from_array(array, name)
-        return name
+        tensor = self.names.constant(array, f"onnx_attn/{hint}")
+        self.initializers[tensor.name] = tensor
+        return tensor.name
 
     def shape(self, *dims: int) -> str:
         return self.constant(np.asarray(dims, np.int64), "shape")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +26,8 @@ class GraphView:
         self.proto = proto
         self.graph = graph if graph is not None else gs.import_onnx(proto)
         self.opset: int = self.graph.opset
+        self.layouts: dict[object, Any] = {}
+        """What movements were found to do (`views.movement`)."""
         self._output_ids = {id(tensor) for tensor in self.graph.outputs}
         self._position = {id(node): i for i, node in enumerate(self.graph.nodes)}
 

@@ -26,6 +26,12 @@ from onnx_attn.graph.slim import SMALL
 Shape = tuple[int, ...]
 
 
+NOT_A_FUNCTION = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
+)
+"""Operators whose result does not follow from their inputs."""
+
+
 @dataclass(frozen=True)
 class Known:
     """What a world knows of one tensor: element type, shape (None: unknown rank or size) and, if small, its value."""
@@ -184,16 +190,13 @@ class Inference:
     ) -> Sequence[np.ndarray | None]:
         """Small results of small values, by the reference operators; Shape and Size from the shape alone."""
         nothing = [None] * len(node.output)
+        feed = {n: e.value for n, e in zip(node.input, inputs, strict=True) if e is not None and e.value is not None}
         if node.op_type in ("Shape", "Size") and inputs[0] is not None and inputs[0].shape is not None:
             feed = {node.input[0]: np.broadcast_to(np.zeros((), np.float32), inputs[0].shape)}
-        elif node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial", "Dropout"):
+        elif node.op_type in NOT_A_FUNCTION or any(name not in feed for name in node.input if name):
             return nothing
-        elif any(entry is None or entry.value is None for name, entry in zip(node.input, inputs, strict=True) if name):
+        if any(entry is None or entry.shape is None or math.prod(entry.shape) > SMALL for entry in known):
             return nothing
-        elif any(entry is None or entry.shape is None or math.prod(entry.shape) > SMALL for entry in known):
-            return nothing
-        else:
-            feed = {n: e.value for n, e in zip(node.input, inputs, strict=True) if e is not None and e.value is not None}
         try:
             return [np.asarray(result) for result in ReferenceEvaluator(node, opsets=opsets).run(None, feed)]
         except Exception:  # The reference operators raise what they like; the shape is known all the same.
@@ -220,11 +223,9 @@ class Inference:
     def _subgraphs(self, node: onnx.NodeProto, world: World, opsets: dict[str, int]) -> None:
         """Bodies of If are inferred in the enclosing scope; those of Loop and Scan as far as their inputs are annotated."""
         for attribute in node.attribute:
-            for graph in ([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs):
+            for graph in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
                 for value in graph.input:
-                    world.known[value.name] = Known(
-                        value.type.tensor_type.elem_type, input_shape(value, world.sizes)
-                    )
+                    world.known[value.name] = Known(value.type.tensor_type.elem_type, input_shape(value, world.sizes))
                 for tensor in graph.initializer:
                     small = math.prod(tensor.dims) <= SMALL
                     world.known[tensor.name] = Known(

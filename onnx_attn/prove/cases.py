@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import onnx
 from onnx import helper
@@ -15,6 +14,7 @@ from onnx_attn.graph.world import World
 from onnx_attn.prove.cut import Cut
 from onnx_attn.prove.runtime import SEED
 from onnx_attn.site import AttentionSite
+from onnx_attn.views.trace import lowest
 
 LARGE = 10.0
 
@@ -54,9 +54,7 @@ def _known(world: World, name: str) -> np.ndarray:
     return value.astype(np.float64) if np.dtype(value.dtype).kind == "f" else value
 
 
-def _value(
-    rng: np.random.Generator, view: GraphView, world: World, name: str, kind: str, is_mask: bool
-) -> np.ndarray:
+def _value(rng: np.random.Generator, view: GraphView, world: World, name: str, kind: str, is_mask: bool) -> np.ndarray:
     shape, elem_type = world.shape(name), view.worlds[0].elem_type(name)
     if shape is None:
         raise ValueError(f"the shape of '{name}' is not known")
@@ -78,7 +76,6 @@ def _mask(rng: np.random.Generator, values: np.ndarray, kind: str, elem_type: in
     """An additive mask `(…, Sq, Sk)` or a broadcast form: all keys of one row blocked (`row-…`), elsewhere some."""
     if kind in ("random", "large"):
         return values
-    lowest = float(ml_dtypes.finfo(helper.tensor_dtype_to_np_dtype(elem_type)).min)
     blocked = np.where(rng.random(values.shape) < 0.4, -np.inf, 0.0)
     if blocked.ndim == 0:
         return np.zeros_like(blocked)
@@ -86,5 +83,5 @@ def _mask(rng: np.random.Generator, values: np.ndarray, kind: str, elem_type: in
     if kind == "row-inf":
         blocked.reshape(-1, blocked.shape[-1])[0] = -np.inf
     elif kind == "row-lowest":
-        blocked.reshape(-1, blocked.shape[-1])[0] = lowest
+        blocked.reshape(-1, blocked.shape[-1])[0] = lowest(elem_type)
     return blocked

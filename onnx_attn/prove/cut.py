@@ -7,9 +7,10 @@ numbers such as √(1/√H) as the model's own type rounds them: half precision 
 
 from __future__ import annotations
 
-from collections import ChainMap
+from collections import ChainMap, Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnx
 from onnx import helper
@@ -37,20 +38,56 @@ def boundary(site: AttentionSite, packed: bool) -> set[str]:
     return sources | {term.mask.name for term in site.masks if term.mask is not None}
 
 
+def same_nodes(before: Cut, after: Cut) -> bool:
+    """True if two cuts consist of the same operators with the same attributes and constants: nothing to rewrite."""
+    return _contents(before.model.graph) == _contents(after.model.graph)
+
+
+def _contents(graph: onnx.GraphProto) -> Counter[tuple[str | bytes, ...]]:
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+
+    def content(name: str) -> bytes:
+        if name not in weights:
+            return b""
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(weights[name])
+        tensor.ClearField("name")
+        return tensor.SerializeToString(deterministic=True)
+
+    return Counter(
+        (
+            node.domain,
+            node.op_type,
+            *(a.SerializeToString(deterministic=True) for a in node.attribute),
+            *map(content, node.input),
+        )
+        for node in graph.node
+    )
+
+
 class Cutter:
-    """Cuts sites out of one model; its producers and weights are looked up once."""
+    """Cuts sites out of one model; its producers and weights are looked up once, at the first cut."""
 
     def __init__(self, view: GraphView):
         self.view = view
-        graph = view.proto.graph
-        self._producers = {name: node for node in graph.node for name in node.output}
-        self._rank = {id(node): (position, 0) for position, node in enumerate(graph.node)}
-        self._nodes = list(graph.node)  # Keeps the messages alive, so that their ids stay their own.
-        self._weights = {tensor.name: tensor for tensor in graph.initializer}
 
-    def cut(
-        self, outputs: Sequence[str], start: set[str], edit: SiteEdit | None = None, kinds: str = "iu"
-    ) -> Cut:
+    @cached_property
+    def _nodes(self) -> list[onnx.NodeProto]:
+        return list(self.view.proto.graph.node)  # Keeps the messages alive, so that their ids stay their own.
+
+    @cached_property
+    def _producers(self) -> dict[str, onnx.NodeProto]:
+        return {name: node for node in self._nodes for name in node.output}
+
+    @cached_property
+    def _rank(self) -> dict[int, tuple[int, int]]:
+        return {id(node): (position, 0) for position, node in enumerate(self._nodes)}
+
+    @cached_property
+    def _weights(self) -> dict[str, onnx.TensorProto]:
+        return {tensor.name: tensor for tensor in self.view.proto.graph.initializer}
+
+    def cut(self, outputs: Sequence[str], start: set[str], edit: SiteEdit | None = None, kinds: str = "iu") -> Cut:
         """The nodes from `start` to `outputs`, those of `edit` in place of the original's where it is given.
 
         kinds: the kinds of numpy types (`iu`: whole numbers, `f`: floats) whose known small values become inputs.

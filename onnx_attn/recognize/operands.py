@@ -6,14 +6,15 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import Operand
-from onnx_attn.views.trace import layout_of, trace
+from onnx_attn.views.movement import layout_of
+from onnx_attn.views.trace import trace
 
 
 def read_operand(view: GraphView, tensor: gs.Tensor, transposed: bool = False) -> Operand:
     """Trace one operand. `transposed`: the product reads K as `(…, H, S)`; its layout is given as `(…, S, H)`."""
     found = trace(view, tensor)
     shapes = view.shapes(found.source)
-    layout = layout_of(view, found, shapes) if shapes else None
+    layout = layout_of(view, shapes, found.steps) if shapes else None
     if layout is not None and transposed:
         layout = layout.swapped()
     return Operand(tensor, found, layout, transposed)

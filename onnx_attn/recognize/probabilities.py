@@ -8,9 +8,13 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.result import Stop
-from onnx_attn.views.trace import FLOATS, is_identity
+from onnx_attn.site import Guard
+from onnx_attn.views.movement import is_identity
+from onnx_attn.views.trace import FLOATS, lowest
 
-CHANGES = frozenset("Reshape Transpose Squeeze Unsqueeze Expand Mul Div Add Slice Concat Clip ReduceMean ReduceSum".split())
+CHANGES = frozenset(
+    "Reshape Transpose Squeeze Unsqueeze Expand Mul Div Add Slice Concat Clip ReduceMean ReduceSum".split()
+)
 MOST_NODES = 64
 
 
@@ -20,7 +24,8 @@ class Product:
 
     node: gs.Node
     dtype: int = 0
-    guarded: bool = False
+    guard: Guard = None
+    guard_mask: gs.Tensor | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -33,15 +38,19 @@ def read_probabilities(view: GraphView, softmax: gs.Node) -> Product | Stop:
     tensor, found = softmax.outputs[0], Product(softmax)
     while True:
         readers = _distinct(view.readers(tensor))
-        guard = _guard(view, tensor, readers)
-        if guard is not None:
-            tensor, found = guard.outputs[0], replace(found, guarded=True)
+        where = _nan_guard(view, tensor, readers)
+        if where is not None and found.guard is None:
+            tensor, found = where.outputs[0], replace(found, guard="nan")
             continue
         if len(readers) != 1 or view.is_output(tensor):
             return _several(view, tensor, readers)
         node = readers[0]
         if node.op == "MatMul":
             return _product(view, tensor, node, found)
+        mask = _row_guard(view, tensor, node)
+        if mask is not None and found.guard is None:
+            tensor, found = node.outputs[0], replace(found, guard="row", guard_mask=mask)
+            continue
         below = _through(view, node, found)
         if isinstance(below, Stop):
             return below
@@ -77,7 +86,7 @@ def _product(view: GraphView, tensor: gs.Tensor, node: gs.Node, found: Product) 
     return replace(found, node=node)
 
 
-def _guard(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> gs.Node | None:
+def _nan_guard(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> gs.Node | None:
     """`Where(IsNaN(P), 0, P)`: the Where, if these two are all that reads P."""
     if len(readers) != 2 or view.is_output(tensor):
         return None
@@ -88,6 +97,22 @@ def _guard(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> gs.Nod
     if mask is not isnan.outputs[0] or kept is not tensor or view.scalar(zero) != 0.0:
         return None
     return where if len(view.readers(mask)) == 1 and not view.is_output(mask) else None
+
+
+def _row_guard(view: GraphView, tensor: gs.Tensor, where: gs.Node) -> gs.Tensor | None:
+    """The mask of `Where(max(mask, last axis) ≤ lowest number, 0, P)`: how the Attention operator treats masked rows."""
+    if where.op != "Where" or where.inputs[2] is not tensor or view.scalar(where.inputs[1]) != 0.0:
+        return None
+    compare = view.producer(where.inputs[0])
+    if compare is None or compare.op != "LessOrEqual":
+        return None
+    peak = view.producer(compare.inputs[0])
+    if peak is None or peak.op != "ReduceMax" or len(peak.inputs) != 2 or not peak.attrs.get("keepdims", 1):
+        return None
+    axes, bound = view.constant(peak.inputs[1]), view.scalar(compare.inputs[1])
+    if axes is None or axes.tolist() != [-1] or bound != lowest(view.elem_type(peak.inputs[0])):
+        return None
+    return peak.inputs[0]
 
 
 def _several(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> Stop:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import Operand, Projection
-from onnx_attn.views.linear import linear, row_index, rows
-from onnx_attn.views.trace import layout_of
+from onnx_attn.views.linear import linear, rows
+from onnx_attn.views.movement import layout_of
 
 
 def read_projection(view: GraphView, query: Operand, key: Operand, value: Operand) -> Projection | None:
@@ -20,7 +20,7 @@ def read_projection(view: GraphView, query: Operand, key: Operand, value: Operan
     layouts = []
     for operand, layer in zip(operands, layers, strict=True):
         assert layer is not None
-        layout = layout_of(view, operand.trace, rows(view, layer), row_index(view, layer))
+        layout = layout_of(view, rows(view, layer), operand.trace.steps, layer.moves)
         if layout is None:
             return None
         layouts.append(layout.swapped() if operand.transposed else layout)

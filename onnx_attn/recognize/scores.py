@@ -9,7 +9,8 @@ import onnx_graphsurgeon as gs
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.result import Stop
 from onnx_attn.site import ScoreTerm
-from onnx_attn.views.trace import FLOATS, is_identity, scalar_factor
+from onnx_attn.views.movement import is_identity
+from onnx_attn.views.trace import FLOATS, scalar_factor
 
 MOST_BRANCHES = 64
 """How many places one walk may look at: masks are added once or twice, not dozens of times."""
@@ -94,9 +95,7 @@ def _above(path: _Path, tensor: gs.Tensor, term: ScoreTerm) -> _Path:
     return replace(path, tensor=tensor, terms=(term, *path.terms))
 
 
-def _masked(
-    view: GraphView, path: _Path, node: gs.Node, choices: list[tuple[gs.Tensor, ScoreTerm]]
-) -> list[_Path]:
+def _masked(view: GraphView, path: _Path, node: gs.Node, choices: list[tuple[gs.Tensor, ScoreTerm]]) -> list[_Path]:
     """The scores have the result's shape; a mask may be broadcast, and is never what the scores are made of."""
     shape = view.shapes(node.outputs[0])
     ways = [

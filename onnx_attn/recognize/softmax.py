@@ -20,6 +20,8 @@ def recognize_softmax(view: GraphView, softmax: gs.Node) -> AttentionSite | Verd
     name = label(softmax)
     above, below = read_scores(view, softmax), read_probabilities(view, softmax)
     stop = _settle(view, above, below)
+    if stop is None and isinstance(below, Product) and not _guards_its_own_mask(above, below):
+        stop = Stop("probabilities-changed", below.node, "rows are cleared by another mask than the scores have")
     if stop is None and not _on_last_axis(view, softmax):
         stop = Stop("softmax-axis", softmax)
     if stop is not None:
@@ -50,6 +52,13 @@ def _is_context(view: GraphView, tensor: gs.Tensor) -> bool:
     return node is not None and node.op == "MatMul" and not any(view.is_weight(t) for t in node.inputs)
 
 
+def _guards_its_own_mask(scores: Scores | Stop, product: Product) -> bool:
+    if product.guard_mask is None:
+        return True
+    masks = [term.mask for term in scores.terms if term.kind == "add"] if isinstance(scores, Scores) else []
+    return len(masks) == 1 and masks[0] is product.guard_mask
+
+
 def _on_last_axis(view: GraphView, softmax: gs.Node) -> bool:
     """Before opset 13 Softmax flattened from `axis` (default 1) on: the same thing only when that is the last axis."""
     axis = softmax.attrs.get("axis", -1 if view.opset >= 13 else 1)
@@ -63,11 +72,12 @@ def _site(view: GraphView, softmax: gs.Node, scores: Scores, product: Product) -
     value = read_operand(view, product.node.inputs[1])
     tensors = [operand.tensor for operand in (query, key, value)]
     sizes = [head_size(view, operand) for operand in (query, key, value)]
-    ranks = {view.rank(tensor) for tensor in tensors}
-    if None in ranks or len(ranks) != 1 or min(ranks) < 2 or None in sizes:  # type: ignore[type-var]
+    ranks = {view.rank(tensor) or 0 for tensor in tensors}
+    if len(ranks) != 1 or min(ranks) < 2 or None in sizes:
         return Stop("shape-unknown", scores.product).verdict(label(softmax))
-    types = {view.elem_type(tensor) for tensor in tensors}
-    if len(types) != 1 or not types <= set(FLOATS):
+    types = [view.elem_type(tensor) for tensor in tensors]
+    # V may have a type of its own: half-precision exports with a float32 mask compute softmax and P·V in float32.
+    if types[0] != types[1] or not set(types) <= set(FLOATS):
         return Stop("type-not-supported", scores.product).verdict(label(softmax))
     head_dim, _, value_dim = sizes
     assert head_dim is not None and value_dim is not None
@@ -82,7 +92,7 @@ def _site(view: GraphView, softmax: gs.Node, scores: Scores, product: Product) -
         scores_scale=scores.scale,
         terms=scores.terms,
         probabilities_dtype=product.dtype,
-        guard="nan" if product.guarded else None,
+        guard=product.guard,
         output=product.node.outputs[0],
         heads=head_count(view, query),
         kv_heads=head_count(view, key),

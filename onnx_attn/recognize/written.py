@@ -13,7 +13,8 @@ def recognize_written(view: GraphView, node: gs.Node) -> Written:
     query, key, value = node.inputs[:3]
     kinds = [part for part in node.op.split("_") if part in ("Mask", "Where", "WhereNot")]
     masks = tuple(
-        ScoreTerm("add" if kind == "Mask" else "where", mask) for kind, mask in zip(kinds, node.inputs[3:], strict=False)
+        ScoreTerm("add" if kind == "Mask" else "where", mask)
+        for kind, mask in zip(kinds, node.inputs[3:], strict=False)
     )
 
     def size(tensor: gs.Tensor, axis: int) -> int | None:

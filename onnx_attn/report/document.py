@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from onnx_attn.fusion import Fusion
 from onnx_attn.graph.view import GraphView
-from onnx_attn.pipeline import Fusion
 from onnx_attn.plan import Decision, Plan
 from onnx_attn.prove.compare import Difference
 from onnx_attn.prove.site import Certificate
@@ -21,8 +21,7 @@ def inspection(name: str, target: Target, view: GraphView, plan: Plan) -> dict[s
 
 
 def fusion_report(fusion: Fusion) -> dict[str, Any]:
-    """The report of `fuse`."""
-    view = fusion.view
+    """The report of `fuse`; `proof` stays null until the whole model has been run."""
     candidates = _numbered([_fused_entry(fusion, entry) for entry in fusion.plan.entries])
     head = _head(fusion.name, fusion.target, candidates)
     return {
@@ -31,14 +30,12 @@ def fusion_report(fusion: Fusion) -> dict[str, Any]:
         "nodes_before": fusion.nodes_before,
         "nodes_after": fusion.nodes_after,
         "seconds": {phase: round(seconds, 4) for phase, seconds in fusion.seconds.items()},
-        "proof": proof(fusion.proof),
+        "proof": None,
         "candidates": candidates,
     }
 
 
-def proof(found: WholeProof | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
+def proof_document(found: WholeProof) -> dict[str, Any]:
     return {"ok": found.ok, **_difference(found.worst), "cases": found.cases, "rtol": found.rtol}
 
 
@@ -83,10 +80,11 @@ def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Deci
         code = "proof-failed" if certificate.provable else "unprovable-here"
         failed = Verdict(entry.site.name, code, entry.site.name, certificate.failure or "")
         document |= {"status": "refused", **_verdict(failed)}
+    written = edit is not None or entry.key in fusion.kept
     return {
         **document,
-        "form": entry.form if edit is not None else None,
-        "packed": edit is not None and edit.packed,
+        "form": entry.form if written else None,
+        "packed": written and entry.packing is not None,
         "unpacked_because": entry.unpacked,
         "notes": list(entry.site.notes),
         "certificate": _certificate(certificate),
@@ -153,7 +151,5 @@ def verification(first: str, second: str, found: WholeProof) -> dict[str, Any]:
         "cases": found.cases,
         "rtol": found.rtol,
         "atol": found.atol,
-        "outputs": [
-            {"name": name, **_difference(each), "agrees": each.agrees} for name, each in found.outputs.items()
-        ],
+        "outputs": [{"name": name, **_difference(each), "agrees": each.agrees} for name, each in found.outputs.items()],
     }

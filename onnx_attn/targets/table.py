@@ -61,7 +61,11 @@ def parse_target(name: str, version: str | None = None) -> Target:
     if version == "rtx":
         return Target(name, version, _RTX)
     parts = version.split(".")
-    if not all(part.isdigit() for part in parts) or not parts[0] or (key := (int(parts[0]), int([*parts, "0"][1]))) < (8, 6):
+    if (
+        not all(part.isdigit() for part in parts)
+        or not parts[0]
+        or (key := (int(parts[0]), int([*parts, "0"][1]))) < (8, 6)
+    ):
         raise UsageError(f"unknown TensorRT version '{version}'; give 8.6, 10.0 … 11.x, or rtx")
     return Target(name, version, key)
 
@@ -73,9 +77,13 @@ def form_for(target: Target, form: str, opset: int) -> str | Verdict:
     """
     if form != "auto" and form not in FORMS:
         raise UsageError(f"form '{form}' is not available; choose auto, {' or '.join(FORMS)}")
-    rows = [row for row in TABLE if row.target == target.name and row.since <= target.key and form in ("auto", row.form)]
+    rows = [
+        row for row in TABLE if row.target == target.name and row.since <= target.key and form in ("auto", row.form)
+    ]
     if not rows:
-        raise UsageError(f"{target.name} {target.version or ''} does not take the form '{form}'; use --form auto".replace("  ", " "))
+        raise UsageError(
+            f"{target.name} {target.version or ''} does not take the form '{form}'; use --form auto".replace("  ", " ")
+        )
     for row in rows:
         if opset >= row.lowest_opset:
             return row.form

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import Shape
-from onnx_attn.views.trace import Step, count, run, trace
+from onnx_attn.views.movement import Step
+from onnx_attn.views.trace import trace
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,6 @@ def rows(view: GraphView, layer: Linear) -> tuple[Shape, ...]:
     shapes = view.shapes(layer.source)
     assert shapes is not None
     return tuple((*shape[:-1], layer.channels) for shape in shapes)
-
-
-def row_index(view: GraphView, layer: Linear) -> list[np.ndarray]:
-    """What the layer's output holds of `rows`, as index tensors: its moves, done to the output's rows."""
-    indices = []
-    for world, index in zip(view.worlds, count(rows(view, layer)), strict=True):
-        for step in layer.moves:
-            if step.node.op == "Transpose":
-                index = run(step, index, world)
-            else:
-                shape = world.shape(step.output.name)
-                assert shape is not None
-                index = index.reshape((*shape[:-1], layer.channels))
-        indices.append(index)
-    return indices
 
 
 def weight_tensor(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Constant, bool] | None:
@@ -153,5 +138,5 @@ def _keeps_rows(view: GraphView, step: Step, width: int) -> bool:
 def _is_vector(bias: gs.Constant, channels: int) -> bool:
     """A bias per channel: (C,) or broadcast forms of it, or one number for all."""
     return bias.shape is not None and (
-        (len(bias.shape) >= 1 and bias.shape[-1] == channels and all(d == 1 for d in bias.shape[:-1]))
+        len(bias.shape) >= 1 and bias.shape[-1] == channels and all(d == 1 for d in bias.shape[:-1])
     )

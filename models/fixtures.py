@@ -1,0 +1,107 @@
+"""The small exports that are checked in under tests/exports: which they are, and how each is made.
+
+`python -m models fixtures` makes them all again; `tests/exports/made_by.tsv` records for each file the true number of
+attention sites, counted while the model ran, and the command that made it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path("tests/exports")
+RECORD = "made_by.tsv"
+EXPORTERS = ("torchscript:17", "dynamo:18", "dynamo:23")
+SMALL = ("sdpa", "sdpa_scale", "sdpa_causal", "sdpa_mask", "sdpa_prescaled")
+"""Bare operators: a few KB each, so in every spelling."""
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """One export. `spelling` is exporter:opset."""
+
+    name: str
+    spelling: str
+    dynamic: bool = False
+    half: bool = False
+    attn: str = "sdpa"
+
+    @property
+    def file(self) -> str:
+        parts = [self.name, *self.spelling.split(":"), "dynamic" if self.dynamic else "static"]
+        parts += ["eager"] if self.attn == "eager" else []
+        parts += ["half"] if self.half else []
+        return ".".join([*parts, "onnx"])
+
+    @property
+    def arguments(self) -> list[str]:
+        exporter, opset = self.spelling.split(":")
+        arguments = ["export", self.name, "--size", "tiny", "--exporter", exporter, "--opset", opset]
+        arguments += ["--attn", self.attn] if self.attn != "sdpa" else []
+        arguments += ["--dynamic"] if self.dynamic else []
+        arguments += ["--half"] if self.half else []
+        return [*arguments, "-o", str(FOLDER / self.file)]
+
+
+def fixtures() -> Iterator[Fixture]:
+    """All of them: every bare operator in every spelling, every model in at least one, all axes covered."""
+    for name in SMALL:
+        for spelling in EXPORTERS:
+            for dynamic in (False, True):
+                yield Fixture(name, spelling, dynamic)
+    ts, d18, d23 = EXPORTERS
+    yield from (
+        Fixture("vit_b_16", ts),
+        Fixture("vit_b_16", d18, dynamic=True),
+        Fixture("vit_b_16", ts, half=True),
+        Fixture("vit_small_patch16_224", d18, attn="eager"),
+        Fixture("vit_small_patch16_224", d23, dynamic=True),
+        Fixture("bert", ts, dynamic=True),
+        Fixture("bert", d18, half=True, attn="eager"),
+        Fixture("bert", d23, dynamic=True),
+        Fixture("gpt2", ts, dynamic=True),
+        Fixture("gpt2", d18, attn="eager"),
+        Fixture("gpt2", d23),
+        Fixture("gpt2_no_mask", d18, dynamic=True),
+        Fixture("clip_vision", ts, dynamic=True),
+        Fixture("clip_vision", d23),
+        Fixture("mha", ts),
+        Fixture("mha", ts, dynamic=True),
+        Fixture("mha", d18, dynamic=True),
+        Fixture("mha", d23),
+        Fixture("mha_seq_first", ts),
+        Fixture("mha_seq_first", d18, dynamic=True),
+        Fixture("mha_no_bias", ts),
+        Fixture("mha_no_bias", d23, dynamic=True),
+        Fixture("mha_averaged", ts),
+        Fixture("mha_averaged", d18, dynamic=True),
+        Fixture("mha_weights", ts),
+        Fixture("mha_weights", d18, dynamic=True),
+        Fixture("handwritten", ts, dynamic=True),
+        Fixture("handwritten", d18, half=True),
+        Fixture("handwritten_no_bias", ts),
+        Fixture("handwritten_no_bias", d23, dynamic=True),
+        Fixture("handwritten_dropout", ts),
+        Fixture("no_attention", ts),
+        Fixture("no_attention", d18, dynamic=True),
+    )
+
+
+def main() -> int:
+    """Make every fixture in a process of its own, and the record of how."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for fixture in fixtures():
+        command = [sys.executable, "-m", "models", *fixture.arguments]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode:
+            print(run.stderr.strip().splitlines()[-1], file=sys.stderr)
+            return 1
+        sites = next(word.split("=")[1] for word in run.stdout.split() if word.startswith("true_sites="))
+        rows.append(f"{fixture.file}\t{sites}\tpython -m models {' '.join(fixture.arguments)}")
+        print(rows[-1])
+    (FOLDER / RECORD).write_text("\n".join(["file\ttrue_sites\tcommand", *rows]) + "\n")
+    return 0

@@ -1,0 +1,49 @@
+"""What one run of `fuse` did: filled phase by phase, read by the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from onnx_attn.graph.edit import SiteEdit
+from onnx_attn.graph.view import GraphView
+from onnx_attn.plan import Decision, Plan
+from onnx_attn.prove.site import Certificate
+from onnx_attn.site import Written
+from onnx_attn.targets.table import Target
+
+
+@dataclass
+class Fusion:
+    """What `fuse` did: the plan, the edits and certificates by the plan's keys, the time.
+
+    kept: keys of sites that stand in the wanted form already.
+    """
+
+    name: str
+    target: Target
+    view: GraphView
+    plan: Plan
+    nodes_before: int
+    nodes_after: int = 0
+    edits: dict[str, SiteEdit] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+    certificates: dict[str, Certificate] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def fused(self) -> int:
+        """Sites that are written in a form of ours, those that were before included."""
+        entries = self.plan.entries
+        return sum(
+            isinstance(e, Written) or (isinstance(e, Decision) and (e.key in self.edits or e.key in self.kept))
+            for e in entries
+        )
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start

@@ -1,0 +1,118 @@
+"""The report for people: what was found, what was done, and why not where it was not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+Report = dict[str, Any]
+
+
+def show_inspection(report: Report, console: Console) -> None:
+    _show_head(report, console, "")
+    _show_sites(report, console)
+    _show_left_alone(report, console)
+
+
+def show_fusion(report: Report, output: str, console: Console) -> None:
+    done = f", {report['fused']} fused" if report["sites"] else ""
+    _show_head(report, console, done)
+    _show_sites(report, console)
+    _show_left_alone(report, console)
+    if report["nodes_after"] != report["nodes_before"]:
+        console.print(f"nodes   {report['nodes_before']} → {report['nodes_after']}")
+    elif report["fused"] == 0:
+        console.print("nothing to change")
+    console.print(f"proof   {_proof_line(report)}")
+    seconds = report["seconds"]
+    phases = ", ".join(f"{phase} {time:.2f}" for phase, time in seconds.items())
+    console.print(f"seconds {sum(seconds.values()):.2f} ({phases})")
+    console.print(f"wrote   {escape(output)}")
+
+
+def show_verification(report: Report, console: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("output", "max_abs", "max_rel", "NaN and ±inf"):
+        table.add_column(column)
+    for output in report["outputs"]:
+        table.add_row(
+            escape(output["name"]),
+            f"{output['max_abs']:.1e}",
+            f"{output['max_rel']:.1e}",
+            "agree" if output["agrees"] else "[bold red]differ[/]",
+        )
+    console.print(table)
+    verdict = "[green]the same[/]" if report["ok"] else "[bold red]different[/]"
+    console.print(f"{verdict}: {report['cases']} cases, max_rel {report['max_rel']:.1e}, allowed {report['rtol']:.0e}")
+
+
+def _show_head(report: Report, console: Console, done: str) -> None:
+    version = f" {report['target_version']}" if report["target_version"] else ""
+    console.print(f"[bold]{escape(report['model'])}[/] for {report['target']}{version}")
+    if not report["sites"]:
+        console.print("no attention in this model")
+    else:
+        plural = "s" if report["sites"] != 1 else ""
+        console.print(f"{report['sites']} attention site{plural}{done}, {report['refused']} refused")
+
+
+def _show_sites(report: Report, console: Console) -> None:
+    """Equal sites on one line: a model has layers, and layers are alike."""
+    sites = [candidate for candidate in report["candidates"] if candidate["status"] == "site"]
+    if not sites:
+        return
+    groups: dict[tuple[str, ...], list[Report]] = {}
+    for site in sites:
+        groups.setdefault(_row(site), []).append(site)
+    table = Table(box=None, pad_edge=False)
+    for column in ("sites", "heads", "size", "scale", "masks", "projection", "form", "max_rel"):
+        table.add_column(column, overflow="fold")
+    for row, members in groups.items():
+        found = [m["certificate"]["max_rel"] for m in members if m.get("certificate")]
+        first = members[0]["id"]
+        name = f"{first} … {members[-1]['id']}" if len(members) > 1 else first
+        table.add_row(name, *row, f"{max(found):.1e}" if found else "")
+    console.print(table)
+
+
+def _row(site: Report) -> tuple[str, ...]:
+    masks = ["causal"] if site["causal"] else []
+    masks += [f"{mask['kind']} {'×'.join(str(size) for size in mask['shape'])}" for mask in site["masks"]]
+    packing = " → packed" if site.get("packed") and site["projection"] == "triplet" else ""
+    return (
+        str(site["heads"]) if site["heads"] == site["kv_heads"] else f"{site['heads']}/{site['kv_heads']}",
+        str(site["head_dim"]),
+        f"{site['scale']:.6g}",
+        escape(", ".join(masks)) or "none",
+        site["projection"] + packing,
+        site.get("form") or "",
+    )
+
+
+def _show_left_alone(report: Report, console: Console) -> None:
+    for candidate in report["candidates"]:
+        if candidate["status"] == "refused":
+            console.print(f"[yellow]{candidate['id']} refused[/] {candidate['code']} at {escape(candidate['node'])}")
+            console.print(f"        {escape(candidate['reason'])}")
+            if candidate["remedy"]:
+                console.print(f"        → {escape(candidate['remedy'])}")
+    others = Counter(c["code"] for c in report["candidates"] if c["status"] == "not_attention")
+    for code, count in others.items():
+        console.print(f"[dim]{count} × not attention: {code}[/]")
+
+
+def _proof_line(report: Report) -> str:
+    proof = report["proof"]
+    if proof is None:
+        return "none (--no-verify)"
+    if not proof["cases"]:
+        return "not needed, nothing was changed"
+    cases = sum(c["certificate"]["cases"] for c in report["candidates"] if c.get("certificate"))
+    return (
+        f"whole model max_rel {proof['max_rel']:.1e} on {proof['cases']} input sets (allowed {proof['rtol']:.0e}); "
+        f"{cases} cases on the sites"
+    )

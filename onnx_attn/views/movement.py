@@ -1,0 +1,156 @@
+"""Movement nodes: which they are, and what they do to an index tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_attn.graph.view import GraphView
+from onnx_attn.graph.world import Shape, World
+from onnx_attn.views.layout import Layout, common, decode
+
+SAME_ORDER = frozenset(
+    {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Mul", "Div", "Neg", "Dropout"}
+)
+"""Nodes of a trace that leave the elements in their order: their result is the input, reshaped."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node of a trace and the tensor that the walk came through."""
+
+    node: gs.Node
+    output: gs.Tensor
+
+
+def moves(view: GraphView, node: gs.Node, output: gs.Tensor) -> bool:
+    """True if `output` of this node holds elements of the node's first input and nothing else, each at most once."""
+    if view.shapes(output) is None or view.shapes(node.inputs[0]) is None:
+        return False
+    if node.op in ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split"):
+        return True
+    if node.op == "Slice":
+        return all(view.constant(tensor) is not None for tensor in node.inputs[1:] if tensor.name)
+    if node.op == "Gather":
+        return view.constant(node.inputs[1]) is not None and not view.is_weight(node.inputs[0])
+    return is_identity(view, node) and output is node.outputs[0]
+
+
+def is_noop_cast(view: GraphView, node: gs.Node) -> bool:
+    return node.op == "Cast" and view.elem_type(node.inputs[0]) == node.attrs["to"] != 0
+
+
+def is_identity(view: GraphView, node: gs.Node) -> bool:
+    """Identity, a Cast to the type that is there already, or Dropout that does nothing at inference."""
+    if node.op == "Identity" or is_noop_cast(view, node):
+        return True
+    return node.op == "Dropout" and dropout_is_inference(view, node)
+
+
+def dropout_is_inference(view: GraphView, node: gs.Node) -> bool:
+    """From opset 12 on, training_mode is an input that defaults to false; below, Dropout is the identity at inference."""
+    if len(node.inputs) < 3 or not node.inputs[2].name:
+        return not bool(node.attrs.get("is_test", 1) == 0)
+    mode = view.constant(node.inputs[2])
+    return mode is not None and not bool(mode.reshape(-1)[0])
+
+
+def layout_of(
+    view: GraphView, base: tuple[Shape, ...], steps: Sequence[Step], row_steps: Sequence[Step] = ()
+) -> Layout | None:
+    """The layout, over a base of these shapes (one a world), of what `steps` make of it.
+
+    row_steps: come first and move rows only, as nodes in front of a linear layer do; they are run on rows of the base's
+        own width, whatever the width was that the nodes were written for.
+
+    Equal movements of equal bases, as in the layers of one model, are run once.
+    """
+    key = (base, tuple(_key(view, step) for step in row_steps), tuple(_key(view, step) for step in steps))
+    if key not in view.layouts:
+        view.layouts[key] = _run_all(view, base, steps, row_steps)
+    return view.layouts[key]
+
+
+def _run_all(
+    view: GraphView, base: tuple[Shape, ...], steps: Sequence[Step], row_steps: Sequence[Step]
+) -> Layout | None:
+    layouts: list[Layout | None] = []
+    for world, shape in zip(view.worlds, base, strict=True):
+        size = math.prod(shape)
+        index = np.arange(size, dtype=np.int64 if size >= 2**31 else np.int32).reshape(shape)
+        try:
+            for step in row_steps:
+                index = run(step, index, world, width=shape[-1])
+            for step in steps:
+                index = run(step, index, world)
+        except ValueError:  # A size that the exporter froze: at this world's sizes the node cannot run.
+            return None
+        layouts.append(decode(index, shape))
+    return common(layouts)
+
+
+def _key(view: GraphView, step: Step) -> tuple[object, ...]:
+    """All that decides what a step does."""
+    node = step.node
+    if node.op in SAME_ORDER:
+        return (view.shapes(step.output),)
+    details: list[object] = [node.op, view.shapes(step.output)]
+    if node.op == "Transpose":
+        details.append(tuple(node.attrs.get("perm") or ()))
+    elif node.op == "Split":
+        before = next(i for i, output in enumerate(node.outputs) if output is step.output)
+        details += [node.attrs.get("axis", 0), *(view.shapes(output) for output in node.outputs[:before])]
+    else:
+        values = [view.constant(tensor) for tensor in node.inputs[1:]]
+        details += [node.attrs.get("axis", 0), *(None if value is None else value.tobytes() for value in values)]
+    return tuple(details)
+
+
+def run(step: Step, index: np.ndarray, world: World, width: int | None = None) -> np.ndarray:
+    """Apply one step to an index tensor, at the sizes of one world; `width` replaces the last axis's size."""
+    node, shape = step.node, world.shape(step.output.name)
+    assert shape is not None
+    if node.op in SAME_ORDER:
+        return index.reshape(shape if width is None else (*shape[:-1], width))
+    if node.op == "Transpose":
+        perm = node.attrs.get("perm") or list(range(index.ndim))[::-1]
+        return index.transpose(perm)
+    if node.op == "Split":
+        return _split(step, index, world)
+    if node.op == "Gather":
+        value = world.value(node.inputs[1].name)
+        assert value is not None
+        return np.take(index, value, axis=node.attrs.get("axis", 0))
+    return _slice(node, index, world)
+
+
+def _split(step: Step, index: np.ndarray, world: World) -> np.ndarray:
+    axis = step.node.attrs.get("axis", 0)
+    start = 0
+    for output in step.node.outputs:
+        shape = world.shape(output.name)
+        assert shape is not None
+        if output is step.output:
+            return np.take(index, range(start, start + shape[axis]), axis=axis)
+        start += shape[axis]
+    raise AssertionError("a trace came through an output that the node does not have")
+
+
+def _slice(node: gs.Node, index: np.ndarray, world: World) -> np.ndarray:
+    """ONNX Slice (opset 10 on): starts, ends, axes, steps as inputs; the semantics of numpy's slices."""
+    given = [world.value(tensor.name) if tensor.name else None for tensor in node.inputs[1:]]
+    given += [None] * (4 - len(given))
+    starts, ends, axes, steps = given
+    assert starts is not None and ends is not None
+    count = starts.size
+    axes = np.arange(count) if axes is None else axes
+    steps = np.ones(count, np.int64) if steps is None else steps
+    cut = [slice(None)] * index.ndim
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        stop = None if step < 0 and end <= -index.shape[axis] - 1 else int(end)
+        cut[int(axis)] = slice(int(start), stop, int(step))
+    return index[tuple(cut)]

@@ -1,0 +1,128 @@
+"""The proof can fail: a site that is written wrongly is seen, rolled back and reported, and never saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from support import EXPORTS, exports, feeds, max_rel, run
+
+import onnx_attn
+from onnx_attn import pipeline
+from onnx_attn.forms.write import write_site
+from onnx_attn.graph.edit import SiteEdit
+from onnx_attn.prove.compare import difference
+
+VIT = EXPORTS / "vit_b_16.torchscript.17.static.onnx"
+GPT2 = EXPORTS / "gpt2.torchscript.17.dynamic.onnx"
+
+
+def spoiled(change: Callable[[SiteEdit], None], site: int) -> Callable[..., SiteEdit]:
+    """`write_site` as it is, but for one site, whose edit is changed."""
+    count = iter(range(100))
+
+    def write(*arguments: object) -> SiteEdit:
+        edit = write_site(*arguments)  # type: ignore[arg-type]
+        if next(count) == site:
+            change(edit)
+        return edit
+
+    return write
+
+
+def scale_by(factor: float) -> Callable[[SiteEdit], None]:
+    def change(edit: SiteEdit) -> None:
+        call = next(node for node in edit.nodes if node.domain == "onnx_attn")
+        scale = next(attribute for attribute in call.attribute if attribute.name == "scale")
+        scale.f *= factor
+
+    return change
+
+
+def swap_query_and_key(edit: SiteEdit) -> None:
+    call = next(node for node in edit.nodes if node.domain == "onnx_attn")
+    call.input[0], call.input[1] = call.input[1], call.input[0]
+
+
+def drop_mask(edit: SiteEdit) -> None:
+    call = next(node for node in edit.nodes if node.domain == "onnx_attn")
+    zero = numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "no_mask")
+    object.__setattr__(edit, "initializers", (*edit.initializers, zero))
+    call.input[3] = "no_mask"
+
+
+@pytest.mark.parametrize("change", [scale_by(1.0001), scale_by(2.0), swap_query_and_key], ids=["1e-4", "twice", "swap"])
+def test_a_wrong_site_is_rolled_back_and_the_others_stay(
+    change: Callable[[SiteEdit], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pipeline, "write_site", spoiled(change, site=1))
+    result = onnx_attn.fuse(VIT, tmp_path / "fused.onnx")
+    first, second = (c for c in result.report["candidates"] if c["status"] != "not_attention")
+    assert (first["status"], second["status"]) == ("site", "refused")
+    assert second["code"] == "proof-failed"
+    assert second["certificate"]["failure"]
+    assert (result.report["sites"], result.report["fused"], result.report["refused"]) == (2, 1, 1)
+    assert result.report["proof"]["ok"]
+    assert [node.name for node in result.model.graph.node if node.op_type == "Softmax"] == [second["softmax"]]
+
+
+def test_a_lost_mask_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pipeline, "write_site", spoiled(drop_mask, site=0))
+    report = onnx_attn.fuse(GPT2, tmp_path / "fused.onnx").report
+    assert [c["code"] for c in report["candidates"]] == ["proof-failed", None]
+
+
+@pytest.mark.parametrize("export", exports("vit_b_16*static.onnx") + exports("gpt2.t*"), ids=lambda e: e.path.stem)
+def test_a_wrong_scale_in_one_site_shows_at_the_models_output(export: object, tmp_path: Path) -> None:
+    """What the whole-model comparison is for: it is not blind to a single site that is off by one percent."""
+    path = export.path  # type: ignore[attr-defined]
+    fused = onnx_attn.fuse(path, tmp_path / "fused.onnx").model
+    call = next(node for node in fused.graph.node if node.domain == "onnx_attn")
+    next(attribute for attribute in call.attribute if attribute.name == "scale").f *= 1.01
+    inputs = feeds(fused, {"batch": 2, "sequence": 16})
+    assert max_rel(run(path, inputs), run(fused, inputs)) > 1e-5
+
+
+def test_nothing_is_written_when_the_whole_model_differs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Sites that pass although they are wrong: the last gate holds, with its own exit code."""
+    monkeypatch.setattr(pipeline, "write_site", spoiled(scale_by(1.5), site=0))
+    monkeypatch.setattr(pipeline, "_prove_sites", lambda *_: None)
+    output = tmp_path / "fused.onnx"
+    with pytest.raises(onnx_attn.DifferenceError, match="differs at output 'logits'") as caught:
+        onnx_attn.fuse(VIT, output)
+    assert caught.value.exit_code == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_sees_a_changed_weight(tmp_path: Path) -> None:
+    model = onnx.load(VIT)
+    weight = model.graph.initializer[-1]
+    changed = numpy_helper.to_array(weight) * np.float32(1.01)
+    weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
+    onnx.save(model, tmp_path / "changed.onnx")
+    assert not onnx_attn.verify(VIT, tmp_path / "changed.onnx")["ok"]
+    assert onnx_attn.verify(VIT, VIT)["max_rel"] == 0.0
+
+
+def test_certificates_tell_masked_rows_and_two_sizes(tmp_path: Path) -> None:
+    report = onnx_attn.fuse(GPT2, tmp_path / "fused.onnx").report
+    for candidate in report["candidates"]:
+        # random, large, blocked keys, a row masked with −inf, a row masked with the lowest number; two worlds.
+        assert candidate["certificate"]["cases"] == 10
+        assert candidate["certificate"]["max_rel"] <= 1e-5
+        assert candidate["certificate"]["float64"]["max_rel"] <= 1e-6
+
+
+def test_difference_wants_nan_and_infinity_in_place() -> None:
+    nan, inf = np.nan, np.inf
+    assert difference(np.array([nan, 1.0, inf]), np.array([nan, 1.0, inf])).within(0.0)
+    assert not difference(np.array([nan, 1.0]), np.array([1.0, nan])).agrees
+    assert not difference(np.array([inf]), np.array([-inf])).agrees
+    assert not difference(np.array([1.0]), np.array([1.0], np.float32)).agrees
+    assert difference(np.zeros(3), np.zeros(3)).max_rel == 0.0
+    assert difference(np.zeros(3), np.ones(3)).max_rel == inf
+    assert difference(np.array([4.0, 1.0]), np.array([4.0, 2.0])).max_rel == 0.25

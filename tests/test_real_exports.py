@@ -1,0 +1,82 @@
+"""Every checked-in export, as its exporter wrote it: all sites found, fused and right; nothing to do a second time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from support import Export, exports, feeds, max_rel, run
+
+import onnx_attn
+
+ALL = exports()
+SIZES = ({"batch": 3, "sequence": 9}, {"batch": 2, "sequence": 16})
+FIXED = ({"batch": 2, "sequence": 16},)
+
+
+@pytest.fixture(params=ALL, ids=lambda export: export.path.stem)
+def export(request: pytest.FixtureRequest) -> Export:
+    return request.param
+
+
+def test_every_true_site_is_found_and_nothing_else(export: Export) -> None:
+    report = onnx_attn.inspect(export.path)
+    assert report["sites"] == export.true_sites
+    assert report["refused"] == (export.true_sites if export.left_alone else 0)
+
+
+@pytest.mark.parametrize("form", ["function", "primitives"])
+def test_fused_model_computes_the_same(export: Export, form: str, tmp_path: Path) -> None:
+    fused = tmp_path / "fused.onnx"
+    report = onnx_attn.fuse(export.path, fused, form=form).report
+    wanted = 0 if export.left_alone else export.true_sites
+    assert report["fused"] == wanted, report["candidates"]
+    assert report["proof"]["ok"]
+    model = onnx.load(export.path)
+    for sizes in FIXED if export.fixed_sizes else SIZES:
+        inputs = feeds(model, sizes)
+        expected, actual = (run(path, inputs, optimized=not export.half) for path in (export.path, fused))
+        assert max_rel(expected, actual) <= (2e-3 if export.half else 1e-5)
+
+
+def test_one_attention_node_stands_for_each_site(export: Export, tmp_path: Path) -> None:
+    model = onnx.load(export.path)
+    names = {c["softmax"] for c in onnx_attn.inspect(export.path)["candidates"] if c["status"] == "site"}
+    fused = onnx_attn.fuse(export.path, tmp_path / "fused.onnx").model
+    calls = [node for node in fused.graph.node if node.domain == "onnx_attn"]
+    assert {node.name for node in calls} == names
+    if names:
+        assert len(fused.graph.node) < len(model.graph.node) or len(model.graph.node) == 1
+        assert not [n for n in fused.graph.node if n.op_type in ("Softmax", "Attention") and n.name in names]
+
+
+def test_projections_are_packed_into_one_product(export: Export, tmp_path: Path) -> None:
+    report = onnx_attn.fuse(export.path, tmp_path / "fused.onnx").report
+    for candidate in report["candidates"]:
+        if candidate["status"] == "site":
+            assert candidate["packed"] == export.projected, candidate["unpacked_because"]
+            assert candidate["projection"] == ("none" if not export.projected else candidate["projection"])
+
+
+def test_fusing_again_changes_nothing(export: Export, tmp_path: Path) -> None:
+    once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
+    first = onnx_attn.fuse(export.path, once).report
+    second = onnx_attn.fuse(once, twice).report
+    assert twice.read_bytes() == once.read_bytes()
+    assert (second["sites"], second["fused"]) == (first["sites"], first["fused"])
+
+
+def test_primitives_again_changes_nothing(export: Export, tmp_path: Path) -> None:
+    once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
+    onnx_attn.fuse(export.path, once, form="primitives")
+    onnx_attn.fuse(once, twice, form="primitives")
+    assert twice.read_bytes() == once.read_bytes()
+
+
+def test_inputs_outputs_and_names_stay(export: Export, tmp_path: Path) -> None:
+    before = onnx.load(export.path)
+    after = onnx_attn.fuse(export.path, tmp_path / "fused.onnx").model
+    assert list(after.graph.input) == list(before.graph.input)
+    assert list(after.graph.output) == list(before.graph.output)
+    onnx.checker.check_model(after, full_check=True)

@@ -1,0 +1,192 @@
+"""Attention operators: the standard one, its features that are not read, and those of a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from checks import assert_fused, assert_no_attention, assert_refused, feeds
+from graphs import HEAD_DIM, HEADS, WIDTH, Net
+from onnx import TensorProto
+
+ROOT = HEAD_DIM**-0.5
+
+
+def operator(
+    mask: tuple[int, ...] | None = None, mask_dtype: Any = bool, keys: int = 5, dtype: Any = np.float32, **attrs: Any
+) -> onnx.ModelProto:
+    """One 4-D `Attention` node on graph inputs."""
+    net = Net(23, dtype)
+    given = [net.input("q", 2, HEADS, 5, HEAD_DIM), *(net.input(name, 2, HEADS, keys, HEAD_DIM) for name in "kv")]
+    if mask is not None:
+        given.append(net.input("mask", *mask, dtype=mask_dtype))
+    net.output(net.op("Attention", *given, name="softmax", **attrs))
+    return net.model()
+
+
+def test_plain_operator_is_fused() -> None:
+    assert_fused(operator(), scale=ROOT, heads=HEADS, kv_heads=HEADS, head_dim=HEAD_DIM, causal=False, masks=[])
+
+
+def test_scale_of_the_operator_is_read() -> None:
+    assert_fused(operator(scale=0.3), scale=0.3)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_operator_of_other_types_computes_the_same(dtype: Any) -> None:
+    assert_fused(operator(dtype=dtype), rtol=2e-3 if dtype == np.float16 else 1e-5)
+
+
+def test_query_that_is_scaled_already_is_not_scaled_again() -> None:
+    net = Net(23)
+    q, k, v = (net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv")
+    net.output(net.op("Attention", net.scaled(q), k, v, scale=1.0, name="softmax"))
+    assert_fused(net.model(), scale=ROOT)
+
+
+def test_root_of_the_scale_on_both_operands_is_one_scale() -> None:
+    net = Net(23)
+    q, k, v = (net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv")
+    net.output(net.op("Attention", net.scaled(q, ROOT**0.5), net.scaled(k, ROOT**0.5), v, scale=1.0, name="softmax"))
+    assert_fused(net.model(), scale=ROOT)
+
+
+def test_projections_in_front_of_the_operator_are_packed() -> None:
+    net = Net(23)
+    x = net.input("x", 2, 5, WIDTH)
+    q, k, v = (net.split_heads(net.linear(x, HEADS * HEAD_DIM)) for _ in range(3))
+    net.output(net.merge_heads(net.op("Attention", q, k, v, name="softmax")), 3)
+    assert_fused(net.model(), packed=True, projection="triplet")
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 5, 5), (2, HEADS, 5, 5), (1, 1, 1, 5), (5, 5)], ids=str)
+def test_boolean_mask_means_attend(shape: tuple[int, ...]) -> None:
+    assert_fused(operator(shape), masks=[{"kind": "boolean", "shape": list(shape)}])
+
+
+def test_row_that_a_boolean_mask_blocks_throughout_answers_zero() -> None:
+    model = operator((2, 1, 5, 5))
+    inputs = feeds(model)
+    inputs["mask"][1, 0, 3] = False
+    assert_fused(model, inputs)
+
+
+@pytest.mark.parametrize("lowest", [-np.inf, float(np.finfo(np.float32).min)])
+def test_row_that_a_float_mask_blocks_throughout_answers_as_before(lowest: float) -> None:
+    model = operator((2, 1, 5, 5), np.float32)
+    inputs = feeds(model)
+    inputs["mask"][1, 0, 3] = lowest
+    assert_fused(model, inputs, masks=[{"kind": "additive", "shape": [2, 1, 5, 5]}])
+
+
+@pytest.mark.parametrize("keys", [5, 3, 7])
+def test_causal_operator_is_fused(keys: int) -> None:
+    assert_fused(operator(keys=keys, is_causal=1), causal=True)
+
+
+def test_causal_operator_with_a_boolean_mask_is_fused() -> None:
+    model = operator((2, 1, 5, 5), is_causal=1)
+    inputs = feeds(model)
+    inputs["mask"][0, 0, 2] = [False, False, False, True, True]
+    assert_fused(model, inputs, causal=True)
+
+
+def test_output_that_nobody_reads_is_no_feature() -> None:
+    net = Net(23)
+    given = [net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv"]
+    net.output(net.op("Attention", *given, outputs=4, softcap=0.0, name="softmax")[0])
+    assert_fused(net.model())
+
+
+# --- refused -----------------------------------------------------------------------------------------------------------------
+
+
+def few_key_heads(net: Net) -> None:
+    given = [net.input("q", 2, 4, 5, HEAD_DIM), *(net.input(name, 2, 2, 5, HEAD_DIM) for name in "kv")]
+    net.output(net.op("Attention", *given, name="softmax"))
+
+
+def three_axes(net: Net) -> None:
+    given = [net.input(name, 2, 5, HEADS * HEAD_DIM) for name in "qkv"]
+    net.output(net.op("Attention", *given, q_num_heads=HEADS, kv_num_heads=HEADS, name="softmax"), 3)
+
+
+def past(net: Net) -> None:
+    given = [net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv"]
+    cache = [net.input(name, 2, HEADS, 3, HEAD_DIM) for name in ("past_key", "past_value")]
+    net.output(net.op("Attention", *given, "", *cache, outputs=3, name="softmax")[0])
+
+
+def scores_are_read(net: Net) -> None:
+    given = [net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv"]
+    attended, _, _, scores = net.op("Attention", *given, outputs=4, name="softmax")
+    net.output(attended)
+    net.output(scores)
+
+
+def present_key_is_read(net: Net) -> None:
+    given = [net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv"]
+    attended, present, _ = net.op("Attention", *given, outputs=3, name="softmax")
+    net.output(attended)
+    net.output(net.op("Exp", present))
+
+
+@pytest.mark.parametrize(
+    "write", [few_key_heads, three_axes, past, scores_are_read, present_key_is_read], ids=lambda f: f.__name__
+)
+def test_feature_that_is_not_read_is_refused(write: Callable[[Net], None]) -> None:
+    net = Net(23)
+    write(net)
+    assert_refused(net.model(), "attention-feature")
+
+
+@pytest.mark.parametrize("attrs", [{"softcap": 20.0}, {"softmax_precision": 1}], ids=str)
+def test_attribute_that_is_not_read_is_refused(attrs: dict[str, Any]) -> None:
+    assert_refused(operator(**attrs), "attention-feature")
+
+
+def test_causal_operator_with_a_float_mask_is_refused() -> None:
+    assert_refused(operator((5, 5), np.float32, is_causal=1), "attention-feature")
+
+
+def test_mask_shorter_than_the_keys_is_refused() -> None:
+    net = Net(24)
+    given = [net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv"]
+    net.output(net.op("Attention", *given, net.input("mask", 5, 3), name="softmax"))
+    assert_refused(net.model(), "attention-feature")
+
+
+@pytest.mark.parametrize("op", ["Attention", "MultiHeadAttention", "GroupQueryAttention"])
+def test_operator_of_a_runtime_is_refused(op: str) -> None:
+    net = Net()
+    given = [net.input(name, 2, 5, HEADS * HEAD_DIM) for name in "qkv"]
+    net.output(net.op(op, *given, domain="com.microsoft", num_heads=HEADS, name="softmax"), 3)
+    assert_refused(net.model(com_microsoft=1), "operator-of-a-runtime")
+
+
+def test_operator_of_linear_attention_is_no_attention() -> None:
+    net = Net(27)
+    given = [net.input(name, 2, 5, HEADS * HEAD_DIM) for name in "qkv"]
+    found = net.op("LinearAttention", *given, outputs=2, name="softmax", q_num_heads=HEADS, kv_num_heads=HEADS, update_rule="linear")
+    net.output(found[0], 3)
+    assert_no_attention(net.model(), "operator-not-supported")
+
+
+def test_attention_of_another_domain_is_no_candidate() -> None:
+    import onnx_attn
+
+    net = Net()
+    net.output(net.op("Attention", net.input("x", 2, 5, WIDTH), domain="somebody"), 3)
+    assert onnx_attn.inspect(net.model(somebody=1))["candidates"] == []
+
+
+def test_operator_with_a_boolean_input_type_is_never_cast(tmp_path: Any) -> None:
+    """A mask that is cast to float before the operator is a float mask: 1 is added, nothing is blocked."""
+    net = Net(23)
+    given = [net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv"]
+    mask = net.op("Cast", net.input("mask", 5, 5, dtype=bool), to=TensorProto.FLOAT)
+    net.output(net.op("Attention", *given, mask, name="softmax"))
+    assert_fused(net.model(), masks=[{"kind": "additive", "shape": [5, 5]}])
