@@ -152,12 +152,21 @@ def external_directory(folder: Path) -> Path:
     return path
 
 
+def external_symlink(folder: Path) -> Path:
+    """As in the cache of the Hugging Face hub; onnx refuses to follow it, ONNX Runtime does not."""
+    path = _external(folder)
+    (folder / "weights.bin").rename(folder / "blob")
+    (folder / "weights.bin").symlink_to("blob")
+    return path
+
+
 EXTERNAL: dict[str, Maker] = {
     "missing": external_missing,
     "short": external_short,
     "empty": external_empty,
     "outside the folder": external_outside,
     "a directory": external_directory,
+    "a symlink": external_symlink,
 }
 
 

@@ -23,7 +23,9 @@ def _function(overload: str, factor: float) -> onnx.FunctionProto:
         helper.make_node("Constant", [], ["factor"], value_float=factor, name="inner_constant"),
         helper.make_node("Mul", ["x", "factor"], ["y"], name="inner_mul", doc_string="inside a function"),
     ]
-    function = helper.make_function(USER, "Stretch", ["x"], ["y"], nodes, [helper.make_opsetid("", 17)], overload=overload)
+    function = helper.make_function(
+        USER, "Stretch", ["x"], ["y"], nodes, [helper.make_opsetid("", 17)], overload=overload
+    )
     function.doc_string = f"by {factor}"
     function.attribute.append("required")
     function.attribute_proto.append(helper.make_attribute("unused", 3))
@@ -56,7 +58,9 @@ def decorated() -> onnx.ModelProto:
         tensor.doc_string = f"doc of tensor {tensor.name}"
         _metadata(tensor, f"tensor {tensor.name}")
     graph.input[0].type.denotation = "IMAGE"
-    for dim, denotation in zip(graph.input[0].type.tensor_type.shape.dim, ("BATCH", "CHANNEL", "HEIGHT", "WIDTH"), strict=True):
+    for dim, denotation in zip(
+        graph.input[0].type.tensor_type.shape.dim, ("BATCH", "CHANNEL", "HEIGHT", "WIDTH"), strict=True
+    ):
         dim.denotation = f"DATA_{denotation}"
     _quantization(graph)
     _sparse(graph)
@@ -106,9 +110,12 @@ def _sparse(graph: onnx.GraphProto) -> None:
 
 def _training(model: onnx.ModelProto) -> None:
     """Updates a weight that the in-projection of the first layer is made of."""
-    step = helper.make_graph([helper.make_node("Identity", [packed_weight(model)], ["new"])], "step", [], [
-        helper.make_tensor_value_info("new", TensorProto.FLOAT, None)
-    ])
+    step = helper.make_graph(
+        [helper.make_node("Identity", [packed_weight(model)], ["new"])],
+        "step",
+        [],
+        [helper.make_tensor_value_info("new", TensorProto.FLOAT, None)],
+    )
     info = model.training_info.add()
     info.algorithm.CopyFrom(step)
     info.initialization.CopyFrom(helper.make_graph([], "start", [], []))

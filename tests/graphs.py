@@ -14,6 +14,7 @@ Dim = int | str | None
 Step = Callable[[str], str]
 
 HEADS, HEAD_DIM, WIDTH = 2, 24, 20
+CHANNELS = HEADS * HEAD_DIM
 """1/√24 is no power of two, and the source's width is not heads · head size."""
 
 
@@ -50,7 +51,9 @@ class Net:
     def weight(self, *shape: int, name: str | None = None) -> str:
         return self.const(self.rng.standard_normal(shape) / np.sqrt(WIDTH), name=name)
 
-    def op(self, op: str, *inputs: str, outputs: int = 1, name: str | None = None, domain: str = "", **attrs: Any) -> Any:
+    def op(
+        self, op: str, *inputs: str, outputs: int = 1, name: str | None = None, domain: str = "", **attrs: Any
+    ) -> Any:
         number = len(self.nodes)
         produced = [f"{op}_{number}_{i}_out" for i in range(outputs)]
         label = (name or f"{op}_{number}") if self.named else ""
@@ -70,7 +73,9 @@ class Net:
     def turn(self, value: str, *perm: int) -> str:
         return self.op("Transpose", value, perm=perm)
 
-    def linear(self, value: str, channels: int, *, width: int = WIDTH, bias: bool = True, weight: str | None = None) -> str:
+    def linear(
+        self, value: str, channels: int, *, width: int = WIDTH, bias: bool = True, weight: str | None = None
+    ) -> str:
         product = self.op("MatMul", value, weight or self.weight(width, channels))
         return self.op("Add", product, self.weight(channels)) if bias else product
 
@@ -88,7 +93,14 @@ class Net:
         return self.op("Mul", value, self.const(factor))
 
     def sdpa(
-        self, q: str, kt: str, v: str, scores: Step | None = None, probabilities: Step = same, axis: int = -1, **softmax: Any
+        self,
+        q: str,
+        kt: str,
+        v: str,
+        scores: Step | None = None,
+        probabilities: Step = same,
+        axis: int = -1,
+        **softmax: Any,
     ) -> str:
         """`P·V` with hooks on the scores (by default the scale) and on the probabilities."""
         logits = (scores or self.scaled)(self.op("MatMul", q, kt))
@@ -119,7 +131,9 @@ def heads_in(net: Net, batch: Dim = 2, queries: Dim = 5, keys: Dim = 5) -> tuple
 def small_site(**knobs: Any) -> onnx.ModelProto:
     """One site on graph inputs; `scores` and `probabilities` take the Net and a value and give a value."""
     net = Net(opset=knobs.get("opset", 17), dtype=knobs.get("dtype", np.float32))
-    hooks = {hook: (lambda value, f=knobs[hook]: f(net, value)) for hook in ("scores", "probabilities") if hook in knobs}
+    hooks = {
+        hook: (lambda value, f=knobs[hook]: f(net, value)) for hook in ("scores", "probabilities") if hook in knobs
+    }
     q, kt, v = heads_in(net, *knobs.get("sizes", (2, 5, 5)))
     net.output(net.sdpa(q, kt, v, axis=knobs.get("axis", -1), **hooks))
     return net.model()
@@ -130,6 +144,28 @@ def self_attention(net: Net, source: str, name: str = "softmax") -> str:
     q, k, v = (net.split_heads(net.linear(source, HEADS * HEAD_DIM)) for _ in range(3))
     merged = net.merge_heads(net.sdpa(q, net.swap(k), v, name=name))
     return net.linear(merged, WIDTH, width=HEADS * HEAD_DIM)
+
+
+class Three:
+    """A 4-D block whose three layers are written one by one; any of them can be replaced."""
+
+    def __init__(self, opset: int = 17):
+        self.net = Net(opset)
+        self.x = self.net.input("x", 2, 5, WIDTH)
+
+    def layer(self, source: str | None = None, weight: str | None = None) -> str:
+        return self.net.linear(source or self.x, CHANNELS, weight=weight)
+
+    def finish(
+        self, q: str | None = None, k: str | None = None, v: str | None = None, split: bool = True
+    ) -> onnx.ModelProto:
+        """The missing layers, the head split (unless Q, K and V have heads already) and the site."""
+        net = self.net
+        found = [given or self.layer() for given in (q, k, v)]
+        if split:
+            found = [net.split_heads(value) for value in found]
+        net.output(net.merge_heads(net.sdpa(found[0], net.swap(found[1]), found[2])), 3)
+        return net.model()
 
 
 @dataclass(frozen=True)
@@ -242,7 +278,9 @@ class Block:
             found = [net.op("Gather", turned, net.const(i, np.int64), axis=0) for i in range(3)]
         else:
             turned = net.turn(net.reshape(layer, 0, 0, heads, 3, size), 3, 0, 2, 1, 4)
-            found = [net.op("Squeeze", part, net.ints(0)) for part in net.op("Split", turned, net.ints(1, 1, 1), outputs=3)]
+            found = [
+                net.op("Squeeze", part, net.ints(0)) for part in net.op("Split", turned, net.ints(1, 1, 1), outputs=3)
+            ]
         if knobs.scale in ("q_before", "q_after", "sqrt_both"):
             found[0] = net.scaled(found[0], self.factor**0.5 if knobs.scale == "sqrt_both" else self.factor)
         return found

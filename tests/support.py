@@ -32,8 +32,8 @@ class Export:
         return self.path.name.startswith("mha_weights")
 
     @property
-    def fixed_sizes(self) -> bool:
-        """nn.MultiheadAttention by TorchScript: batch and sequence are frozen at those of the example, (2, 16)."""
+    def fixed_sequence(self) -> bool:
+        """nn.MultiheadAttention by TorchScript: the sequence is frozen at that of the example, 16."""
         return self.path.name.startswith("mha") and "torchscript.17.dynamic" in self.path.name
 
     @property

@@ -69,6 +69,20 @@ def test_output_that_is_the_input_is_refused(how: str, model: Path, monkeypatch:
     fails(model, 1, "fuse", given, "-o", out, mentions=str(out))
 
 
+@pytest.mark.xfail(
+    strict=True, raises=FileNotFoundError, reason="save.check_output: os.path.samefile on a model that is not there"
+)
+def test_missing_model_is_told_where_the_output_exists(model: Path) -> None:
+    """The second run of a script whose model was moved away."""
+    nowhere = model.parent / "nowhere.onnx"
+    fails(model, 1, "fuse", nowhere, "-o", model, mentions=str(nowhere))
+
+
+@pytest.mark.xfail(strict=True, reason="save.staged: the temporary folder's name is longer than the output's own")
+def test_longest_name_that_the_file_system_takes(model: Path) -> None:
+    assert run_command("fuse", model, "-o", model.parent / f"{'n' * 250}.onnx").code == 0
+
+
 @pytest.mark.xfail(strict=True, reason="save.check_output knows the model's file but not its data files")
 def test_output_that_is_the_inputs_data_file_is_refused(model: Path) -> None:
     proto = onnx.load(NO_ATTENTION)
@@ -93,7 +107,9 @@ def test_unknown_target(verb: str, model: Path) -> None:
     fails(model, 2, verb, model, *output, "--target", "tensorflow", mentions="onnxruntime")
 
 
-UNCAUGHT = pytest.mark.xfail(strict=True, raises=ValueError, reason="table.parse_target: str.isdigit accepts what int refuses")
+UNCAUGHT = pytest.mark.xfail(
+    strict=True, raises=ValueError, reason="table.parse_target: str.isdigit accepts what int refuses"
+)
 BEYOND = pytest.mark.xfail(strict=True, reason="table.parse_target has no upper bound")
 TWO_PARTS = pytest.mark.xfail(strict=True, reason="table.parse_target takes an empty version for none")
 
@@ -205,7 +221,10 @@ RUN = "values are handed to ONNX Runtime unchecked: its words, the model's name,
     "kind",
     [
         *("missing", "garbage", "directory", "objects"),
-        *(pytest.param(k, marks=pytest.mark.xfail(strict=True, reason=READ)) for k in ("empty", "single array", "truncated", "damaged")),
+        *(
+            pytest.param(k, marks=pytest.mark.xfail(strict=True, reason=READ))
+            for k in ("empty", "single array", "truncated", "damaged")
+        ),
         *(
             pytest.param(k, marks=pytest.mark.xfail(strict=True, reason=RUN))
             for k in ("wrong names", "one missing", "one too many", "wrong shapes", "wrong types")
@@ -238,13 +257,15 @@ def test_shapes_that_contradict_each_other(model: Path) -> None:
 
 
 def test_shapes_that_leave_a_dimension_open(model: Path) -> None:
-    """Given for one of several inputs that share nothing: a line about the input that is left, or a run, but no traceback."""
+    """Given for one of several inputs: a line about the one that is left, or a run, but no traceback."""
     shutil.copy(MASKED, model)
     outcome = run_command("verify", model, model, "--shapes", f"{onnx.load(model).graph.input[0].name}:2x4x9x24")
     assert outcome.code == 0 or error_line(outcome, 2, "--shapes")
 
 
-@pytest.mark.parametrize("arguments", [["fuse"], ["fuse", "model.onnx"], ["verify", "a.onnx"], ["inspect", "--nonsense", "x"], ["nonsense"]])
+@pytest.mark.parametrize(
+    "arguments", [["fuse"], ["fuse", "model.onnx"], ["verify", "a.onnx"], ["inspect", "--nonsense", "x"], ["nonsense"]]
+)
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     outcome = run_command(*arguments)
     assert outcome.code == 2

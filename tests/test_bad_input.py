@@ -1,4 +1,4 @@
-"""What is no model, or a broken one: one line on stderr with the file, the place and the way out; nothing else happens."""
+"""What is no model, or a broken one: one line with the file, the place and the way out; nothing else happens."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ import onnx_attn
 from onnx_attn.errors import InputError, OnnxAttnError
 
 VERBS = ("inspect", "fuse", "verify first", "verify second")
-BROKEN = {**UNREADABLE, **{k: make for k, (make, _) in REFUSED.items()}, **{f"external {k}": m for k, m in EXTERNAL.items()}}
+BROKEN = {
+    **UNREADABLE,
+    **{k: make for k, (make, _) in REFUSED.items()},
+    **{f"external {k}": m for k, m in EXTERNAL.items()},
+}
 SILENT = {
     **dict.fromkeys((k for k in REFUSED if k != "types do not fit"), "the checker's verdict comes without a way out"),
-    **{f"external {k}": "says that data cannot be read, not what to do" for k in ("short", "empty", "outside the folder")},
+    **{
+        f"external {k}": "says that data cannot be read, not what to do"
+        for k in ("short", "empty", "outside the folder", "a symlink")
+    },
 }
 NAMELESS = dict.fromkeys(
-    ("unsorted", "cycle", "missing attribute", "unknown attribute"), "errors.one_line drops the checker's line that names the node"
+    ("unsorted", "cycle", "missing attribute", "unknown attribute"),
+    "errors.one_line drops the checker's line that names the node",
 )
 
 
@@ -107,16 +115,19 @@ def test_flipped_bytes_never_end_in_a_traceback(seed: int, tmp_path: Path) -> No
         damaged[rng.randrange(len(damaged))] = rng.randrange(256)
     path, out = tmp_path / "damaged.onnx", tmp_path / "fused.onnx"
     path.write_bytes(damaged)
+    message = None
     try:
         onnx_attn.fuse(path, out)
     except OnnxAttnError as error:
-        assert str(path) in str(error)
-        assert not out.exists()
+        message = str(error)
+    assert out.exists() if message is None else str(path) in message and not out.exists()
     assert set(tmp_path.iterdir()) <= {path, out}
     assert path.read_bytes() == damaged
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="graph/edit.py: names that are no UTF-8 are not caught")
+@pytest.mark.xfail(
+    strict=True, raises=UnicodeDecodeError, reason="graph/edit.py: names that are no UTF-8 are not caught"
+)
 def test_name_that_is_no_text_is_told(tmp_path: Path) -> None:
     """protobuf accepts such bytes, and hands them out only as an exception at first use."""
     model = onnx.load(SMALLEST)

@@ -17,7 +17,15 @@ import onnx_attn
 
 FORMS = ("function", "primitives")
 TRIPLET = EXPORTS / "bert.dynamo.23.dynamic.onnx"
-NOT_SET = {"configuration", "device_configurations", "sequence_type", "map_type", "optional_type", "sparse_tensor_type", "opaque_type"}
+NOT_SET = {
+    "configuration",
+    "device_configurations",
+    "sequence_type",
+    "map_type",
+    "optional_type",
+    "sparse_tensor_type",
+    "opaque_type",
+}
 """Multi-device hints, and types other than tensors: a vision model has none."""
 
 
@@ -26,8 +34,12 @@ def before() -> onnx.ModelProto:
     return decorated()
 
 
-@pytest.fixture(scope="module", params=[(f, how) for f in FORMS for how in ("memory", "file", "external")], ids="-".join)
-def after(request: pytest.FixtureRequest, before: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+@pytest.fixture(
+    scope="module", params=[(f, how) for f in FORMS for how in ("memory", "file", "external")], ids="-".join
+)
+def after(
+    request: pytest.FixtureRequest, before: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory
+) -> onnx.ModelProto:
     form, how = request.param
     if how == "memory":
         return onnx_attn.fuse(before, form=form).model
@@ -75,7 +87,7 @@ def test_graph_fields_stay(before: onnx.ModelProto, after: onnx.ModelProto) -> N
 
 
 def test_nodes_that_are_not_attention_stay_byte_for_byte(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
-    """A node is known again by what it makes. At most one value of each site changes its maker, and no order changes."""
+    """A node is known again by what it makes. One value of each site changes its maker, and no order changes."""
     old = {tuple(node.output): node for node in before.graph.node}
     again = [tuple(node.output) for node in after.graph.node if tuple(node.output) in old]
     changed = [name for name in again if plain(old[name]) not in {plain(node) for node in after.graph.node}]
@@ -118,11 +130,14 @@ def triplet() -> tuple[onnx.ModelProto, list[str]]:
     model = onnx.load(TRIPLET)
     fused = onnx_attn.fuse(model, verify=False).model
     read = {name for node in model.graph.node for name in node.input}
-    packed = [t.name for t in model.graph.initializer if t.name in read and t.name not in by_name(fused.graph.initializer)]
+    packed = [
+        t.name for t in model.graph.initializer if t.name in read and t.name not in by_name(fused.graph.initializer)
+    ]
     assert [name for name in packed if len(by_name(model.graph.initializer)[name].dims) == 2]
     return model, packed
 
 
+@pytest.mark.xfail(strict=True, reason="compose._drop_annotations looks at values of nodes, not at initializers")
 def test_annotation_of_a_packed_weight_goes_with_it() -> None:
     """Left behind it would speak of a tensor that is not there."""
     model, packed = triplet()
@@ -132,15 +147,17 @@ def test_annotation_of_a_packed_weight_goes_with_it() -> None:
     assert {annotation.tensor_name for annotation in fused.graph.quantization_annotation} <= values_of(fused)
 
 
-def test_type_of_a_packed_weight_goes_with_it() -> None:
-    model, packed = triplet()
-    tensors = by_name(model.graph.initializer)
-    for name in packed:
-        model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, tensors[name].data_type, tensors[name].dims))
-    fused = onnx_attn.fuse(model).model
+@pytest.mark.xfail(strict=True, reason="compose._drop_annotations looks at values of nodes, not at initializers")
+@pytest.mark.parametrize("name", ["bert.dynamo.23.dynamic", "vit_b_16.dynamo.18.dynamic", "sdpa_mask.dynamo.18.static"])
+def test_type_of_a_weight_that_went_goes_with_it(name: str) -> None:
+    """The dynamo exporter annotates its initializers as well."""
+    model = onnx.load(EXPORTS / f"{name}.onnx")
+    assert {value.name for value in model.graph.value_info} <= values_of(model)
+    fused = onnx_attn.fuse(model, verify=False).model
     assert {value.name for value in fused.graph.value_info} <= values_of(fused)
 
 
+@pytest.mark.xfail(strict=True, reason="compose counts readers among nodes only: an annotation still names the weight")
 def test_weight_that_quantization_names_as_a_parameter_stays() -> None:
     model, packed = triplet()
     annotation = model.graph.quantization_annotation.add(tensor_name=model.graph.output[0].name)
@@ -148,6 +165,7 @@ def test_weight_that_quantization_names_as_a_parameter_stays() -> None:
     assert packed[0] in values_of(onnx_attn.fuse(model).model)
 
 
+@pytest.mark.xfail(strict=True, reason="compose counts readers among nodes only: training still names the weight")
 def test_weight_that_training_updates_is_not_packed_away() -> None:
     """Training reads it by its name."""
     model, packed = triplet()
@@ -165,7 +183,9 @@ def test_weight_that_training_updates_stays(before: onnx.ModelProto, after: onnx
     assert bound <= values_of(after)
 
 
-def test_result_is_a_model_of_the_standard_that_computes_the_same(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+def test_result_is_a_model_of_the_standard_that_computes_the_same(
+    before: onnx.ModelProto, after: onnx.ModelProto
+) -> None:
     onnx.checker.check_model(after, full_check=True)
     inputs = feeds(before, {"batch": 3, "sequence": 9})
     assert max_rel(run(before, inputs), run(after, inputs)) <= 1e-5
@@ -195,16 +215,56 @@ def test_given_file_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "in.onnx"
     path.write_bytes(plain(decorated()))
     before, stat = path.read_bytes(), path.stat()
-    for arguments in (["inspect", path], ["fuse", path, "-o", tmp_path / "out.onnx"], ["verify", path, tmp_path / "out.onnx"]):
+    for arguments in (
+        ["inspect", path],
+        ["fuse", path, "-o", tmp_path / "out.onnx"],
+        ["verify", path, tmp_path / "out.onnx"],
+    ):
         assert run_command(*arguments).code == 0
     assert path.read_bytes() == before
     assert path.stat().st_mtime_ns == stat.st_mtime_ns
 
 
-def test_weights_that_are_inputs_too_stay_inputs(tmp_path: Path) -> None:
+@pytest.mark.xfail(
+    strict=True, reason="compose._replace_initializers removes inputs at every IR version, not only up to 3"
+)
+def test_weights_that_are_inputs_too_stay_inputs() -> None:
     """From IR 4 on such a weight is a default that the caller may replace: part of the signature."""
     model = onnx.load(TRIPLET)
     for tensor in model.graph.initializer:
         model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     fused = onnx_attn.fuse(model).model
     assert [plain(value) for value in fused.graph.input] == [plain(value) for value in model.graph.input]
+
+
+def other_function_of_our_name() -> onnx.ModelProto:
+    """As a later version of this package, or a hand, may have left it: same name, other body."""
+    model = onnx.load(DEMO)
+    nodes = [onnx.helper.make_node("Identity", ["value"], ["y"])]
+    opset = onnx.helper.make_opsetid
+    name = "ScaledDotProductAttention"
+    function = onnx.helper.make_function("onnx_attn", name, ["query", "key", "value"], ["y"], nodes, [opset("", 17)])
+    model.functions.append(function)
+    model.opset_import.append(opset("onnx_attn", 1))
+    return model
+
+
+@pytest.mark.xfail(
+    strict=True, reason="compose._add_functions takes a function of that name for its own, whatever its body"
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_function_of_our_name_with_another_body_is_not_called(verify: bool) -> None:
+    model = other_function_of_our_name()
+    fused = onnx_attn.fuse(model, verify=verify).model
+    inputs = feeds(model, {"batch": 2})
+    assert max_rel(run(model, inputs), run(fused, inputs)) <= 1e-5
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="graph/world.py looks opsets up under '' only")
+def test_default_domain_may_be_spelled_out() -> None:
+    """onnx.checker and ONNX Runtime take `ai.onnx` for the empty domain."""
+    model = onnx.load(DEMO)
+    model.opset_import[0].domain = "ai.onnx"
+    fused = onnx_attn.fuse(model)
+    assert fused.report["fused"] == 2
+    assert [entry.domain for entry in fused.model.opset_import if entry.domain != "onnx_attn"] == ["ai.onnx"]

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from checks import assert_fused, assert_no_attention, assert_refused, feeds
+from checks import assert_fused, assert_no_attention, assert_refused, broken, feeds
 from graphs import HEAD_DIM, HEADS, WIDTH, Net
 from onnx import TensorProto
+
+import onnx_attn
 
 ROOT = HEAD_DIM**-0.5
 
@@ -62,7 +64,19 @@ def test_projections_in_front_of_the_operator_are_packed() -> None:
     assert_fused(net.model(), packed=True, projection="triplet")
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 5, 5), (2, HEADS, 5, 5), (1, 1, 1, 5), (5, 5)], ids=str)
+RANDOM_ROW = "a random boolean case blocks a whole row, where ONNX Runtime's float64 operator answers NaN: proof-failed"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 1, 5, 5),
+        broken((2, HEADS, 5, 5), reason=RANDOM_ROW),
+        (1, 1, 5, 5),
+        (5, 5),
+    ],
+    ids=str,
+)
 def test_boolean_mask_means_attend(shape: tuple[int, ...]) -> None:
     assert_fused(operator(shape), masks=[{"kind": "boolean", "shape": list(shape)}])
 
@@ -87,6 +101,7 @@ def test_causal_operator_is_fused(keys: int) -> None:
     assert_fused(operator(keys=keys, is_causal=1), causal=True)
 
 
+@pytest.mark.xfail(strict=True, reason=RANDOM_ROW)
 def test_causal_operator_with_a_boolean_mask_is_fused() -> None:
     model = operator((2, 1, 5, 5), is_causal=1)
     inputs = feeds(model)
@@ -159,6 +174,16 @@ def test_mask_shorter_than_the_keys_is_refused() -> None:
     assert_refused(net.model(), "attention-feature")
 
 
+def test_values_of_another_type_are_refused() -> None:
+    net = Net(23)
+    given = [
+        *(net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qk"),
+        net.input("v", 2, HEADS, 5, HEAD_DIM, dtype=np.float16),
+    ]
+    net.output(net.op("Attention", *given, name="softmax"))
+    assert_refused(net.model(), "type-not-supported")
+
+
 @pytest.mark.parametrize("op", ["Attention", "MultiHeadAttention", "GroupQueryAttention"])
 def test_operator_of_a_runtime_is_refused(op: str) -> None:
     net = Net()
@@ -170,21 +195,27 @@ def test_operator_of_a_runtime_is_refused(op: str) -> None:
 def test_operator_of_linear_attention_is_no_attention() -> None:
     net = Net(27)
     given = [net.input(name, 2, 5, HEADS * HEAD_DIM) for name in "qkv"]
-    found = net.op("LinearAttention", *given, outputs=2, name="softmax", q_num_heads=HEADS, kv_num_heads=HEADS, update_rule="linear")
+    found = net.op(
+        "LinearAttention",
+        *given,
+        outputs=2,
+        name="softmax",
+        q_num_heads=HEADS,
+        kv_num_heads=HEADS,
+        update_rule="linear",
+    )
     net.output(found[0], 3)
     assert_no_attention(net.model(), "operator-not-supported")
 
 
 def test_attention_of_another_domain_is_no_candidate() -> None:
-    import onnx_attn
-
     net = Net()
     net.output(net.op("Attention", net.input("x", 2, 5, WIDTH), domain="somebody"), 3)
     assert onnx_attn.inspect(net.model(somebody=1))["candidates"] == []
 
 
-def test_operator_with_a_boolean_input_type_is_never_cast(tmp_path: Any) -> None:
-    """A mask that is cast to float before the operator is a float mask: 1 is added, nothing is blocked."""
+def test_boolean_mask_that_is_cast_to_float_is_added() -> None:
+    """1 is added where the caller says true; nothing is blocked."""
     net = Net(23)
     given = [net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv"]
     mask = net.op("Cast", net.input("mask", 5, 5, dtype=bool), to=TensorProto.FLOAT)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from onnx_attn.forms.function import write_function_call
 from onnx_attn.forms.operands import write_operands
-from onnx_attn.forms.packed_gemm import Packing, write_merged, write_packed
+from onnx_attn.forms.packed_gemm import write_merged, write_packed
+from onnx_attn.forms.packing import Packing
 from onnx_attn.forms.primitives import write_primitives
 from onnx_attn.forms.shapes import redirect_shapes
 from onnx_attn.graph.edit import Names, SiteEdit, Splice, Writer

@@ -11,8 +11,9 @@ import onnx
 from onnx_attn.graph.world import Inference, World, symbol
 
 MOST_GUESSES = 64
+_PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
 _BATCH = (2, 3)
-_OTHERS = ((5, 7), (7, 11), (11, 13), (13, 17), (17, 19), (19, 23), (23, 29), (29, 31), (31, 37), (37, 41), (41, 43))
+_OTHERS = tuple(itertools.pairwise(_PRIMES))
 """Pairs of primes, one number a world. Small, so that what runs on them is cheap."""
 
 
@@ -21,8 +22,8 @@ def worlds_of(proto: onnx.ModelProto) -> tuple[World, ...]:
 
     Dimensions of different names get different numbers. Where the model contradicts itself at those, dimensions at the
     same place in their inputs get one number (two names that must be equal), then image-like sizes are tried. Last come
-    the numbers that stand in the model's own Reshapes: exporters freeze sizes that they call dynamic, and then there is
-    one world only. The assignment with the fewest contradictions is taken.
+    the numbers that stand in the model's own Reshapes: exporters freeze sizes that they call dynamic, and then there may
+    be one world only. The assignment with the fewest contradictions is taken.
     """
     symbols = dynamic_dimensions(proto.graph)
     inference = Inference(proto)
@@ -38,7 +39,23 @@ def worlds_of(proto: onnx.ModelProto) -> tuple[World, ...]:
     assert best is not None
     frozen = [inference.run(sizes) for sizes in _frozen(symbols, best[0], proto.graph)]
     chosen = min(frozen, key=lambda world: (len(world.failures), -world.kept_axes), default=best[0])
-    return best if len(chosen.failures) >= len(best[0].failures) else (chosen,)
+    return _widened(inference, chosen) if not chosen.failures else best
+
+
+def _widened(inference: Inference, world: World) -> tuple[World, ...]:
+    """Beside a world that works, a second one in which every dimension that can be twice as large is.
+
+    A dimension that no other size satisfies is frozen in truth, and counts as static; one that only has to be a multiple
+    of something does not.
+    """
+
+    def works(sizes: dict[str, int]) -> bool:
+        other = inference.run(sizes)
+        return not other.failures and other.kept_axes >= world.kept_axes
+
+    free = {name: 2 * size for name, size in world.sizes.items() if works({**world.sizes, name: 2 * size})}
+    wider = {**world.sizes, **free}
+    return (world, inference.run(wider)) if free and works(wider) else (world,)
 
 
 def dynamic_dimensions(graph: onnx.GraphProto) -> dict[str, int]:
@@ -65,11 +82,11 @@ def _assignments(symbols: dict[str, int]) -> Iterator[list[dict[str, int]]]:
 
 
 def _frozen(symbols: dict[str, int], world: World, graph: onnx.GraphProto) -> Iterator[dict[str, int]]:
-    """Assignments from the numbers that the model's Reshapes ask for, the most frequent first."""
+    """Assignments from the numbers that the model's Reshapes ask for, the most frequent first; a size of 1 tells nothing."""
     numbers: Counter[int] = Counter()
     for node in graph.node:
         if node.op_type == "Reshape" and (target := world.value(node.input[1])) is not None:
-            numbers.update(int(number) for number in target.reshape(-1) if number > 0)
+            numbers.update(int(number) for number in target.reshape(-1) if number > 1)
     most = max(2, int(MOST_GUESSES ** (1 / len(symbols))))
     choices = [number for number, _ in numbers.most_common(most)]
     for sizes in itertools.islice(itertools.product(choices, repeat=len(symbols)), MOST_GUESSES):

@@ -27,9 +27,9 @@ class Session:
         options.log_severity_level = 4
         # A prepacked copy of the weights would double the memory that a single run needs.
         options.add_session_config_entry("session.disable_prepacking", "1")
-        source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
         self.name = name
         try:
+            source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own making, all of them direct Exceptions
             raise CannotRun(f"{name}: ONNX Runtime does not load the model: {one_line(error)}") from error

@@ -1,0 +1,51 @@
+"""What the compiler of TensorRT for RTX makes of fused models, on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from support import EXPORTS, Export, exports
+
+import onnx_attn
+from onnx_attn.engine.compile import compile_model
+
+pytest.importorskip("tensorrt_rtx")
+
+STATIC = [export for export in exports() if ".static" in export.path.name and export.true_sites and not export.left_alone]
+HALF = [export for export in STATIC if export.half]
+
+
+def attention_names(path: Path) -> list[str]:
+    nodes = onnx.load(path).graph.node
+    return [node.name for node in nodes if node.op_type in ("Softmax", "Attention") or node.domain == "onnx_attn"]
+
+
+@pytest.mark.parametrize("form", ["function", "primitives"])
+@pytest.mark.parametrize("export", HALF, ids=lambda export: export.path.stem)
+def test_every_site_of_a_half_precision_export_lands(export: Export, form: str, tmp_path: Path) -> None:
+    fused = tmp_path / "fused.onnx"
+    onnx_attn.fuse(export.path, fused, form=form)
+    before, after = compile_model(export.path), compile_model(fused)
+    assert after.built, after.errors
+    names = attention_names(fused)
+    assert len(names) == export.true_sites
+    assert [name for name in names if not after.landed(name)] == []
+    assert len(after.kernels) <= len(before.kernels)
+
+
+@pytest.mark.parametrize("export", STATIC, ids=lambda export: export.path.stem)
+def test_every_fused_export_builds(export: Export, tmp_path: Path) -> None:
+    """In float32 too, where exports that hold `Attention` nodes do not build as they come."""
+    fused = tmp_path / "fused.onnx"
+    onnx_attn.fuse(export.path, fused)
+    engine = compile_model(fused)
+    assert engine.built, engine.errors
+
+
+def test_attention_operators_in_float32_build_only_after_fusing(tmp_path: Path) -> None:
+    path = EXPORTS / "mha.dynamo.23.static.onnx"
+    onnx_attn.fuse(path, tmp_path / "fused.onnx")
+    assert not compile_model(path).built
+    assert compile_model(tmp_path / "fused.onnx").built
