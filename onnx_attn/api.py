@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import helper
 
 from onnx_attn.errors import InputError, UsageError, one_line
 from onnx_attn.graph.load import Loaded, check, load
@@ -102,8 +103,10 @@ def verify(
         raise InputError(
             f"{second.name}: has other inputs than {first.name}; only models of one signature can be compared"
         )
+    if (rtol is not None and not rtol >= 0.0) or not atol >= 0.0:
+        raise UsageError("rtol and atol are bounds: numbers that are not negative")
     if inputs is not None:
-        cases = [inputs]
+        cases = [_checked_inputs(first.proto, inputs)]
     elif shapes is not None:
         cases = [model_inputs(first.proto, _world_of(first.proto, shapes))]
     else:
@@ -125,11 +128,13 @@ def _loaded(model: Model) -> Loaded:
             proto = gs.export_onnx(model)
         except Exception as error:
             raise InputError(f"graph: onnx-graphsurgeon cannot export it: {one_line(error)}") from error
-    else:
+    elif isinstance(model, onnx.ModelProto):
         proto = model
+    else:
+        raise UsageError(f"a {type(model).__name__} is no model; pass a path, an onnx.ModelProto or a gs.Graph")
     name = proto.graph.name or "model"
     check(proto, name)
-    return Loaded(proto, name, None, False)
+    return Loaded(proto, name)
 
 
 def _signature(proto: onnx.ModelProto) -> set[tuple[str, int]]:
@@ -153,3 +158,25 @@ def _world_of(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> Wor
             if not dim.HasField("dim_value") and sizes.setdefault(symbol(name, axis, dim), size) != size:
                 raise UsageError(f"--shapes: dimension '{dim.dim_param}' is given two sizes")
     return Inference(proto).run(sizes)
+
+
+def _checked_inputs(proto: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Given values fit the model's inputs by name, type and shape, or there is an error that says where not."""
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    wanted = {value.name: value.type.tensor_type for value in proto.graph.input if value.name not in weights}
+    if set(inputs) != set(wanted):
+        raise InputError(
+            f"inputs: the values are named {', '.join(inputs) or 'nothing'}, the model's inputs {', '.join(wanted)}"
+        )
+    for name, tensor_type in wanted.items():
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor_type.elem_type))
+        shape, dims = inputs[name].shape, tensor_type.shape.dim
+        if inputs[name].dtype != dtype:
+            raise InputError(f"inputs: '{name}' is {inputs[name].dtype}, the model wants {dtype}; convert it")
+        declared = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims]
+        if len(declared) != len(shape) or any(
+            isinstance(d, int) and d != n for d, n in zip(declared, shape, strict=True)
+        ):
+            given, asked = ("x".join(map(str, sizes)) for sizes in (shape, declared))
+            raise InputError(f"inputs: '{name}' has shape {given}, the model wants {asked}; reshape it")
+    return inputs

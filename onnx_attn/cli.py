@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import os
 import re
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import typer
@@ -16,7 +21,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from onnx_attn import __version__, api
-from onnx_attn.errors import DifferenceError, InputError, OnnxAttnError, OutputError, UsageError, one_line
+from onnx_attn.errors import DifferenceError, InputError, OnnxAttnError, OutputError, UsageError, one_line, printable
+from onnx_attn.graph.save import data_path
 from onnx_attn.report.terminal import show_fusion, show_inspection, show_verification
 
 app = typer.Typer(
@@ -45,6 +51,7 @@ def inspect(
 ) -> None:
     """List every softmax and attention operator: site, refused (and why), or not attention (and why)."""
     with _errors():
+        _check_json(json_path, model)
         report = api.inspect(model, target=target, target_version=target_version)
         if not _write_json(report, json_path):
             show_inspection(report, _console())
@@ -64,6 +71,7 @@ def fuse(
 ) -> None:
     """Rewrite every attention site in the form that the target takes, prove it, and write the model."""
     with _errors():
+        _check_json(json_path, model, output, data_path(output))
         result = api.fuse(
             model,
             output,
@@ -90,6 +98,7 @@ def verify(
 ) -> None:
     """Run two models on the same inputs; exit 4 if an output differs."""
     with _errors():
+        _check_json(json_path, a, b)
         values = _read_inputs(inputs) if inputs is not None else None
         sizes = _parse_shapes(shapes) if shapes else None
         report = api.verify(a, b, shapes=sizes, inputs=values, rtol=rtol, atol=atol)
@@ -113,45 +122,80 @@ def demo() -> None:
 @contextmanager
 def _errors() -> Iterator[None]:
     """Every error of ours ends as one clear line on stderr and its own exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # A terminal without → or ᵀ is no reason to fail.
     try:
         yield
+        sys.stdout.flush()
     except OnnxAttnError as error:
-        message = "".join(char if char.isprintable() else "�" for char in str(error))
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False)
-        raise typer.Exit(error.exit_code) from error
+        _fail(str(error), error.exit_code, error)
+    except BrokenPipeError as error:
+        # The reader has gone, as `head` does; nothing is left to be said, at the interpreter's exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from error
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(f"stdout: cannot be written ({one_line(error)}); free some space, or write elsewhere", 1, error)
+
+
+def _fail(message: str, code: int, cause: BaseException) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(printable(message))}", highlight=False)
+    raise typer.Exit(code) from cause
 
 
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
 
 
+def _check_json(path: str | None, *taken: Path) -> None:
+    """Before any work: the report must have a place, and not that of a model or of any file that is no report."""
+    if path is None or path == "-":
+        return
+    place = Path(path)
+    if place.resolve() in [other.resolve() for other in taken]:
+        raise UsageError(f"--json {path}: is one of the models; give the report a name of its own")
+    try:
+        if place.is_dir() or not place.parent.is_dir():
+            raise OutputError(f"{path}: the report cannot be written there; name a file in a folder that exists")
+        if place.exists() and place.read_bytes()[:1] not in (b"", b"{"):
+            raise UsageError(f"--json {path}: holds something that is no report and would be lost; choose another name")
+    except OSError as error:
+        raise OutputError(f"{path}: the report cannot be written there ({one_line(error)})") from error
+
+
 def _write_json(report: dict[str, Any], path: str | None) -> bool:
     """Write the report where it was asked for; True if that is stdout, which then holds nothing else."""
     if path is None:
         return False
-    text = json.dumps(report, indent=2, default=_plain)
+    text = json.dumps(_strict(report), indent=2, allow_nan=False)
     if path == "-":
         print(text)
         return True
     try:
         Path(path).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"{path}: the report cannot be written ({one_line(error)})") from error
+        raise OutputError(f"{path}: the report cannot be written ({one_line(error)}); choose another place") from error
     return False
 
 
-def _plain(value: Any) -> Any:
+def _strict(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
     if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} has no place in a report")
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read_inputs(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as .npz ({one_line(error)})") from error
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read as .npz ({one_line(error)}); write it with numpy.savez") from error
 
 
 def _parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:

@@ -36,7 +36,12 @@ class DifferenceError(OnnxAttnError):
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """The first telling line of a foreign exception, so that a library's page of text becomes one clear line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
+    """A foreign exception as one line, cut to `limit` characters: a library's page of text becomes part of a message."""
+    lines = [line.strip(" =>-") for line in str(error).splitlines()]
+    text = "; ".join(line for line in lines if line) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """Text from a model as a terminal may see it: without escape sequences, line breaks and other control characters."""
+    return "".join(char if char.isprintable() else "�" for char in text)

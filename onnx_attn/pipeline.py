@@ -18,7 +18,7 @@ from onnx_attn.fusion import Fusion
 from onnx_attn.graph.compose import compose
 from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.graph.load import Loaded, load
-from onnx_attn.graph.save import check_output, commit, staged, write
+from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.graph.view import GraphView
 from onnx_attn.plan import Decision, Plan, make_plan
 from onnx_attn.prove.cut import Cutter, boundary, same_nodes
@@ -69,7 +69,7 @@ def fuse_file(path: Path, output: Path, options: Options) -> Report:
     """
     check_output(output, path)
     with staged(output) as draft:
-        report, trial = _write_draft(path, draft, options)
+        report, trial = _write_draft(path, output, draft, options)
         gc.collect()  # graphsurgeon's nodes and tensors refer to each other, and through them to the weights.
         if options.verify:
             _prove_whole(report, trial, path, draft)
@@ -83,15 +83,16 @@ def fuse_proto(proto: onnx.ModelProto, name: str, options: Options) -> tuple[Rep
     """Fuse a model in memory; `proto` stays as it is."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    report, trial, model = rewrite(Loaded(copy, name, None, False), options)
+    report, trial, model = rewrite(Loaded(copy, name), options)
     if options.verify:
         _prove_whole(report, trial, proto, model)
     return report, model
 
 
-def _write_draft(path: Path, draft: Path, options: Options) -> tuple[Report, Trial]:
+def _write_draft(path: Path, output: Path, draft: Path, options: Options) -> tuple[Report, Trial]:
     start = time.perf_counter()
     loaded = load(path)
+    check_data(output, loaded.data_files)
     seconds = time.perf_counter() - start
     report, trial, model = rewrite(loaded, options)
     report["seconds"]["load"] += seconds
@@ -117,6 +118,8 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
         "load": imported - start,
         "recognize": recognized - imported,
         "plan": time.perf_counter() - recognized,
+        "prove": 0.0,
+        "save": 0.0,
     }
     with fusion.clock("apply"):
         names, cutter = Names(loaded.proto), Cutter(view)

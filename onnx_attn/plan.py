@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnx_attn.forms.packing import Packing, plan_packing
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Candidate, Verdict
-from onnx_attn.targets.table import Target, form_for
+from onnx_attn.targets.table import Target, check_form, form_for
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ def make_plan(
     view: GraphView, candidates: Sequence[Candidate], target: Target, form: str = "auto", pack: bool = True
 ) -> Plan:
     """Choose form and packing for every site that the target takes; refuse the others with the table's reason."""
+    check_form(target, form)
     entries: list[Candidate | Decision] = []
     for candidate in candidates:
         if not isinstance(candidate, AttentionSite):

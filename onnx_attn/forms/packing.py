@@ -137,6 +137,8 @@ def _is_own(view: GraphView, projection: Projection, site: AttentionSite) -> boo
     inside = {id(step.node) for operand in operands for step in operand.trace.steps}
     inside |= {id(site.product), id(view.producer(site.output))}
     for layer, operand in zip(projection.layers, operands, strict=True):
+        if layer.weight.name in view.pinned or (layer.bias is not None and layer.bias.name in view.pinned):
+            return False
         if not _one_way(view, layer.weight, layer.output):
             return False
         for tensor in (layer.output, *(step.output for step in operand.trace.steps)):

@@ -14,7 +14,8 @@ import onnx
 from onnx import helper
 
 from onnx_attn.domain import DOMAIN, VERSION
-from onnx_attn.graph.edit import SiteEdit, reads
+from onnx_attn.graph.edit import SiteEdit, named_outside, reads
+from onnx_attn.graph.world import overridable
 
 FUNCTIONS_NEED_IR = 8
 
@@ -30,12 +31,12 @@ def compose(model: onnx.ModelProto, edits: Sequence[SiteEdit]) -> onnx.ModelProt
     graph = model.graph
     used_before = _uses(graph.node)
     uses = used_before.copy()
-    outputs = {value.name for value in graph.output}
+    outputs = {value.name for value in graph.output} | named_outside(model) | overridable(model)
     kept = _without_dead(_spliced(graph, edits, uses), _may_go(edits, used_before), uses, outputs)
     gone = {name for node in graph.node for name in node.output} - {name for node in kept for name in node.output}
     del graph.node[:]
     graph.node.extend(kept)
-    _replace_initializers(graph, edits, used_before, uses, outputs)
+    gone |= _replace_initializers(graph, edits, used_before, uses, outputs)
     _drop_annotations(graph, gone)
     _add_functions(model, edits)
     return model
@@ -84,7 +85,8 @@ def _replace_initializers(
     used_before: Counter[str],
     uses: Counter[str],
     outputs: set[str],
-) -> None:
+) -> set[str]:
+    """Drop weights that lost their last reader, add the edits' own; returns the names that are gone."""
     dropped = [
         position
         for position, tensor in enumerate(graph.initializer)
@@ -93,11 +95,12 @@ def _replace_initializers(
     gone = {graph.initializer[position].name for position in dropped}
     for position in reversed(dropped):
         del graph.initializer[position]
-    # IR 3 and below list initializers among the inputs.
+    # IR 3 and below list all initializers among the inputs; later ones that stand there are pinned.
     for position in reversed([i for i, value in enumerate(graph.input) if value.name in gone]):
         del graph.input[position]
     fresh = {tensor.name: tensor for edit in edits for tensor in edit.initializers if uses[tensor.name]}
     graph.initializer.extend(fresh.values())
+    return gone
 
 
 def _drop_annotations(graph: onnx.GraphProto, gone: set[str]) -> None:

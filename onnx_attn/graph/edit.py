@@ -175,3 +175,14 @@ def reads(node: onnx.NodeProto) -> list[str]:
             names.extend(inner.input)
             stack.extend(subgraphs(inner))
     return names
+
+
+def named_outside(model: onnx.ModelProto) -> set[str]:
+    """Values of the main graph that training info or quantization annotations name."""
+    names = {entry.value for note in model.graph.quantization_annotation for entry in note.quant_parameter_tensor_names}
+    for training in model.training_info:
+        for binding in (*training.initialization_binding, *training.update_binding):
+            names |= {binding.key, binding.value}
+        for graph in (training.initialization, training.algorithm):
+            names |= {name for node in graph.node for name in reads(node)}
+    return names

@@ -18,12 +18,15 @@ PROTOBUF_LIMIT = 2**31 - 1
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checked model in memory, weights included. `external` tells how its file kept them."""
+    """A checked model in memory, weights included. `data_files`: where its file kept them, if not in itself."""
 
     proto: onnx.ModelProto
     name: str
-    path: Path | None
-    external: bool
+    data_files: tuple[Path, ...] = ()
+
+    @property
+    def external(self) -> bool:
+        return bool(self.data_files)
 
 
 def load(path: str | Path) -> Loaded:
@@ -46,13 +49,14 @@ def load(path: str | Path) -> Loaded:
         raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
     if not proto.HasField("graph") or not proto.opset_import:
         raise InputError(f"{path}: is not an ONNX model (no graph or no opset in it); export it again")
-    external = _read_external_data(proto, path)
-    check(proto, str(path), path if external else None)
-    return Loaded(proto, str(path), path, external)
+    data_files = _read_external_data(proto, path)
+    check(proto, str(path), path if data_files else None)
+    return Loaded(proto, str(path), data_files)
 
 
-def _read_external_data(proto: onnx.ModelProto, path: Path) -> bool:
+def _read_external_data(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     tensors = [tensor for tensor in proto.graph.initializer if uses_external_data(tensor)]
+    files: dict[Path, None] = {}
     for tensor in tensors:
         location = ExternalDataInfo(tensor).location
         if not (path.parent / location).is_file():
@@ -60,11 +64,15 @@ def _read_external_data(proto: onnx.ModelProto, path: Path) -> bool:
                 f"{path}: weight '{tensor.name}' lies in external data file '{location}', which is missing; "
                 f"put it beside the model"
             )
+        files[path.parent / location] = None
     try:
         onnx.load_external_data_for_model(proto, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError(f"{path}: external data cannot be read ({one_line(error)})") from error
-    return bool(tensors)
+        raise InputError(
+            f"{path}: external data cannot be read ({one_line(error)}); copy the data file itself, whole and no link, "
+            f"into the model's folder"
+        ) from error
+    return tuple(files)
 
 
 def check(proto: onnx.ModelProto, name: str, path: Path | None = None) -> None:
@@ -75,7 +83,11 @@ def check(proto: onnx.ModelProto, name: str, path: Path | None = None) -> None:
     try:
         onnx.checker.check_model(str(path) if path else proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name}: onnx.checker refuses the model: {one_line(error)}") from error
+        raise InputError(f"{name}: onnx.checker refuses the model: {one_line(error)}; export it again") from error
+    try:
+        _read_names(proto.graph)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: a name in it is not text ({one_line(error)}); export it again") from error
     try:
         shape_inference.infer_shapes(slim_copy(proto), check_type=True, strict_mode=False)
     except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
@@ -83,3 +95,11 @@ def check(proto: onnx.ModelProto, name: str, path: Path | None = None) -> None:
             f"{name}: types or shapes do not fit together, no runtime will load it: {one_line(error)}; "
             f"export it again (a half-precision export with a float32 mask is a usual cause)"
         ) from error
+
+
+def _read_names(graph: onnx.GraphProto) -> None:
+    """Touch every name: protobuf decodes them only when they are read."""
+    for node in graph.node:
+        _ = (node.name, node.op_type, node.domain, *node.input, *node.output)
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        _ = value.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,8 +22,24 @@ def check_output(output: Path, model: Path | None) -> None:
         raise OutputError(f"{output}: is a directory; name the file to write")
     if not output.parent.is_dir():
         raise OutputError(f"{output}: folder '{output.parent}' does not exist; create it first")
-    if model is not None and output.exists() and os.path.samefile(output, model):
+    if model is not None and _same(output, model):
         raise OutputError(f"{output}: is the input itself, which is never changed; choose another name with -o")
+
+
+def check_data(output: Path, data_files: Iterable[Path]) -> None:
+    """Raise OutputError if the output, or the data file beside it, is where the input keeps its own weights."""
+    for path in (output, data_path(output)):
+        if any(_same(path, data) for data in data_files):
+            raise OutputError(f"{output}: '{path.name}' holds the input's own weights; choose another name with -o")
+
+
+def data_path(path: Path) -> Path:
+    """Where a model at `path` keeps external data."""
+    return path.with_name(f"{path.name}.data")
+
+
+def _same(first: Path, second: Path) -> bool:
+    return first.exists() and second.exists() and os.path.samefile(first, second)
 
 
 @contextmanager
@@ -33,7 +49,7 @@ def staged(output: Path) -> Iterator[Path]:
     Raises OutputError if the folder cannot be written.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        folder = Path(tempfile.mkdtemp(prefix=".onnx-attn-", dir=output.parent))
     except OSError as error:
         raise OutputError(f"{output}: cannot be written ({one_line(error)})") from error
     try:
@@ -48,7 +64,7 @@ def write(model: onnx.ModelProto, path: Path, external: bool) -> None:
     try:
         if external:
             onnx.save_model(
-                model, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024
+                model, str(path), save_as_external_data=True, location=data_path(path).name, size_threshold=1024
             )
         else:
             onnx.save_model(model, str(path))
@@ -57,11 +73,23 @@ def write(model: onnx.ModelProto, path: Path, external: bool) -> None:
 
 
 def commit(staged_path: Path, output: Path) -> None:
-    """Move what was staged into place: data first, so that a model never stands without its weights."""
+    """Move what was staged into place, data first; on failure put back what stood there before."""
+    aside = Path(tempfile.mkdtemp(dir=staged_path.parent))
+    done: list[Path] = []
     try:
-        for path in sorted(staged_path.parent.iterdir(), key=lambda path: path == staged_path):
+        for path in sorted(staged_path.parent.glob("*"), key=lambda path: path == staged_path):
+            if path == aside:
+                continue
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            os.replace(path, output.parent / path.name)
+            target = output.parent / path.name
+            if target.exists():
+                os.replace(target, aside / path.name)
+            done.append(target)
+            os.replace(path, target)
     except OSError as error:
-        raise OutputError(f"{output}: cannot be written ({one_line(error)})") from error
+        for target in reversed(done):
+            target.unlink(missing_ok=True)
+            if (aside / target.name).exists():
+                os.rename(aside / target.name, target)
+        raise OutputError(f"{output}: cannot be written ({one_line(error)}); what stood there is unchanged") from error

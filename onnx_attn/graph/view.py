@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_attn.graph.edit import named_outside
 from onnx_attn.graph.sizes import worlds_of
-from onnx_attn.graph.world import Shape, World
+from onnx_attn.graph.world import Shape, World, overridable
 
 
 def label(node: gs.Node) -> str:
@@ -25,9 +26,11 @@ class GraphView:
     def __init__(self, proto: onnx.ModelProto, graph: gs.Graph | None = None):
         self.proto = proto
         self.graph = graph if graph is not None else gs.import_onnx(proto)
-        self.opset: int = self.graph.opset
+        standard = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+        self.opset: int = max(standard, default=0)
         self.layouts: dict[object, Any] = {}
         """What movements were found to do (`views.movement`)."""
+        self._defaults = overridable(proto)
         self._output_ids = {id(tensor) for tensor in self.graph.outputs}
         self._position = {id(node): i for i, node in enumerate(self.graph.nodes)}
 
@@ -104,8 +107,17 @@ class GraphView:
         value = self.constant(tensor)
         return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
 
+    @cached_property
+    def pinned(self) -> set[str]:
+        """Values that something outside the nodes names: they must stay as they are. Inputs' defaults, outputs, what
+        training info binds, and the scales of quantization annotations."""
+        graph = self.proto.graph
+        return overridable(self.proto) | {value.name for value in graph.output} | named_outside(self.proto)
+
     def is_weight(self, tensor: gs.Tensor) -> bool:
-        """True for an initializer or the result of a Constant node, whatever its size."""
+        """True for an initializer that no caller can replace, or the result of a Constant node, whatever its size."""
+        if tensor.name in self._defaults:
+            return False
         producer = self.producer(tensor)
         return isinstance(tensor, gs.Constant) or (producer is not None and producer.op == "Constant")
 

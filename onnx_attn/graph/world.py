@@ -68,6 +68,13 @@ class World:
         return entry.value if entry else None
 
 
+def overridable(proto: onnx.ModelProto) -> set[str]:
+    """Initializers that are only the defaults of inputs (from IR version 4 on): the caller may give other values."""
+    if proto.ir_version < 4:
+        return set()
+    return {value.name for value in proto.graph.input} & {tensor.name for tensor in proto.graph.initializer}
+
+
 def input_shape(value: onnx.ValueInfoProto, sizes: dict[str, int]) -> Shape | None:
     """The shape that a graph input (or annotated value) has under `sizes`; None where a dimension has no number."""
     if not value.type.tensor_type.HasField("shape"):
@@ -100,11 +107,13 @@ class Inference:
         graph = self.proto.graph
         for value in graph.input:
             world.known[value.name] = Known(value.type.tensor_type.elem_type, input_shape(value, sizes))
+        defaults = overridable(self.proto)
         for tensor in graph.initializer:
-            value = numpy_helper.to_array(tensor) if math.prod(tensor.dims) <= SMALL else None
+            fixed = math.prod(tensor.dims) <= SMALL and tensor.name not in defaults
+            value = numpy_helper.to_array(tensor) if fixed else None
             world.known[tensor.name] = Known(tensor.data_type, tuple(tensor.dims), value)
         annotated = {value.name: value for value in (*graph.value_info, *graph.output)}
-        self._nodes(graph.node, world, {o.domain: o.version for o in self.proto.opset_import}, annotated)
+        self._nodes(graph.node, world, {_domain(o.domain): o.version for o in self.proto.opset_import}, annotated)
         return world
 
     def _nodes(
@@ -143,15 +152,15 @@ class Inference:
                 for i in inputs
             ),
             tuple(bool(name) for name in node.output),
-            opsets.get(node.domain),
+            opsets.get(_domain(node.domain)),
         )
         if key not in self.memo:
             try:
                 self.memo[key] = self._infer(node, inputs, opsets)
-            except (shape_inference.InferenceError, defs.SchemaError, RuntimeError, TypeError, ValueError):
+            except (shape_inference.InferenceError, defs.SchemaError, RuntimeError, TypeError, ValueError, KeyError):
                 self.memo[key] = ()
         result = self.memo[key]
-        if not result and node.domain in ("", "ai.onnx"):
+        if not result and _domain(node.domain) == "":
             world.failures.append(node.name or node.output[0])
         elif node.op_type == "Reshape":
             _check_reshape(node, inputs[0], result[0], world)
@@ -160,7 +169,8 @@ class Inference:
     def _infer(
         self, node: onnx.NodeProto, inputs: list[Known | None], opsets: dict[str, int]
     ) -> tuple[Known | None, ...]:
-        schema = defs.get_schema(node.op_type, opsets[node.domain], node.domain)
+        domain = _domain(node.domain)
+        schema = defs.get_schema(node.op_type, opsets[domain], domain)
         types, data = {}, {}
         for name, entry in zip(node.input, inputs, strict=True):
             if not name:
@@ -217,7 +227,7 @@ class Inference:
                 scope.known[name] = entry
         given = {a.name: a for a in (*function.attribute_proto, *node.attribute)}
         body = [_bind(inner, given) for inner in function.node]
-        self._nodes(body, scope, {o.domain: o.version for o in function.opset_import}, {})
+        self._nodes(body, scope, {_domain(o.domain): o.version for o in function.opset_import}, {})
         return [scope.known.get(name) for name in function.output]
 
     def _subgraphs(self, node: onnx.NodeProto, world: World, opsets: dict[str, int]) -> None:
@@ -232,6 +242,11 @@ class Inference:
                         tensor.data_type, tuple(tensor.dims), numpy_helper.to_array(tensor) if small else None
                     )
                 self._nodes(graph.node, world, opsets, {v.name: v for v in (*graph.value_info, *graph.output)})
+
+
+def _domain(name: str) -> str:
+    """The standard's domain has two spellings."""
+    return "" if name == "ai.onnx" else name
 
 
 def _known(proto: onnx.TypeProto | None) -> Known | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx_graphsurgeon as gs
 
 from onnx_attn.codes import CODES
@@ -75,6 +77,9 @@ def _site(view: GraphView, softmax: gs.Node, scores: Scores, product: Product) -
     ranks = {view.rank(tensor) or 0 for tensor in tensors}
     if len(ranks) != 1 or min(ranks) < 2 or None in sizes:
         return Stop("shape-unknown", scores.product).verdict(label(softmax))
+    scale = query.trace.factor * key.trace.factor * scores.scale
+    if not math.isfinite(scale):
+        return Stop("scale-not-constant", scores.product, "it is not a finite number").verdict(label(softmax))
     types = [view.elem_type(tensor) for tensor in tensors]
     # V may have a type of its own: half-precision exports with a float32 mask compute softmax and P·V in float32.
     if types[0] != types[1] or not set(types) <= set(FLOATS):
@@ -88,7 +93,7 @@ def _site(view: GraphView, softmax: gs.Node, scores: Scores, product: Product) -
         query=query,
         key=key,
         value=value,
-        scale=query.trace.factor * key.trace.factor * scores.scale,
+        scale=scale,
         scores_scale=scores.scale,
         terms=scores.terms,
         probabilities_dtype=product.dtype,

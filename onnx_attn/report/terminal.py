@@ -6,10 +6,17 @@ from collections import Counter
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
+from onnx_attn.errors import printable
+
 Report = dict[str, Any]
+
+
+def escape(text: str) -> str:
+    """Text from a model, with neither markup nor control characters."""
+    return escape_markup(printable(text))
 
 
 def show_inspection(report: Report, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from onnx_attn.errors import UsageError
@@ -37,6 +38,7 @@ TABLE = (
 
 _RTX = (99, 0)
 _DEFAULT_TENSORRT = "10.0"
+_OLDEST, _UNKNOWN = (8, 6), (12, 0)
 
 
 @dataclass(frozen=True)
@@ -57,35 +59,37 @@ def parse_target(name: str, version: str | None = None) -> Target:
         if version is not None:
             raise UsageError(f"--target-version is for tensorrt; target '{name}' has no versions here")
         return Target(name, None, (0, 0))
-    version = version or _DEFAULT_TENSORRT
+    version = _DEFAULT_TENSORRT if version is None else version
     if version == "rtx":
         return Target(name, version, _RTX)
-    parts = version.split(".")
-    if (
-        not all(part.isdigit() for part in parts)
-        or not parts[0]
-        or (key := (int(parts[0]), int([*parts, "0"][1]))) < (8, 6)
-    ):
+    match = re.fullmatch(r"([0-9]{1,2})(?:\.([0-9]{1,3}))?(?:\.[0-9.]+)?", version)
+    key = (int(match[1]), int(match[2] or 0)) if match else (0, 0)
+    if not _OLDEST <= key < _UNKNOWN:
         raise UsageError(f"unknown TensorRT version '{version}'; give 8.6, 10.0 … 11.x, or rtx")
     return Target(name, version, key)
 
 
-def form_for(target: Target, form: str, opset: int) -> str | Verdict:
-    """The form to write for a model of this opset, or a verdict `opset-too-low`.
-
-    Raises UsageError for a form that this target never takes.
-    """
+def check_form(target: Target, form: str) -> None:
+    """Raise UsageError for a form that this target never takes."""
     if form != "auto" and form not in FORMS:
         raise UsageError(f"form '{form}' is not available; choose auto, {' or '.join(FORMS)}")
-    rows = [
-        row for row in TABLE if row.target == target.name and row.since <= target.key and form in ("auto", row.form)
-    ]
-    if not rows:
-        raise UsageError(
-            f"{target.name} {target.version or ''} does not take the form '{form}'; use --form auto".replace("  ", " ")
-        )
+    if not _rows(target, form):
+        version = f" {target.version}" if target.version else ""
+        raise UsageError(f"{target.name}{version} does not take the form '{form}'; use --form auto")
+
+
+def form_for(target: Target, form: str, opset: int) -> str | Verdict:
+    """The form to write for a model of this opset, or a verdict `opset-too-low`."""
+    rows = _rows(target, form)
     for row in rows:
         if opset >= row.lowest_opset:
             return row.form
     row = rows[-1]
     return Verdict("", "opset-too-low", "", f"opset {opset}, form {row.form} needs {row.lowest_opset}: {row.reason}")
+
+
+def _rows(target: Target, form: str) -> list[Row]:
+    """What the table says about a target, the preferred form first."""
+    return [
+        row for row in TABLE if row.target == target.name and row.since <= target.key and form in ("auto", row.form)
+    ]
