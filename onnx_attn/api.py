@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import helper
 
 from onnx_attn.errors import InputError, UsageError, one_line
 from onnx_attn.graph.load import Loaded, check, load
@@ -17,6 +16,7 @@ from onnx_attn.graph.sizes import worlds_of
 from onnx_attn.graph.world import Inference, World, symbol
 from onnx_attn.pipeline import Options, fuse_file, fuse_proto, inspect_model
 from onnx_attn.prove.inputs import model_inputs
+from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.prove.whole import compare_models, default_rtol
 from onnx_attn.report.document import inspection, verification
 from onnx_attn.targets.table import parse_target
@@ -88,13 +88,14 @@ def verify(
     b: str | PathLike[str],
     *,
     shapes: dict[str, tuple[int, ...]] | None = None,
-    inputs: dict[str, np.ndarray] | None = None,
+    inputs: dict[str, np.ndarray] | str | PathLike[str] | None = None,
     rtol: float | None = None,
     atol: float = 0.0,
 ) -> dict[str, Any]:
     """Run two models on the same inputs and compare every output. `report["ok"]` is the verdict.
 
-    inputs: one set of values by input name; else seeded ones at `shapes`, or at sizes of the tool's choice.
+    inputs: one set of values by input name, or the .npz file that holds them; else seeded ones at `shapes`, or at sizes
+        of the tool's choice.
     rtol: largest max|a − b| / max|a|; by default 1e-5, or 2e-3 where a model holds float16.
     """
     first, second = load(Path(a)), load(Path(b))
@@ -106,7 +107,8 @@ def verify(
     if (rtol is not None and not rtol >= 0.0) or not atol >= 0.0:
         raise UsageError("rtol and atol are bounds: numbers that are not negative")
     if inputs is not None:
-        cases = [_checked_inputs(first.proto, inputs)]
+        given = inputs if isinstance(inputs, dict) else read_values(Path(inputs))
+        cases = [check_values(first.proto, given, "inputs" if isinstance(inputs, dict) else str(inputs))]
     elif shapes is not None:
         cases = [model_inputs(first.proto, _world_of(first.proto, shapes))]
     else:
@@ -158,25 +160,3 @@ def _world_of(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> Wor
             if not dim.HasField("dim_value") and sizes.setdefault(symbol(name, axis, dim), size) != size:
                 raise UsageError(f"--shapes: dimension '{dim.dim_param}' is given two sizes")
     return Inference(proto).run(sizes)
-
-
-def _checked_inputs(proto: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Given values fit the model's inputs by name, type and shape, or there is an error that says where not."""
-    weights = {tensor.name for tensor in proto.graph.initializer}
-    wanted = {value.name: value.type.tensor_type for value in proto.graph.input if value.name not in weights}
-    if set(inputs) != set(wanted):
-        raise InputError(
-            f"inputs: the values are named {', '.join(inputs) or 'nothing'}, the model's inputs {', '.join(wanted)}"
-        )
-    for name, tensor_type in wanted.items():
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor_type.elem_type))
-        shape, dims = inputs[name].shape, tensor_type.shape.dim
-        if inputs[name].dtype != dtype:
-            raise InputError(f"inputs: '{name}' is {inputs[name].dtype}, the model wants {dtype}; convert it")
-        declared = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims]
-        if len(declared) != len(shape) or any(
-            isinstance(d, int) and d != n for d, n in zip(declared, shape, strict=True)
-        ):
-            given, asked = ("x".join(map(str, sizes)) for sizes in (shape, declared))
-            raise InputError(f"inputs: '{name}' has shape {given}, the model wants {asked}; reshape it")
-    return inputs

@@ -8,8 +8,6 @@ import math
 import os
 import re
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from onnx_attn import __version__, api
-from onnx_attn.errors import DifferenceError, InputError, OnnxAttnError, OutputError, UsageError, one_line, printable
+from onnx_attn.errors import DifferenceError, OnnxAttnError, OutputError, UsageError, one_line, printable
 from onnx_attn.graph.save import data_path
 from onnx_attn.report.terminal import show_fusion, show_inspection, show_verification
 
@@ -99,9 +97,8 @@ def verify(
     """Run two models on the same inputs; exit 4 if an output differs."""
     with _errors():
         _check_json(json_path, a, b)
-        values = _read_inputs(inputs) if inputs is not None else None
         sizes = _parse_shapes(shapes) if shapes else None
-        report = api.verify(a, b, shapes=sizes, inputs=values, rtol=rtol, atol=atol)
+        report = api.verify(a, b, shapes=sizes, inputs=inputs, rtol=rtol, atol=atol)
         if not _write_json(report, json_path):
             show_verification(report, _console())
         if not report["ok"]:
@@ -188,14 +185,6 @@ def _strict(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _read_inputs(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read as .npz ({one_line(error)}); write it with numpy.savez") from error
 
 
 def _parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:

@@ -65,7 +65,8 @@ class Spelling:
     """How a body spells its numbers.
 
     `scalar(role, like, dtype)` gives the name of a number in the type of the value `like`; that type is `dtype` where a
-    cast has set it, and the operands' own where `dtype` is 0. `last_axis()` gives the name of the vector [-1].
+    cast has set it, and the operands' own where `dtype` is 0; "" for a scale that need
+    not be written. `last_axis()` gives the name of the vector [-1].
     """
 
     writer: Writer
@@ -81,7 +82,8 @@ def write_body(
     """Write the body's nodes on query `(…, S, H)`, key `(…, S, H)` and value; returns the name of Y."""
     write = spelling.writer.add
     query, key, value = operands
-    scaled = write("Mul", [query, spelling.scalar("scale", query, 0)], "query_scaled")
+    factor = spelling.scalar("scale", query, 0)
+    scaled = write("Mul", [query, factor], "query_scaled") if factor else query
     turned = [*range(form.rank - 2), form.rank - 1, form.rank - 2]
     scores = write("MatMul", [scaled, write("Transpose", [key], "key_transposed", perm=turned)], "scores")
     remaining, dtype = iter(masks), 0

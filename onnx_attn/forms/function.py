@@ -32,10 +32,10 @@ def write_function_call(
     """Append the call to `writer` and return the function that it calls."""
     form = signature(site, rank)
     attributes = {role: float(number) for role, number in numbers(view, site, scale).items()}
-    name = ATTENTION + form.suffix
+    function = _function(writer.names, form, site.terms, list(attributes), view.opset)
     masks = [term.mask.name for term in site.masks if term.mask is not None]
     writer.add(
-        name,
+        function.name,
         [*operands, *masks],
         "attention",
         output=output,
@@ -43,9 +43,22 @@ def write_function_call(
         domain=DOMAIN,
         attributes=attributes,
     )
-    if name not in writer.names.functions:
-        writer.names.functions[name] = attention_function(name, form, site.terms, list(attributes), view.opset)
-    return writer.names.functions[name]
+    return function
+
+
+def _function(
+    names: Names, form: Signature, terms: tuple[ScoreTerm, ...], attributes: list[str], opset: int
+) -> onnx.FunctionProto:
+    """The function for a signature: made once, under a name that the model has for nothing else."""
+    wanted = ATTENTION + form.suffix
+    if wanted not in names.functions:
+        function = attention_function(wanted, form, terms, attributes, opset)
+        number = 1
+        while function.name in names.present and names.present[function.name] != function:
+            number += 1
+            function.name = f"{wanted}_{number}"
+        names.functions[wanted] = function
+    return names.functions[wanted]
 
 
 def attention_function(

@@ -9,31 +9,40 @@ from onnx_attn.site import AttentionSite, Operand
 from onnx_attn.views.layout import Digit, Layout
 
 
-def write_operands(writer: Writer, view: GraphView, site: AttentionSite) -> tuple[tuple[str, str, str], float]:
+def write_operands(
+    writer: Writer, view: GraphView, site: AttentionSite, form: str
+) -> tuple[tuple[str, str, str], float]:
     """The names of Q, K and V and the scale that is left to apply.
 
-    An operand that is read as it stands keeps its tensor. A K that is transposed, and an operand that carries part of
-    the scale, are written anew from their source, so that the scale is applied once; where that cannot be said in ONNX
-    (two dynamic sizes in one Reshape), the factor stays where it is.
+    An operand that is read as it stands keeps its tensor. A K that is transposed, and a Q or K that carries part of the
+    scale, are written anew from their source, so that the scale is applied once; where that cannot be said in ONNX (two
+    dynamic sizes in one Reshape), the factor stays where it is. In the form `primitives`, where Q carries the scale
+    afterwards, Q is always written anew: writing a site twice must say the same.
     """
     scale, names = site.scores_scale, []
-    for role, operand in (("query", site.query), ("key", site.key), ("value", site.value)):
-        carries_scale = operand.trace.factor != 1.0 and role != "value"
-        if not operand.transposed and not carries_scale:
+    for role, operand in (("query", site.query), ("key", site.key)):
+        stands = not operand.transposed and operand.trace.factor == 1.0
+        if stands and not (role == "query" and form == "primitives"):
             names.append(operand.tensor.name)
             continue
-        name = _rewrite(writer, view, operand, role) if role != "value" else None
+        name = _rewrite(writer, view, operand, role)
         if name is not None:
             scale *= operand.trace.factor
-        elif operand.transposed:
-            rank = view.rank(operand.tensor)
-            assert rank is not None
-            perm = [*range(rank - 2), rank - 1, rank - 2]
-            name = writer.add("Transpose", [operand.tensor.name], role, perm=perm)
-        else:
-            name = operand.tensor.name
-        names.append(name)
-    return (names[0], names[1], names[2]), scale
+        names.append(name or _as_it_stands(writer, view, operand, role))
+    return (names[0], names[1], site.value.tensor.name), scale
+
+
+def _as_it_stands(writer: Writer, view: GraphView, operand: Operand, role: str) -> str:
+    """The operand's own tensor; of a transposed K what was transposed, or the tensor transposed back."""
+    if not operand.transposed:
+        return operand.tensor.name
+    rank = view.rank(operand.tensor)
+    assert rank is not None
+    perm = [*range(rank - 2), rank - 1, rank - 2]
+    producer = view.producer(operand.tensor)
+    if producer is not None and producer.op == "Transpose" and list(producer.attrs.get("perm") or ()) == perm:
+        return producer.inputs[0].name
+    return writer.add("Transpose", [operand.tensor.name], role, perm=perm)
 
 
 def _rewrite(writer: Writer, view: GraphView, operand: Operand, role: str) -> str | None:

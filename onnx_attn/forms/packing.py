@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.dims import Dim, base_dims, layout_dims
 from onnx_attn.graph.view import GraphView
+from onnx_attn.graph.world import Shape
 from onnx_attn.site import AttentionSite, Projection
 from onnx_attn.views.layout import Layout
 from onnx_attn.views.linear import Linear, rows
@@ -48,7 +49,10 @@ def plan_packing(view: GraphView, site: AttentionSite) -> Packing | str:
         return "Q, K and V are not linear in one source"
     if site.value.trace.factor != 1.0:
         return "V is scaled"
-    heads = [read_heads(layout, layer) for layout, layer in zip(projection.layouts, projection.layers, strict=True)]
+    heads = [
+        read_heads(layout, layer, rows(view, layer))
+        for layout, layer in zip(projection.layouts, projection.layers, strict=True)
+    ]
     if any(found is None for found in heads) or len({found.order for found in heads if found}) != 1:
         return "Q, K and V do not split the projection's channels into heads alike"
     shapes = rows(view, projection.layers[0])
@@ -64,12 +68,14 @@ def plan_packing(view: GraphView, site: AttentionSite) -> Packing | str:
     if merged is not None and not all(_broadcasts(view, term.mask) for term in site.masks if term.mask is not None):
         return "the mask's axes follow the original's merged heads"
     packing = Packing(projection, (query, heads[1], heads[2]), rank, merged, canonical)  # type: ignore[arg-type]
+    if projection.kind == "packed" and _share_channels(packing):
+        return "Q, K and V share channels of their projection"
     if not reuses_output(packing) and not _is_own(view, projection, site):
         return "weights-shared: the projection's weights or results are read elsewhere too"
     return packing
 
 
-def read_heads(layout: Layout, layer: Linear) -> Heads | None:
+def read_heads(layout: Layout, layer: Linear, shapes: tuple[Shape, ...]) -> Heads | None:
     """Read a layout `(…, S, H)` over `(…, C)` as heads: whole source axes, at most one head digit, one feature digit."""
     channel = len(layout.offsets) - 1
     *leading, sequence, feature = layout.axes
@@ -98,6 +104,8 @@ def read_heads(layout: Layout, layer: Linear) -> Heads | None:
         return None
     # Source axes of size 1 leave no digit: they go first, or, as a sequence of length 1, behind the heads.
     missing = [axis for axis in range(channel) if axis not in order]
+    if any(shape[axis] != 1 for shape in shapes for axis in missing):
+        return None  # One row of many: a slice, not the sequence.
     if not sequence and missing:
         order.append(missing.pop())
     order[:0] = missing
@@ -106,6 +114,11 @@ def read_heads(layout: Layout, layer: Linear) -> Heads | None:
         np.arange(head_count) * head_step, np.arange(size) * feature[0].step
     )
     return Heads(columns, tuple(order))
+
+
+def _share_channels(packing: Packing) -> bool:
+    columns = np.concatenate([heads.columns.reshape(-1) for heads in packing.heads])
+    return np.unique(columns).size != columns.size
 
 
 def reuses_weight(packing: Packing) -> bool:
@@ -141,21 +154,27 @@ def _is_own(view: GraphView, projection: Projection, site: AttentionSite) -> boo
             return False
         if not _one_way(view, layer.weight, layer.output):
             return False
-        for tensor in (layer.output, *(step.output for step in operand.trace.steps)):
-            if view.is_output(tensor):
+        tensors = [layer.output, *(output for step in operand.trace.steps for output in step.node.outputs)]
+        for tensor in tensors:
+            if tensor.name in view.pinned:
                 return False
-            if any(id(reader) not in inside and reader.op != "Shape" for reader in view.readers(tensor)):
+            if not all(id(reader) in inside or _reads_shape(view, reader) for reader in view.readers(tensor)):
                 return False
     return True
+
+
+def _reads_shape(view: GraphView, reader: gs.Node) -> bool:
+    """A reader that can be given the shape from elsewhere."""
+    return reader.op == "Shape" and view.in_main_graph(reader)
 
 
 def _one_way(view: GraphView, weight: gs.Tensor, output: gs.Tensor) -> bool:
     """From the weight down to the layer's output every tensor has one reader."""
     tensor = weight
     while tensor is not output:
-        if view.is_output(tensor):
+        if tensor.name in view.pinned:
             return False
-        readers = [reader for reader in view.readers(tensor) if reader.op != "Shape"]
+        readers = [reader for reader in view.readers(tensor) if not _reads_shape(view, reader)]
         if len(readers) != 1:
             return False
         tensor = readers[0].outputs[0]

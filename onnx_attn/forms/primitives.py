@@ -26,6 +26,8 @@ def write_primitives(
     values = FIXED | numbers(view, site, scale)
 
     def scalar(role: str, like: str, dtype: int) -> str:
+        if role == "scale" and scale == 1.0:
+            return ""
         return writer.constant(np.asarray(values[role], helper.tensor_dtype_to_np_dtype(dtype or operand_type)), role)
 
     masks = [term.mask.name for term in site.masks if term.mask is not None]

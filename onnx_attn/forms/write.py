@@ -21,7 +21,7 @@ def write_site(view: GraphView, names: Names, site: AttentionSite, form: str, pa
         operands, scale, rank = write_packed(writer, view, packing), site.scale, packing.rank
         reshaped = packing.merged is not None
     else:
-        operands, scale = write_operands(writer, view, site)
+        operands, scale = write_operands(writer, view, site, form)
         rank, reshaped = view.rank(site.query.tensor) or 0, False
     attention = names.value(f"{site.name}/attention_heads") if reshaped else output
     functions, rounding = [], 0.0

@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnx_attn.domain import DOMAIN
+
 
 @dataclass(frozen=True)
 class Splice:
@@ -55,7 +57,9 @@ class Names:
         self._values = set(_value_names(model.graph))
         self._nodes = {node.name for node in model.graph.node}
         self.functions: dict[str, onnx.FunctionProto] = {}
-        """The local functions of this rewriting: sites of one signature share theirs."""
+        """The local functions of this rewriting, by what they are wanted for: sites of one signature share theirs."""
+        self.present = {f.name: f for f in model.functions if f.domain == DOMAIN}
+        """Functions of our domain that the model has already."""
         self._claimed: set[str] = set()
         self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def _read_external_data(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
         onnx.load_external_data_for_model(proto, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(
-            f"{path}: external data cannot be read ({one_line(error)}); copy the data file itself, whole and no link, "
+            f"{path}: external data cannot be read ({one_line(error)}); put the data file itself, whole and no link, "
             f"into the model's folder"
         ) from error
     return tuple(files)
@@ -84,10 +85,8 @@ def check(proto: onnx.ModelProto, name: str, path: Path | None = None) -> None:
         onnx.checker.check_model(str(path) if path else proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}: onnx.checker refuses the model: {one_line(error)}; export it again") from error
-    try:
-        _read_names(proto.graph)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: a name in it is not text ({one_line(error)}); export it again") from error
+    if not all(isinstance(text, str) for text in _names(proto.graph)):
+        raise InputError(f"{name}: holds a name that is no UTF-8 text; export it again")
     try:
         shape_inference.infer_shapes(slim_copy(proto), check_type=True, strict_mode=False)
     except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
@@ -97,9 +96,9 @@ def check(proto: onnx.ModelProto, name: str, path: Path | None = None) -> None:
         ) from error
 
 
-def _read_names(graph: onnx.GraphProto) -> None:
-    """Touch every name: protobuf decodes them only when they are read."""
+def _names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Every name of the main graph. protobuf hands out those that are no text as bytes."""
     for node in graph.node:
-        _ = (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        _ = value.name
+        yield value.name

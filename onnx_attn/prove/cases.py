@@ -61,6 +61,8 @@ def _value(rng: np.random.Generator, view: GraphView, world: World, name: str, k
     dtype = helper.tensor_dtype_to_np_dtype(elem_type)
     if elem_type == onnx.TensorProto.BOOL:
         allowed = rng.random(shape) < 0.6
+        if allowed.ndim >= 1:
+            allowed[..., 0] = True
         if kind.startswith("row") and allowed.ndim >= 1:
             allowed.reshape(-1, allowed.shape[-1])[0] = False
         return allowed

@@ -33,9 +33,7 @@ def model_inputs(proto: onnx.ModelProto, world: World) -> dict[str, np.ndarray]:
             continue
         shape = world.shape(value.name)
         if shape is None:
-            raise UsageError(
-                f"input '{value.name}' has no known shape; pass --shapes {value.name}:1x3x224x224 or the like"
-            )
+            raise UsageError(f"input '{value.name}' has no shape that could be made up")
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         if np.dtype(dtype).kind not in "iub":
             values[value.name] = rng.standard_normal(shape).astype(dtype)

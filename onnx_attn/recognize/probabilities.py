@@ -8,13 +8,16 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.result import Stop
+from onnx_attn.recognize.scores import MOVES, is_constant
 from onnx_attn.site import Guard
 from onnx_attn.views.movement import is_identity
 from onnx_attn.views.trace import FLOATS, lowest
 
-CHANGES = frozenset(
-    "Reshape Transpose Squeeze Unsqueeze Expand Mul Div Add Slice Concat Clip ReduceMean ReduceSum".split()
+CHANGES = MOVES | frozenset(
+    "Cast Dropout Identity IsNaN Where Expand Mul Div Add Slice Concat Clip ReduceMean ReduceSum "
+    "QuantizeLinear DequantizeLinear".split()
 )
+"""What probabilities may go through and still be multiplied with values afterwards."""
 MOST_NODES = 64
 
 
@@ -81,7 +84,7 @@ def _product(view: GraphView, tensor: gs.Tensor, node: gs.Node, found: Product) 
         return Stop("probabilities-used", node, "both operands of the product are the probabilities")
     if right is tensor:
         return Stop("operand-order", node)
-    if view.is_weight(right) or view.constant(right) is not None:
+    if is_constant(view, right):
         return _changed(view, node)
     return replace(found, node=node)
 
@@ -96,12 +99,16 @@ def _nan_guard(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> gs
     mask, zero, kept = where.inputs
     if mask is not isnan.outputs[0] or kept is not tensor or view.scalar(zero) != 0.0:
         return None
+    if view.shapes(where.outputs[0]) != view.shapes(tensor):
+        return None
     return where if len(view.readers(mask)) == 1 and not view.is_output(mask) else None
 
 
 def _row_guard(view: GraphView, tensor: gs.Tensor, where: gs.Node) -> gs.Tensor | None:
     """The mask of `Where(max(mask, last axis) ≤ lowest number, 0, P)`: how the Attention operator treats masked rows."""
     if where.op != "Where" or where.inputs[2] is not tensor or view.scalar(where.inputs[1]) != 0.0:
+        return None
+    if view.shapes(where.outputs[0]) != view.shapes(tensor):
         return None
     compare = view.producer(where.inputs[0])
     if compare is None or compare.op != "LessOrEqual":
@@ -121,20 +128,36 @@ def _several(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> Stop
     if not leading:
         return _no_product(view, tensor, readers)
     others = [node for node in readers if node is not leading[0]]
+    if {node.op for node in readers} == {"IsNaN", "Where"}:
+        return Stop("probabilities-changed", leading[0], "a NaN guard that does not put 0 in place of NaN")
     if others:
         return Stop("probabilities-used", others[0])
     return Stop("probabilities-used", leading[0], f"'{tensor.name}' is a model output")
 
 
 def _changed(view: GraphView, node: gs.Node) -> Stop:
-    """A node that changes the probabilities: attention if a product with values follows."""
-    if node.op == "MatMul":
-        if any(_reaches_product(view, reader, node.outputs[0]) for reader in view.readers(node.outputs[0])):
-            return Stop("talking-heads", node)
-        return Stop("class-softmax", node, "the result goes into a product with constant weights")
+    """A node that changes the probabilities: attention if a product with values follows; none if heads are mixed."""
+    mixing = _mixing(view, node)
+    if mixing is not None:
+        below = mixing.outputs[0]
+        if any(_reaches_product(view, reader, below) for reader in view.readers(below)):
+            return Stop("talking-heads", mixing)
+        return Stop("class-softmax", mixing, "the result goes into a product with constant weights")
     if _reaches_product(view, node, node.inputs[0]):
         return Stop("probabilities-changed", node, f"{node.op} '{label(node)}'")
     return _no_product(view, node.inputs[0], [node])
+
+
+def _mixing(view: GraphView, node: gs.Node) -> gs.Node | None:
+    """The product with constant weights that probabilities go into, at most rearranged before."""
+    for _ in range(MOST_NODES):
+        if node.op == "MatMul":
+            return node if any(is_constant(view, tensor) for tensor in node.inputs) else None
+        readers = _distinct(view.readers(node.outputs[0]))
+        if node.op not in MOVES or len(readers) != 1:
+            return None
+        node = readers[0]
+    return None
 
 
 def _no_product(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> Stop:
@@ -156,13 +179,20 @@ def _reaches_product(view: GraphView, node: gs.Node, tensor: gs.Tensor) -> bool:
         reader, came = queue.pop()
         if reader.op == "MatMul":
             other = reader.inputs[1] if reader.inputs[0] is came else reader.inputs[0]
-            if not view.is_weight(other):
+            if not is_constant(view, other):
                 return True
-        elif reader.op not in CHANGES and reader.op not in ("Cast", "Dropout", "Identity", "IsNaN", "Where"):
-            continue
-        for output in reader.outputs[:1]:
-            queue.extend((below, output) for below in view.readers(output))
+        elif reader.op in CHANGES and not _leaves(view, reader, came):
+            queue.extend((below, reader.outputs[0]) for below in view.readers(reader.outputs[0]))
     return False
+
+
+def _leaves(view: GraphView, node: gs.Node, tensor: gs.Tensor) -> bool:
+    """True where the result is no longer probabilities: weighed values (a gate) or a sum with another activation."""
+    if node.op not in ("Mul", "Div", "Add"):
+        return False
+    if view.shapes(node.outputs[0]) != view.shapes(tensor):
+        return True
+    return node.op == "Add" and not any(is_constant(view, other) for other in node.inputs if other is not tensor)
 
 
 def _distinct(nodes: list[gs.Node]) -> list[gs.Node]:

@@ -9,15 +9,17 @@ import onnx_graphsurgeon as gs
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.result import Stop
 from onnx_attn.site import ScoreTerm
+from onnx_attn.views.linear import weight_tensor
 from onnx_attn.views.movement import is_identity
 from onnx_attn.views.trace import FLOATS, scalar_factor
 
+MOVES = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze"})
 MOST_BRANCHES = 64
 """How many places one walk may look at: masks are added once or twice, not dozens of times."""
 
 CHANGES = frozenset(
     "Reshape Transpose Squeeze Unsqueeze Expand Clip Tanh Sub Max Min Pow Relu Sigmoid Neg QuantizeLinear "
-    "DequantizeLinear Concat Slice Softplus".split()
+    "DequantizeLinear Concat Slice Softplus Dropout".split()
 )
 """What may stand between a product and a softmax and still leave it attention, though not one that is read here."""
 
@@ -37,6 +39,7 @@ class _Path:
     scale: float = 1.0
     terms: tuple[ScoreTerm, ...] = ()
     blocked: Stop | None = None
+    mixed: bool = False  # A product with weights lies behind: from there on only heads may have been mixed.
 
 
 def read_scores(view: GraphView, softmax: gs.Node) -> Scores | Stop:
@@ -65,7 +68,12 @@ def read_scores(view: GraphView, softmax: gs.Node) -> Scores | Stop:
 
 def _is_product(view: GraphView, node: gs.Node) -> bool:
     """A matrix product of two activations. A constant query is allowed (learned queries), constant keys are weights."""
-    return node.op == "MatMul" and not view.is_weight(node.inputs[1]) and view.constant(node.inputs[1]) is None
+    return node.op == "MatMul" and not is_constant(view, node.inputs[1])
+
+
+def is_constant(view: GraphView, tensor: gs.Tensor) -> bool:
+    """Weights, as they are stored or turned round, and small values that follow from constants alone."""
+    return view.is_weight(tensor) or weight_tensor(view, tensor) is not None or view.constant(tensor) is not None
 
 
 def _step(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
@@ -74,18 +82,25 @@ def _step(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
         return [replace(path, tensor=node.inputs[0])]
     if node.op == "Cast":
         if node.attrs["to"] not in FLOATS or view.elem_type(node.inputs[0]) not in FLOATS:
-            return []
+            return _blocked(path, node, "scores-changed", node.inputs)
         return [_above(path, node.inputs[0], ScoreTerm("cast", dtype=node.attrs["to"]))]
     if (scalar := scalar_factor(view, node)) is not None:
         return [replace(path, tensor=scalar[0], scale=path.scale * scalar[1])]
     if node.op == "Add":
         return _masked(view, path, node, [(a, ScoreTerm("add", b)) for a, b in (node.inputs, node.inputs[::-1])])
     if node.op == "Where":
-        return _masked(view, path, node, _where(view, node))
+        choices = _where(view, node)
+        return _masked(view, path, node, choices) or _blocked(path, node, "scores-changed", node.inputs[1:])
+    if node.op == "MatMul":
+        return (
+            []
+            if path.mixed
+            else [replace(way, mixed=True) for way in _blocked(path, node, "talking-heads", node.inputs[:1])]
+        )
+    if path.mixed and node.op not in MOVES:
+        return []
     if node.op in ("Mul", "Div"):
         return _blocked(path, node, "scale-not-constant", node.inputs)
-    if node.op == "MatMul":
-        return _blocked(path, node, "talking-heads", node.inputs[:1])
     if node.op in CHANGES:
         return _blocked(path, node, "scores-changed", node.inputs)
     return []
@@ -98,15 +113,20 @@ def _above(path: _Path, tensor: gs.Tensor, term: ScoreTerm) -> _Path:
 def _masked(view: GraphView, path: _Path, node: gs.Node, choices: list[tuple[gs.Tensor, ScoreTerm]]) -> list[_Path]:
     """The scores have the result's shape; a mask may be broadcast, and is never what the scores are made of."""
     shape = view.shapes(node.outputs[0])
-    ways = [
-        _above(path, scores, term)
-        for scores, term in choices
-        if not view.is_weight(scores) and (shape is None or view.shapes(scores) == shape)
-    ]
-    if path.scale != 1.0:
-        stop = Stop("scale-after-mask", node)
-        ways = [replace(way, blocked=way.blocked or stop) for way in ways]
-    return ways
+    ways = []
+    for scores, term in choices:
+        if is_constant(view, scores) or (path.mixed and term.mask is not None and not is_constant(view, term.mask)):
+            continue
+        way = _above(path, scores, term)
+        if shape is not None and view.shapes(scores) != shape:
+            way = replace(
+                way, blocked=way.blocked or Stop("scores-changed", node, f"{node.op} '{label(node)}' widens them")
+            )
+        elif path.scale != 1.0:
+            way = replace(way, blocked=way.blocked or Stop("scale-after-mask", node))
+        ways.append(way)
+    # What has the result's shape is the likelier to be the scores: a mask may be broadcast.
+    return sorted(ways, key=lambda way: shape is not None and view.shapes(way.tensor) != shape)
 
 
 def _where(view: GraphView, node: gs.Node) -> list[tuple[gs.Tensor, ScoreTerm]]:
@@ -121,5 +141,7 @@ def _where(view: GraphView, node: gs.Node) -> list[tuple[gs.Tensor, ScoreTerm]]:
 
 
 def _blocked(path: _Path, node: gs.Node, code: str, inputs: list[gs.Tensor]) -> list[_Path]:
-    stop = path.blocked or Stop(code, node, f"{node.op} '{label(node)}'")
+    stop = Stop(code, node, f"{node.op} '{label(node)}'")
+    if path.blocked is not None and code != "talking-heads":
+        stop = path.blocked
     return [replace(path, tensor=tensor, blocked=stop) for tensor in inputs if tensor.name]

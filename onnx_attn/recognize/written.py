@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView, label
-from onnx_attn.site import ScoreTerm, Written
+from onnx_attn.recognize.result import Stop
+from onnx_attn.site import ScoreTerm, Verdict, Written
 
 
-def recognize_written(view: GraphView, node: gs.Node) -> Written:
+def recognize_written(view: GraphView, node: gs.Node) -> Written | Verdict:
     """Read heads and sizes off the call's inputs `(…, N, S, H)`, masks and scale off the call itself."""
+    bodies = [f for f in view.proto.functions if f.domain == node.domain and f.name == node.op]
+    operators = Counter(inner.op_type for body in bodies for inner in body.node)
+    if (operators["MatMul"], operators["Softmax"]) != (2, 1) or len(node.inputs) < 3:
+        return Stop("operator-not-supported", node, "a function of our name that is not ours").verdict(label(node))
     query, key, value = node.inputs[:3]
     kinds = [part for part in node.op.split("_") if part in ("Mask", "Where", "WhereNot")]
     masks = tuple(

@@ -111,9 +111,12 @@ def _digits(stride: int, size: int, source: Shape, strides: list[int]) -> list[D
         if stride % unit:
             return None
         step = stride // unit
-        if length % step or (step * size > length and size % (length // step)):
+        if step * size <= length:
+            inner = size
+        elif length % step or size % (length // step):
             return None
-        inner = min(size, length // step)
+        else:
+            inner = length // step
         digits.insert(0, Digit(axis, step, None if step == 1 and inner == length else inner))
         size //= inner
         stride = unit * length
