@@ -1,6 +1,6 @@
 """The small exports that are checked in under tests/exports: which they are, and how each is made.
 
-`python -m models fixtures` makes them all again; `tests/exports/made_by.tsv` records for each file the true number of
+`python -m models fixtures` makes those that are missing (delete a file to have it made again); `tests/exports/made_by.tsv` records for each file the true number of
 attention sites, counted while the model ran, and the command that made it.
 """
 
@@ -67,6 +67,7 @@ def fixtures() -> Iterator[Fixture]:
         Fixture("gpt2", d23),
         Fixture("gpt2_no_mask", d18, dynamic=True),
         Fixture("clip_vision", ts, dynamic=True),
+        Fixture("clip_vision", ts, half=True, attn="eager"),
         Fixture("clip_vision", d23),
         Fixture("mha", ts),
         Fixture("mha", ts, dynamic=True),
@@ -91,17 +92,21 @@ def fixtures() -> Iterator[Fixture]:
 
 
 def main() -> int:
-    """Make every fixture in a process of its own, and the record of how."""
+    """Make every fixture that is not there yet, each in a process of its own, and the record of how."""
     FOLDER.mkdir(parents=True, exist_ok=True)
+    record = FOLDER / RECORD
+    made = {row.split("\t")[0]: row for row in record.read_text().splitlines()} if record.exists() else {}
     rows = []
     for fixture in fixtures():
-        command = [sys.executable, "-m", "models", *fixture.arguments]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode:
-            print(run.stderr.strip().splitlines()[-1], file=sys.stderr)
-            return 1
-        sites = next(word.split("=")[1] for word in run.stdout.split() if word.startswith("true_sites="))
-        rows.append(f"{fixture.file}\t{sites}\tpython -m models {' '.join(fixture.arguments)}")
-        print(rows[-1])
-    (FOLDER / RECORD).write_text("\n".join(["file\ttrue_sites\tcommand", *rows]) + "\n")
+        if fixture.file not in made or not (FOLDER / fixture.file).exists():
+            command = [sys.executable, "-m", "models", *fixture.arguments]
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            if run.returncode:
+                print(run.stderr.strip().splitlines()[-1], file=sys.stderr)
+                return 1
+            sites = next(word.split("=")[1] for word in run.stdout.split() if word.startswith("true_sites="))
+            made[fixture.file] = f"{fixture.file}\t{sites}\tpython -m models {' '.join(fixture.arguments)}"
+            print(made[fixture.file])
+        rows.append(made[fixture.file])
+    record.write_text("\n".join(["file\ttrue_sites\tcommand", *rows]) + "\n")
     return 0

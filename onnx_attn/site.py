@@ -76,7 +76,7 @@ class AttentionSite:
     node: the softmax, or the attention operator. product: the node of Q·Kᵀ, the operator again where there is one.
     scale: every constant factor on Q, on K and on the scores, as one number.
     scores_scale: the part of it that stands behind the product, on the scores.
-    probabilities_dtype: the type that P is cast to before the product with V; 0 for no cast.
+    probabilities_dtypes: the types that P is cast to, one after the other, before the product with V.
     guard: what becomes of rows of P that are masked throughout. None: nothing is done. "nan": NaN becomes 0,
         `Where(IsNaN(P), 0, P)`. "row": as the Attention operator's kernels have it, a row whose additive mask is nowhere
         above the type's lowest number becomes 0.
@@ -93,7 +93,7 @@ class AttentionSite:
     scale: float
     scores_scale: float
     terms: tuple[ScoreTerm, ...]
-    probabilities_dtype: int
+    probabilities_dtypes: tuple[int, ...]
     guard: Guard
     output: gs.Tensor
     heads: int | None

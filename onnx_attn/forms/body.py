@@ -24,7 +24,7 @@ class Signature:
 
     rank: int
     terms: tuple[tuple[str, bool, int], ...]
-    probabilities_dtype: int
+    probabilities_dtypes: tuple[int, ...]
     guard: Guard
 
     @property
@@ -34,8 +34,7 @@ class Signature:
         for kind, keep_when, dtype in self.terms:
             name = {"add": "Mask", "where": "Where" if keep_when else "WhereNot", "cast": "Cast", "causal": "Causal"}
             parts.append(name[kind] + (str(dtype) if dtype else ""))
-        if self.probabilities_dtype:
-            parts.append(f"Cast{self.probabilities_dtype}")
+        parts += [f"Cast{dtype}" for dtype in self.probabilities_dtypes]
         if self.guard:
             parts.append({"nan": "GuardNaN", "row": "GuardRow"}[self.guard])
         return "".join(f"_{part}" for part in parts)
@@ -43,7 +42,7 @@ class Signature:
 
 def signature(site: AttentionSite, rank: int) -> Signature:
     terms = tuple((term.kind, term.keep_when, term.dtype) for term in site.terms)
-    return Signature(rank, terms, site.probabilities_dtype, site.guard)
+    return Signature(rank, terms, site.probabilities_dtypes, site.guard)
 
 
 FIXED = {"zero": 0.0, "one": 1.0, "minus_infinity": -math.inf}
@@ -101,8 +100,7 @@ def write_body(
             chosen = [scores, fill] if term.keep_when else [fill, scores]
             scores = write("Where", [next(remaining), *chosen], "scores_masked")
     probabilities = write("Softmax", [scores], "probabilities", axis=-1, name=spelling.softmax_name)
-    if form.probabilities_dtype:
-        dtype = form.probabilities_dtype
+    for dtype in form.probabilities_dtypes:
         probabilities = write("Cast", [probabilities], "probabilities_cast", to=dtype)
     if form.guard:
         if form.guard == "nan":

@@ -46,7 +46,7 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
         scale=query.trace.factor * key.trace.factor * scale,
         scores_scale=scale,
         terms=_terms(view, node, mask),
-        probabilities_dtype=0,
+        probabilities_dtypes=(),
         guard=None if mask is None else "nan" if view.elem_type(mask) == onnx.TensorProto.BOOL else "row",
         output=node.outputs[0],
         heads=head_count(view, query),

@@ -26,7 +26,7 @@ class Product:
     """P·V, with what stands between the softmax and it."""
 
     node: gs.Node
-    dtype: int = 0
+    dtypes: tuple[int, ...] = ()
     guard: Guard = None
     guard_mask: gs.Tensor | None = None
     notes: tuple[str, ...] = ()
@@ -72,9 +72,9 @@ def _through(view: GraphView, node: gs.Node, found: Product) -> Product | Stop |
         return replace(found, notes=(*found.notes, f"inference Dropout '{label(node)}' removed"))
     if is_identity(view, node):
         return found
-    if node.op == "Cast" and node.attrs["to"] in FLOATS and not found.dtype:
+    if node.op == "Cast" and node.attrs["to"] in FLOATS:
         # A guard before or after the cast is the same: a NaN stays one, and 0 is 0 in every type.
-        return replace(found, dtype=node.attrs["to"])
+        return replace(found, dtypes=(*found.dtypes, node.attrs["to"]))
     return None
 
 

@@ -96,7 +96,7 @@ def _site(view: GraphView, softmax: gs.Node, scores: Scores, product: Product) -
         scale=scale,
         scores_scale=scores.scale,
         terms=scores.terms,
-        probabilities_dtype=product.dtype,
+        probabilities_dtypes=product.dtypes,
         guard=product.guard,
         output=product.node.outputs[0],
         heads=head_count(view, query),
