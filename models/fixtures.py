@@ -1,7 +1,7 @@
 """The small exports that are checked in under tests/exports: which they are, and how each is made.
 
-`python -m models fixtures` makes those that are missing (delete a file to have it made again); `tests/exports/made_by.tsv` records for each file the true number of
-attention sites, counted while the model ran, and the command that made it.
+`python -m models fixtures` makes those that are missing (delete a file to have it made again). `tests/exports/made_by.tsv`
+records for each file the true number of attention sites, counted while the model ran, and the command that made it.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import pytest
 from onnx import helper
 
 import onnx_attn
+from onnx_attn import CODES
 
 SIZES = {"batch": 3, "sequence": 7}
 
@@ -95,6 +96,7 @@ def assert_fused(
 
 def assert_left_alone(model: onnx.ModelProto, status: str, *codes: str, name: str = "softmax") -> None:
     """The named candidate (the only one) has this verdict, and `fuse` gives the model back as it is."""
+    assert set(codes) <= CODES.keys()
     report = onnx_attn.inspect(model)
     assert [c["softmax"] for c in report["candidates"]] == [name]
     found = report["candidates"][0]
@@ -117,8 +119,3 @@ def assert_refused(model: onnx.ModelProto, *codes: str, name: str = "softmax") -
 
 def assert_no_attention(model: onnx.ModelProto, *codes: str, name: str = "softmax") -> None:
     assert_left_alone(model, "not_attention", *codes, name=name)
-
-
-def broken(*values: object, reason: str) -> Any:
-    """A case that the package gets wrong so far."""
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=reason))

@@ -13,7 +13,9 @@ from onnx_attn.engine.compile import compile_model
 
 pytest.importorskip("tensorrt_rtx")
 
-STATIC = [export for export in exports() if ".static" in export.path.name and export.true_sites and not export.left_alone]
+STATIC = [
+    export for export in exports() if ".static" in export.path.name and export.true_sites and not export.left_alone
+]
 HALF = [export for export in STATIC if export.half]
 
 

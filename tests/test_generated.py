@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from checks import assert_same, same_bytes
-from graphs import Block, Knobs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from knobs import Block, Knobs
 
 import onnx_attn
 
 
 @st.composite
-def knobs(draw: st.DrawFn) -> Knobs:
+def spellings(draw: st.DrawFn) -> Knobs:
     """Float32 blocks; what cannot be combined is not drawn."""
     projection = draw(st.sampled_from(["matmul", "gemm", "packed", "none"]))
     free_value = projection != "packed"
@@ -40,12 +40,11 @@ def knobs(draw: st.DrawFn) -> Knobs:
     )
 
 
-@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
-@given(knobs())
-def test_every_spelling_is_fused_and_computes_the_same(spelling: Knobs) -> None:
+@settings(max_examples=180, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(spellings(), st.sampled_from(["auto", "primitives"]))
+def test_every_spelling_is_fused_and_computes_the_same(spelling: Knobs, form: str) -> None:
     model = Block(spelling).model()
-    result = onnx_attn.fuse(model)
+    result = onnx_attn.fuse(model, form=form)
     assert (result.report["sites"], result.report["fused"]) == (1, 1), result.report["candidates"]
     assert_same(model, result.model)
-    if result.report["candidates"][0]["form"] == "function":  # primitives: see test_traps_scope.py
-        assert same_bytes(onnx_attn.fuse(result.model).model, result.model)
+    assert same_bytes(onnx_attn.fuse(result.model, form=form).model, result.model)

@@ -72,7 +72,9 @@ def test_no_pack_leaves_the_projections_alone(tmp_path: Path) -> None:
     result = onnx_attn.fuse(path, tmp_path / "f.onnx", pack=False)
     assert result.report["fused"] == 2
     assert not any(candidate["packed"] for candidate in result.report["candidates"])
-    names = {node.name for node in before.graph.node if node.name.endswith(("query/MatMul", "key/MatMul", "value/MatMul"))}
+    names = {
+        node.name for node in before.graph.node if node.name.endswith(("query/MatMul", "key/MatMul", "value/MatMul"))
+    }
     assert names <= {node.name for node in result.model.graph.node}
 
 

@@ -137,7 +137,6 @@ def test_failing_save_leaves_the_old_output(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.xfail(strict=True, reason="save.commit: the data file is replaced first and not put back")
 def test_failure_between_data_and_model_leaves_the_old_pair(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The data file is in place already when the model's renaming fails."""
     source, before = old_output(tmp_path, True)

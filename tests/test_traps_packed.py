@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from checks import assert_fused
-from graphs import CHANNELS, HEAD_DIM, HEADS, WIDTH, Block, Knobs, Net, Three
+from graphs import CHANNELS, HEAD_DIM, HEADS, WIDTH, Net, Three
+from knobs import Block, Knobs
 from onnx import numpy_helper
 
 ROOT = HEAD_DIM**-0.5
@@ -121,9 +122,6 @@ def test_packed_layer_in_the_order_key_query_value_is_read_so() -> None:
     assert_fused(three.finish(q, k, v), packed=True, projection="packed")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only the outputs on the way are asked for readers: the weight is stored and used twice"
-)
 def test_packed_layer_that_makes_something_else_too_keeps_it() -> None:
     three = Three()
     net = three.net

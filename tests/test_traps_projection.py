@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from checks import assert_fused, assert_same, broken, feeds, verdicts
-from graphs import CHANNELS, HEAD_DIM, HEADS, WIDTH, Block, Knobs, Net, Three, self_attention
+from checks import assert_fused, assert_same, feeds, verdicts
+from graphs import CHANNELS, HEAD_DIM, HEADS, WIDTH, Net, Three, self_attention
+from knobs import Block, Knobs
 from onnx import TensorProto, helper
 
 import onnx_attn
@@ -67,7 +68,6 @@ def test_one_weight_for_query_and_key_is_not_packed_twice() -> None:
     assert "tied" in {tensor.name for tensor in fused.graph.initializer}
 
 
-@pytest.mark.xfail(strict=True, reason="packs the same columns three times over")
 def test_one_projection_for_query_key_and_value_is_not_stored_three_times() -> None:
     three = Three()
     layer = three.layer()
@@ -179,7 +179,7 @@ def test_query_with_heads_in_another_order_gives_the_same_numbers() -> None:
     assert_fused(three.finish(q, k, net.split_heads(three.layer()), split=False), scale=ROOT)
 
 
-@pytest.mark.parametrize("row", [broken(0, reason="row 0 is taken for a source of one row"), 2])
+@pytest.mark.parametrize("row", [0, 2])
 def test_query_of_one_token_is_not_packed_as_if_all_asked(row: int) -> None:
     """Class attention: the layer makes all queries, one of them is used."""
     three = Three()
@@ -194,7 +194,6 @@ def test_query_of_the_first_tokens_is_not_packed_as_if_all_asked() -> None:
     assert_fused(three.finish(net.op("Slice", three.layer(), net.ints(0), net.ints(3), net.ints(1))), packed=False)
 
 
-@pytest.mark.xfail(strict=True, reason="row 0 is taken for a source of one row")
 def test_keys_of_the_first_token_are_not_packed_as_if_all_were_keys() -> None:
     three = Three()
     net = three.net
@@ -224,7 +223,6 @@ def test_mask_of_each_head_follows_its_head(layout: str) -> None:
     assert_fused(block.model(), packed=layout == "BNSH")
 
 
-@pytest.mark.xfail(strict=True, reason="packs the default value and drops the input")
 def test_weight_that_the_caller_may_replace_is_not_packed() -> None:
     """Since IR 4 an initializer that is also an input is a default, and the model's signature."""
     three = Three()
@@ -237,7 +235,6 @@ def test_weight_that_the_caller_may_replace_is_not_packed() -> None:
     assert_same(model, fused, feeds(model) | given)
 
 
-@pytest.mark.xfail(strict=True, reason="takes the default value for a constant")
 @pytest.mark.parametrize("read_elsewhere", [False, True])
 def test_scale_that_the_caller_may_replace_is_no_constant(read_elsewhere: bool) -> None:
     net = Net()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from checks import assert_no_attention, broken, verdicts
+from checks import assert_no_attention, verdicts
 from graphs import HEAD_DIM, HEADS, WIDTH, Net, heads_in, self_attention, small_site
 
 
@@ -77,7 +77,6 @@ def test_router_that_takes_the_top_experts_is_no_attention() -> None:
     assert_no_attention(net.model(), "gating")
 
 
-@pytest.mark.xfail(strict=True, reason="walks on into the other blocks: verdict no-query-key-product")
 def test_channel_gate_between_two_attention_blocks_is_gating() -> None:
     """Both ways from the gate lead to products: those of other blocks."""
     net = Net()
@@ -102,9 +101,6 @@ def pooled(net: Net, x: str) -> str:
     return net.op("MatMul", weights, x)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the walk passes a linear layer and finds the block's product: refused scores-changed"
-)
 def test_attention_pooling_after_an_attention_block_is_no_attention() -> None:
     """Far above the pooling's scores there is a product of two activations, but it is the block's own."""
     net = Net()
@@ -124,10 +120,7 @@ def test_additive_attention_is_no_dot_product_attention() -> None:
     assert_no_attention(net.model(), "no-query-key-product")
 
 
-@pytest.mark.parametrize(
-    "through_transpose",
-    [False, broken(True, reason="a weight behind a Transpose is taken for keys: refused shape-unknown")],
-)
+@pytest.mark.parametrize("through_transpose", [False, True])
 def test_linear_mixing_weights_are_no_query_key_product(through_transpose: bool) -> None:
     """`softmax(x·W)·V` with constant W is the same thing, however W is stored."""
     net = Net()
@@ -138,10 +131,6 @@ def test_linear_mixing_weights_are_no_query_key_product(through_transpose: bool)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before softmax", "after softmax"])
-@pytest.mark.xfail(
-    strict=True,
-    reason="the Transpose before the mixing product is blamed: refused scores-changed / probabilities-changed",
-)
 def test_talking_heads_are_no_attention(after: bool) -> None:
     def mix(net: Net, value: str) -> str:
         mixed = net.op("MatMul", net.turn(value, 0, 2, 3, 1), net.weight(HEADS, HEADS))
@@ -179,9 +168,6 @@ def test_deformable_attention_is_no_attention() -> None:
     assert_no_attention(net.model(), "gating", "no-value-product")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the walk passes a linear layer and finds the block's product: refused scores-changed"
-)
 def test_linear_attention_after_an_attention_block_is_no_attention() -> None:
     net = Net()
     x = self_attention(net, net.input("x", 2, 5, WIDTH), "block")

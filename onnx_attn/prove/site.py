@@ -64,8 +64,8 @@ def _prove(view: GraphView, site: AttentionSite, own_cuts: Pair, exact_cuts: Pai
     own: list[Difference] = []
     failure, tried = None, 0
     for case in cases(view, site, _union(*own_cuts, *exact_cuts)):
-        tried += 1
         limit = _exact_limit(case, rounding)
+        tried += (case.exact and limit < 1.0) or (case.own and bool(own_sessions))
         if case.exact and limit < 1.0:
             found = _run(exact_sessions, exact_cuts, case)
             exact.append(found)
