@@ -54,11 +54,13 @@ _TABLE = (
         "scores-changed",
         True,
         "something other than a constant scale, a mask or a cast happens to the scores before the softmax",
+        "move it in front of Q or K, or write it as an added mask; else the site stays as it is",
     ),
     Code(
         "probabilities-changed",
         True,
         "something other than a cast, a NaN guard or inference Dropout happens to the probabilities before V",
+        "move it behind the product with V where that is the same; else the site stays as it is",
     ),
     Code(
         "operand-order",
@@ -102,7 +104,12 @@ _TABLE = (
         "a runtime's own attention operator (com.microsoft and the like) is not rewritten",
         "start from the model as the exporter wrote it",
     ),
-    Code("proof-failed", True, "the rewritten site did not compute the same as the original, and was rolled back"),
+    Code(
+        "proof-failed",
+        True,
+        "the rewritten site did not compute the same as the original, and was rolled back",
+        "the model is right without it; please report the site, it should not happen",
+    ),
     Code(
         "unprovable-here",
         True,

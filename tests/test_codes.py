@@ -39,9 +39,3 @@ def test_every_code_is_asserted_by_a_test(code: str) -> None:
 
 def test_readme_explains_every_code_and_no_other() -> None:
     assert codes_of_the_readme() == CODES.keys()
-
-
-@pytest.mark.parametrize("code", CODES)
-def test_every_code_has_a_meaning_and_is_found_by_its_name(code: str) -> None:
-    assert CODES[code].name == code
-    assert CODES[code].meaning

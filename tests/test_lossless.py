@@ -89,7 +89,7 @@ def test_graph_fields_stay(before: onnx.ModelProto, after: onnx.ModelProto) -> N
 def test_nodes_that_are_not_attention_stay_byte_for_byte(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
     """A node is known again by what it makes. One value of each site changes its maker, and no order changes.
 
-    A `Shape` that reads Q, K or V on their way down from the projection is asked of the projection instead.
+    A `Shape` of Q, K or V on their way down from the projection may be computed from where that way begins instead.
     """
     old = {tuple(node.output): node for node in before.graph.node}
     again = [tuple(node.output) for node in after.graph.node if tuple(node.output) in old]
