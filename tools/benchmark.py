@@ -65,7 +65,9 @@ def stacked(nodes: int, path: Path) -> Path:
 
 
 def measured(script: str, *arguments: str | Path) -> dict[str, float]:
-    run = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
     return json.loads(run.stdout.strip().splitlines()[-1])
 
 
@@ -78,7 +80,9 @@ def main() -> int:
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--repeat", type=int, default=3, help="the fastest of N runs counts")
     options = parser.parse_args()
-    print("model | nodes | sites | import+export s | recognize+plan+apply s | ratio | peak MB plain | rewriting | proving too")
+    print(
+        "model | nodes | sites | import+export s | recognize+plan+apply s | ratio | peak MB plain | rewriting | proving too"
+    )
     print("---|---|---|---|---|---|---|---|---")
     with tempfile.TemporaryDirectory() as folder:
         models = options.models or [stacked(n, Path(folder) / f"stack-{n}.onnx") for n in (5_000, 10_000, 20_000)]

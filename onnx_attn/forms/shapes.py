@@ -19,44 +19,40 @@ from onnx_attn.views.movement import layout_of
 from onnx_attn.views.trace import Trace
 
 
-def redirect_shapes(view: GraphView, names: Names, site: AttentionSite, packed: bool) -> tuple[list[Splice], Writer]:
-    """For every Shape node on Q's, K's or V's way down from its base (the projection's source, or the trace's): the
-    same sizes, computed from the base."""
+def redirect_shapes(view: GraphView, names: Names, site: AttentionSite) -> tuple[list[Splice], Writer]:
+    """For every Shape node on Q's, K's or V's way down from a projection that is packed anew: the same sizes, computed
+    from the projection's source."""
+    assert site.projection is not None
     writer = Writer(names, site.name)
     splices: list[Splice] = []
     done: set[int] = set()
-    for position, operand in enumerate((site.query, site.key, site.value)):
-        layer = site.projection.layers[position] if packed and site.projection else None
-        base = layer.source if layer else operand.trace.source
-        for tensor, steps in _on_the_way(view, operand.trace, layer is not None):
+    for layer, operand in zip(site.projection.layers, (site.query, site.key, site.value), strict=True):
+        for tensor, steps in _on_the_way(view, operand.trace):
             for reader in view.readers(tensor):
                 if reader.op == "Shape" and id(reader) not in done and view.in_main_graph(reader):
                     done.add(id(reader))
                     dims = _dims(view, operand.trace, layer, steps)
                     if dims is not None:
-                        splices.append(_splice(view, writer, reader, base.name, dims))
+                        splices.append(_splice(view, writer, reader, layer.source.name, dims))
     return splices, writer
 
 
-def _on_the_way(view: GraphView, trace: Trace, projected: bool) -> Iterator[tuple[gs.Tensor, int]]:
-    """The tensors between the base and the operand, with the number of steps behind them; of a projection also the
-    product before its bias."""
+def _on_the_way(view: GraphView, trace: Trace) -> Iterator[tuple[gs.Tensor, int]]:
+    """The tensors from the projection's result to the operand, with the number of steps behind them; and the product
+    before its bias."""
+    yield trace.source, 0
     for number, step in enumerate(trace.steps, 1):
         yield step.output, number
-    if projected:
-        yield trace.source, 0
-        node = view.producer(trace.source)
-        if node is not None and node.op == "Add":
-            for tensor in node.inputs:
-                if (producer := view.producer(tensor)) is not None and producer.op == "MatMul":
-                    yield tensor, 0
+    node = view.producer(trace.source)
+    if node is not None and node.op == "Add":
+        for tensor in node.inputs:
+            if (producer := view.producer(tensor)) is not None and producer.op == "MatMul":
+                yield tensor, 0
 
 
-def _dims(view: GraphView, trace: Trace, layer: Linear | None, steps: int) -> list[Dim] | None:
-    shapes = rows(view, layer) if layer else view.shapes(trace.source)
-    if shapes is None:
-        return None
-    layout = layout_of(view, shapes, trace.steps[:steps], layer.moves if layer else ())
+def _dims(view: GraphView, trace: Trace, layer: Linear, steps: int) -> list[Dim] | None:
+    shapes = rows(view, layer)
+    layout = layout_of(view, shapes, trace.steps[:steps], layer.moves)
     return layout_dims(layout, base_dims(shapes)) if layout is not None else None
 
 

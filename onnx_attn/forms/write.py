@@ -34,8 +34,9 @@ def write_site(view: GraphView, names: Names, site: AttentionSite, form: str, pa
     producer = view.producer(site.output)
     assert producer is not None
     main = Splice(view.position(producer), tuple(writer.nodes), (output,))
-    shapes, shape_writer = redirect_shapes(view, names, site, packing is not None)
-    initializers = {**writer.initializers, **shape_writer.initializers}
-    return SiteEdit(
-        site.name, (*shapes, main), tuple(initializers.values()), tuple(functions), packing is not None, rounding
-    )
+    initializers, splices = writer.initializers, [main]
+    if packing is not None:
+        shapes, shape_writer = redirect_shapes(view, names, site)
+        initializers, splices = initializers | shape_writer.initializers, [*shapes, main]
+    weights = tuple(initializers.values())
+    return SiteEdit(site.name, tuple(splices), weights, tuple(functions), packing is not None, rounding)
