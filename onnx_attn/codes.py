@@ -105,6 +105,12 @@ _TABLE = (
         "start from the model as the exporter wrote it",
     ),
     Code(
+        "already-fused",
+        True,
+        "the site is a call of our local function already, and this target or form wants it spelled out",
+        "start from the model as the exporter wrote it",
+    ),
+    Code(
         "proof-failed",
         True,
         "the rewritten site did not compute the same as the original, and was rolled back",

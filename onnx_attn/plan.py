@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onnx_attn.forms.packing import Packing, plan_packing
 from onnx_attn.graph.view import GraphView
-from onnx_attn.site import AttentionSite, Candidate, Verdict
+from onnx_attn.site import AttentionSite, Candidate, Verdict, Written
 from onnx_attn.targets.table import Target, check_form, form_for
 
 
@@ -44,10 +44,14 @@ def make_plan(
     check_form(target, form)
     entries: list[Candidate | Decision] = []
     for candidate in candidates:
-        if not isinstance(candidate, AttentionSite):
+        if isinstance(candidate, Verdict):
             entries.append(candidate)
             continue
         chosen = form_for(target, form, view.opset)
+        if isinstance(candidate, Written):
+            stays = chosen == "function"
+            entries.append(candidate if stays else Verdict(candidate.name, "already-fused", candidate.name))
+            continue
         if isinstance(chosen, Verdict):
             entries.append(Verdict(candidate.name, chosen.code, candidate.name, chosen.detail))
             continue

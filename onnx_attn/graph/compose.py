@@ -32,8 +32,9 @@ def compose(model: onnx.ModelProto, edits: Sequence[SiteEdit]) -> onnx.ModelProt
     used_before = _uses(graph.node)
     uses = used_before.copy()
     outputs = {value.name for value in graph.output} | named_outside(model) | overridable(model)
-    kept = _without_dead(_spliced(graph, edits, uses), _may_go(edits, used_before), uses, outputs)
-    gone = {name for node in graph.node for name in node.output} - {name for node in kept for name in node.output}
+    nodes, gone = _spliced(graph, edits, uses)
+    kept, dead = _without_dead(nodes, _may_go(edits, used_before), uses, outputs)
+    gone = gone.difference(*(edit.outputs for edit in edits)) | dead
     del graph.node[:]
     graph.node.extend(kept)
     gone |= _replace_initializers(graph, edits, used_before, uses, outputs)
@@ -42,8 +43,12 @@ def compose(model: onnx.ModelProto, edits: Sequence[SiteEdit]) -> onnx.ModelProt
     return model
 
 
-def _spliced(graph: onnx.GraphProto, edits: Sequence[SiteEdit], uses: Counter[str]) -> list[onnx.NodeProto]:
-    """The node list with each splice before the node whose values it takes over, and without that node."""
+def _spliced(
+    graph: onnx.GraphProto, edits: Sequence[SiteEdit], uses: Counter[str]
+) -> tuple[list[onnx.NodeProto], set[str]]:
+    """The node list with each splice before the node whose values it takes over, and without that node; and the values
+    that such nodes made."""
+    gone: set[str] = set()
     replaced = {name for edit in edits for name in edit.outputs}
     by_position: dict[int, list[onnx.NodeProto]] = {}
     for edit in edits:
@@ -54,11 +59,12 @@ def _spliced(graph: onnx.GraphProto, edits: Sequence[SiteEdit], uses: Counter[st
         for fresh in by_position.get(position, ()):
             uses.update(reads(fresh))
             nodes.append(fresh)
-        if any(name in replaced for name in node.output):
+        if not replaced.isdisjoint(made := list(node.output)):
             uses.subtract(reads(node))
+            gone.update(made)
         else:
             nodes.append(node)
-    return nodes
+    return nodes, gone
 
 
 def _may_go(edits: Sequence[SiteEdit], used_before: Counter[str]) -> Set[str]:
@@ -68,15 +74,20 @@ def _may_go(edits: Sequence[SiteEdit], used_before: Counter[str]) -> Set[str]:
 
 def _without_dead(
     nodes: list[onnx.NodeProto], may_go: Set[str], uses: Counter[str], outputs: set[str]
-) -> list[onnx.NodeProto]:
-    """Remove nodes whose every output lost its last reader through the edits, and so on upwards."""
+) -> tuple[list[onnx.NodeProto], set[str]]:
+    """Remove nodes whose every output lost its last reader through the edits, and so on upwards; and the values that
+    went with them."""
     kept: list[onnx.NodeProto] = []
+    dead: set[str] = set()
     for node in reversed(nodes):
-        if any(uses[name] or name in outputs for name in node.output) or may_go.isdisjoint(node.output):
+        made = list(node.output)
+        if any(uses.get(name, 0) or name in outputs for name in made) or may_go.isdisjoint(made):
             kept.append(node)
         else:
-            uses.subtract(reads(node))
-    return kept[::-1]
+            for name in reads(node):
+                uses[name] -= 1
+            dead.update(made)
+    return kept[::-1], dead
 
 
 def _replace_initializers(
@@ -93,14 +104,25 @@ def _replace_initializers(
         if used_before[tensor.name] and not uses[tensor.name] and tensor.name not in outputs
     ]
     gone = {graph.initializer[position].name for position in dropped}
-    for position in reversed(dropped):
-        del graph.initializer[position]
+    for first, last in _runs(dropped):
+        del graph.initializer[first : last + 1]
     # IR 3 and below list all initializers among the inputs; later ones that stand there are pinned.
     for position in reversed([i for i, value in enumerate(graph.input) if value.name in gone]):
         del graph.input[position]
     fresh = {tensor.name: tensor for edit in edits for tensor in edit.initializers if uses[tensor.name]}
     graph.initializer.extend(fresh.values())
     return gone
+
+
+def _runs(positions: list[int]) -> list[tuple[int, int]]:
+    """Neighbouring positions as (first, last), the last run first: deleting one by one would move the rest each time."""
+    runs: list[tuple[int, int]] = []
+    for position in positions:
+        if runs and runs[-1][1] == position - 1:
+            runs[-1] = (runs[-1][0], position)
+        else:
+            runs.append((position, position))
+    return runs[::-1]
 
 
 def _drop_annotations(graph: onnx.GraphProto, gone: set[str]) -> None:
@@ -126,7 +148,4 @@ def _add_functions(model: onnx.ModelProto, edits: Sequence[SiteEdit]) -> None:
 
 
 def _uses(nodes: Iterable[onnx.NodeProto]) -> Counter[str]:
-    uses: Counter[str] = Counter()
-    for node in nodes:
-        uses.update(reads(node))
-    return uses
+    return Counter(name for node in nodes for name in reads(node))

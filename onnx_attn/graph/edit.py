@@ -6,7 +6,7 @@ model, so nothing can be lost from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,14 +171,24 @@ def subgraphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
 def reads(node: onnx.NodeProto) -> list[str]:
     """The names that a node reads, those that its bodies take from the enclosing scopes included."""
     names = list(node.input)
-    stack = list(subgraphs(node))
+    for attribute in node.attribute:
+        if attribute.type in _GRAPHS:
+            names.extend(_read_inside(subgraphs(node)))
+            break
+    return names
+
+
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+
+
+def _read_inside(graphs: Iterable[onnx.GraphProto]) -> Iterator[str]:
+    stack = list(graphs)
     while stack:
         graph = stack.pop()
-        names.extend(value.name for value in graph.output)
+        yield from (value.name for value in graph.output)
         for inner in graph.node:
-            names.extend(inner.input)
+            yield from inner.input
             stack.extend(subgraphs(inner))
-    return names
 
 
 def named_outside(model: onnx.ModelProto) -> set[str]:

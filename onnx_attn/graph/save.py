@@ -70,6 +70,11 @@ def write(model: onnx.ModelProto, path: Path, external: bool) -> None:
             onnx.save_model(model, str(path))
     except (OSError, ValueError, EncodeError) as error:
         raise OutputError(f"{path.name}: cannot be written ({one_line(error)})") from error
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in (path, data_path(path)):
+        if file.exists():
+            os.chmod(file, 0o666 & ~mask)  # onnx makes data files that only their owner can read.
 
 
 def commit(staged_path: Path, output: Path) -> None:

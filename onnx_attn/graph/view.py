@@ -28,6 +28,7 @@ class GraphView:
         self.graph = graph if graph is not None else gs.import_onnx(proto)
         standard = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
         self.opset: int = max(standard, default=0)
+        self._shapes: dict[str, tuple[Shape, ...] | None] = {}
         self.layouts: dict[object, Any] = {}
         """What movements were found to do (`views.movement`)."""
         self._defaults = overridable(proto)
@@ -66,8 +67,11 @@ class GraphView:
 
     def shapes(self, tensor: gs.Tensor) -> tuple[Shape, ...] | None:
         """The tensor's shape in every world, or None if one of them does not know it."""
-        shapes = tuple(world.shape(tensor.name) for world in self.worlds)
-        return None if any(shape is None for shape in shapes) else shapes  # type: ignore[return-value]
+        name = tensor.name
+        if name not in self._shapes:
+            shapes = tuple(world.shape(name) for world in self.worlds)
+            self._shapes[name] = None if None in shapes else shapes  # type: ignore[assignment]
+        return self._shapes[name]
 
     def named_shape(self, tensor: gs.Tensor) -> list[int | str]:
         """The shape for a report: numbers where static, else the dimension's name, or "?" if it has none."""

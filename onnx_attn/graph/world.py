@@ -26,6 +26,15 @@ from onnx_attn.graph.slim import SMALL
 Shape = tuple[int, ...]
 
 
+CONSTANT_TYPES = {
+    "value": None,
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
+"""Constant's attributes and the types that they stand for."""
+
 NOT_A_FUNCTION = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
 )
@@ -140,13 +149,14 @@ class Inference:
         function = self.functions.get((node.domain, node.op_type))
         if function is not None:
             return self._function(node, function, inputs, world)
-        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+        attributes = list(node.attribute)
+        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in attributes):
             self._subgraphs(node, world, opsets)
             return ()
         key = (
             node.op_type,
             node.domain,
-            tuple(a.SerializeToString() for a in node.attribute),
+            tuple([a.SerializeToString() for a in attributes]),
             tuple(
                 None if i is None else (i.elem_type, i.shape, None if i.value is None else i.value.tobytes())
                 for i in inputs
@@ -201,6 +211,14 @@ class Inference:
         """Small results of small values, by the reference operators; Shape and Size from the shape alone."""
         nothing = [None] * len(node.output)
         feed = {n: e.value for n, e in zip(node.input, inputs, strict=True) if e is not None and e.value is not None}
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name in CONSTANT_TYPES:
+            # Most graphs' only constants: reading them here spares loading the reference operators.
+            value = helper.get_attribute_value(node.attribute[0])
+            is_tensor = isinstance(value, onnx.TensorProto)
+            array = (
+                numpy_helper.to_array(value) if is_tensor else np.asarray(value, CONSTANT_TYPES[node.attribute[0].name])
+            )
+            return [array] if array.size <= SMALL else nothing
         if node.op_type in ("Shape", "Size") and inputs[0] is not None and inputs[0].shape is not None:
             feed = {node.input[0]: np.broadcast_to(np.zeros((), np.float32), inputs[0].shape)}
         elif node.op_type in NOT_A_FUNCTION or any(name not in feed for name in node.input if name):

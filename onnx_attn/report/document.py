@@ -70,10 +70,9 @@ def _entry(entry: AttentionSite | Written | Verdict | Decision, view: GraphView)
 
 def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Decision) -> dict[str, Any]:
     document = _entry(entry, fusion.view)
-    if isinstance(entry, Written):
-        return {**document, "form": "function", "packed": False, "certificate": None}
     if not isinstance(entry, Decision):
-        return {**document, "form": None, "packed": False, "certificate": None}
+        form = "function" if isinstance(entry, Written) else None
+        return {**document, "form": form, "packed": False, "unpacked_because": None, "notes": [], "certificate": None}
     certificate = fusion.certificates.get(entry.key)
     edit = fusion.edits.get(entry.key)
     if edit is None and certificate is not None:

@@ -26,7 +26,8 @@ def show_inspection(report: Report, console: Console) -> None:
 
 
 def show_fusion(report: Report, output: str, console: Console) -> None:
-    done = f", {report['fused']} fused" if report["sites"] else ""
+    already = "already " if report["nodes_after"] == report["nodes_before"] and not _certificates(report) else ""
+    done = f", {report['fused']} {already}fused" if report["sites"] else ""
     _show_head(report, console, done)
     _show_sites(report, console)
     _show_left_alone(report, console)
@@ -54,7 +55,9 @@ def show_verification(report: Report, console: Console) -> None:
         )
     console.print(table)
     verdict = "[green]the same[/]" if report["ok"] else "[bold red]different[/]"
-    console.print(f"{verdict}: {report['cases']} cases, max_rel {report['max_rel']:.1e}, allowed {report['rtol']:.0e}")
+    console.print(
+        f"{verdict}: {_count(report['cases'], 'case')}, max_rel {report['max_rel']:.1e}, allowed {report['rtol']:.0e}"
+    )
 
 
 def _show_head(report: Report, console: Console, done: str) -> None:
@@ -76,13 +79,15 @@ def _show_sites(report: Report, console: Console) -> None:
     for site in sites:
         groups.setdefault(_row(site), []).append(site)
     table = Table(box=None, pad_edge=False)
-    for column in ("sites", "heads", "size", "scale", "masks", "projection", "form", "max_rel"):
+    fused = any(site.get("form") for site in sites)
+    for column in ("sites", "heads", "size", "scale", "masks", "projection", *(("form", "max_rel") if fused else ())):
         table.add_column(column, overflow="fold")
     for row, members in groups.items():
         found = [m["certificate"]["max_rel"] for m in members if m.get("certificate")]
         first = members[0]["id"]
         name = f"{first} … {members[-1]['id']}" if len(members) > 1 else first
-        table.add_row(name, *row, f"{max(found):.1e}" if found else "")
+        cells = (*row, f"{max(found):.1e}" if found else "") if fused else row[:-1]
+        table.add_row(name, *cells)
     console.print(table)
 
 
@@ -118,8 +123,16 @@ def _proof_line(report: Report) -> str:
         return "none (--no-verify)"
     if not proof["cases"]:
         return "not needed, nothing was changed"
-    cases = sum(c["certificate"]["cases"] for c in report["candidates"] if c.get("certificate"))
+    cases = sum(certificate["cases"] for certificate in _certificates(report))
     return (
-        f"whole model max_rel {proof['max_rel']:.1e} on {proof['cases']} input sets (allowed {proof['rtol']:.0e}); "
-        f"{cases} cases on the sites"
+        f"whole model max_rel {proof['max_rel']:.1e} on {_count(proof['cases'], 'input set')} (allowed {proof['rtol']:.0e}); "
+        f"{_count(cases, 'case')} on the sites"
     )
+
+
+def _certificates(report: Report) -> list[Report]:
+    return [c["certificate"] for c in report["candidates"] if c.get("certificate")]
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

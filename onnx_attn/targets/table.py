@@ -65,7 +65,7 @@ def parse_target(name: str, version: str | None = None) -> Target:
     match = re.fullmatch(r"([0-9]{1,2})(?:\.([0-9]{1,3}))?(?:\.[0-9.]+)?", version)
     key = (int(match[1]), int(match[2] or 0)) if match else (0, 0)
     if not _OLDEST <= key < _UNKNOWN:
-        raise UsageError(f"unknown TensorRT version '{version}'; give 8.6, 10.0 … 11.x, or rtx")
+        raise UsageError(f"unknown TensorRT version '{version}'; give one from 8.6 to 11, such as 10.13, or rtx")
     return Target(name, version, key)
 
 

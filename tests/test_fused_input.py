@@ -1,0 +1,39 @@
+"""Models that were fused before: done where the form is the wanted one, refused where it is not."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import onnx
+import pytest
+from support import EXPORTS
+
+import onnx_attn
+
+BERT = EXPORTS / "bert.dynamo.23.dynamic.onnx"
+
+
+@pytest.mark.parametrize("wanted", [{"form": "primitives"}, {"target_version": "8.6"}], ids=["form", "target"])
+def test_a_fused_site_is_refused_where_functions_are_not_wanted(wanted: dict[str, str], tmp_path: Path) -> None:
+    once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
+    onnx_attn.fuse(BERT, once)
+    report = onnx_attn.fuse(once, twice, **wanted).report  # type: ignore[arg-type]
+    assert (report["sites"], report["fused"], report["refused"]) == (2, 0, 2)
+    assert {c["code"] for c in report["candidates"] if c["status"] == "refused"} == {"already-fused"}
+    assert twice.read_bytes() == once.read_bytes()
+
+
+def test_a_site_has_the_same_keys_whether_it_was_fused_now_or_before(tmp_path: Path) -> None:
+    once = tmp_path / "once.onnx"
+    first = onnx_attn.fuse(BERT, once).report["candidates"]
+    second = onnx_attn.fuse(once, tmp_path / "twice.onnx").report["candidates"]
+    assert [set(candidate) for candidate in first] == [set(candidate) for candidate in second]
+
+
+def test_external_data_can_be_read_by_whoever_can_read_the_model(tmp_path: Path) -> None:
+    source, fused = tmp_path / "model.onnx", tmp_path / "fused.onnx"
+    onnx.save_model(onnx.load(BERT), source, save_as_external_data=True, location="model.weights", size_threshold=64)
+    onnx_attn.fuse(source, fused)
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("fused.onnx", "fused.onnx.data")}
+    assert len(modes) == 1
