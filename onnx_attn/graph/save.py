@@ -39,7 +39,10 @@ def data_path(path: Path) -> Path:
 
 
 def _same(first: Path, second: Path) -> bool:
-    return first.exists() and second.exists() and os.path.samefile(first, second)
+    try:
+        return os.path.samefile(first, second)
+    except OSError:  # One of them is not there, or no file could have that name.
+        return False
 
 
 @contextmanager
@@ -72,8 +75,8 @@ def write(model: onnx.ModelProto, path: Path, external: bool) -> None:
         raise OutputError(f"{path.name}: cannot be written ({one_line(error)})") from error
     mask = os.umask(0)
     os.umask(mask)
-    for file in (path, data_path(path)):
-        if file.exists():
+    for file in path.parent.iterdir():
+        if file.is_file():
             os.chmod(file, 0o666 & ~mask)  # onnx makes data files that only their owner can read.
 
 
