@@ -11,9 +11,10 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_attn.errors import InputError, UsageError, one_line
+from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.load import Loaded, check, load
 from onnx_attn.graph.sizes import worlds_of
-from onnx_attn.graph.world import Inference, World, symbol
+from onnx_attn.graph.world import World, symbol
 from onnx_attn.pipeline import Options, fuse_file, fuse_proto, inspect_model
 from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.values import check_values, read_values

@@ -120,13 +120,9 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
+@_without_collector()
 def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.ModelProto]:
     """Recognise, plan, apply, prove each site and roll back those that fail; the model of `loaded` is changed."""
-    with _without_collector():
-        return _rewrite(loaded, options)
-
-
-def _rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.ModelProto]:
     start = time.perf_counter()
     view = GraphView(loaded.proto)
     imported = time.perf_counter()
@@ -151,7 +147,7 @@ def _rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Mode
                 fusion.edits[decision.key] = edit
     if options.verify:
         with fusion.clock("prove"):
-            _prove_sites(fusion, view, cutter)
+            _prove_sites(fusion, cutter)
     _check_expectation(fusion, options)
     inputs = _trial_inputs(fusion) if options.verify and fusion.edits else []
     with fusion.clock("apply"):
@@ -166,11 +162,11 @@ def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:
     return same_nodes(cutter.cut(edit.outputs, start), cutter.cut(edit.outputs, start, edit))
 
 
-def _prove_sites(fusion: Fusion, view: GraphView, cutter: Cutter) -> None:
+def _prove_sites(fusion: Fusion, cutter: Cutter) -> None:
     for decision in fusion.plan.decisions:
         if decision.key not in fusion.edits:
             continue
-        certificate = prove_site(view, cutter, decision.site, fusion.edits[decision.key])
+        certificate = prove_site(fusion.view, cutter, decision.site, fusion.edits[decision.key])
         fusion.certificates[decision.key] = certificate
         if not certificate.ok:
             del fusion.edits[decision.key]
@@ -188,7 +184,7 @@ def _trial_inputs(fusion: Fusion) -> list[dict[str, np.ndarray]]:
     try:
         return [model_inputs(fusion.view.proto, world) for world in fusion.view.worlds]
     except UsageError as error:
-        raise CannotRun(f"{fusion.name}: {error}; or pass --no-verify to rewrite without proof") from error
+        raise CannotRun(f"{fusion.name}: {error}; pass --no-verify to rewrite without proof") from error
 
 
 def _prove_whole(report: Report, trial: Trial, before: Model, after: Model) -> None:

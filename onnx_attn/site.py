@@ -112,6 +112,11 @@ class AttentionSite:
         """The terms that read a mask tensor, in order."""
         return tuple(term for term in self.terms if term.mask is not None)
 
+    @property
+    def mask_tensors(self) -> tuple[gs.Tensor, ...]:
+        """The masks themselves, in order."""
+        return tuple(term.mask for term in self.terms if term.mask is not None)
+
 
 @dataclass(frozen=True)
 class Verdict:

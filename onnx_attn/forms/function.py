@@ -16,9 +16,6 @@ from onnx_attn.graph.edit import Names, Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, ScoreTerm
 
-LOWEST_OPSET = 15
-"""CastLike, which gives the scale the operands' type, came with opset 15."""
-
 
 def write_function_call(
     writer: Writer,
@@ -33,7 +30,7 @@ def write_function_call(
     form = signature(site, rank)
     attributes = {role: float(number) for role, number in numbers(view, site, scale).items()}
     function = _function(writer.names, form, site.terms, list(attributes), view.opset)
-    masks = [term.mask.name for term in site.masks if term.mask is not None]
+    masks = [mask.name for mask in site.mask_tensors]
     writer.add(
         function.name,
         [*operands, *masks],

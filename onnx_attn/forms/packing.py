@@ -65,7 +65,7 @@ def plan_packing(view: GraphView, site: AttentionSite) -> Packing | str:
     canonical = (*(count if axis == HEAD else base[axis] for axis in query.order), site.value_dim)
     original = (*layout_dims(projection.layouts[0], base)[:-1], site.value_dim)
     merged = None if canonical == original else original
-    if merged is not None and not all(_broadcasts(view, term.mask) for term in site.masks if term.mask is not None):
+    if merged is not None and not all(_broadcasts(view, mask) for mask in site.mask_tensors):
         return "the mask's axes follow the original's merged heads"
     packing = Packing(projection, (query, heads[1], heads[2]), rank, merged, canonical)  # type: ignore[arg-type]
     if projection.kind == "packed" and _share_channels(packing):

@@ -30,7 +30,7 @@ def write_primitives(
             return ""
         return writer.constant(np.asarray(values[role], helper.tensor_dtype_to_np_dtype(dtype or operand_type)), role)
 
-    masks = [term.mask.name for term in site.masks if term.mask is not None]
+    masks = [mask.name for mask in site.mask_tensors]
     spelling = Spelling(writer, scalar, lambda: writer.shape(-1), writer.names.claim(site.name), output)
     write_body(spelling, site.terms, signature(site, rank), operands, masks)
     written = float(np.asarray(scale, helper.tensor_dtype_to_np_dtype(operand_type)))

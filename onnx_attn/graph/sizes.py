@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import onnx
 
-from onnx_attn.graph.world import Inference, World, symbol
+from onnx_attn.graph.inference import Inference
+from onnx_attn.graph.world import World, symbol
 
 MOST_GUESSES = 64
 _PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)

@@ -34,7 +34,7 @@ class Case:
 
 def cases(view: GraphView, site: AttentionSite, cut: Cut) -> Iterator[Case]:
     """Every kind of case in every world (two batch sizes and lengths where these are dynamic)."""
-    masks = {term.mask.name for term in site.masks if term.mask is not None} & set(cut.inputs)
+    masks = {mask.name for mask in site.mask_tensors} & set(cut.inputs)
     kinds = ["random", "large"]
     if masks:
         kinds += ["blocked", "row-inf", "row-lowest"]

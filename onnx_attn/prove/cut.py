@@ -35,7 +35,7 @@ def boundary(site: AttentionSite, packed: bool) -> set[str]:
         sources = {site.projection.source.name}
     else:
         sources = {operand.trace.source.name for operand in (site.query, site.key, site.value)}
-    return sources | {term.mask.name for term in site.masks if term.mask is not None}
+    return sources | {mask.name for mask in site.mask_tensors}
 
 
 def same_nodes(before: Cut, after: Cut) -> bool:

@@ -1,0 +1,232 @@
+"""How a world comes to know a graph: node by node forward, by onnx's shape inference and reference operators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import defs, helper, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
+
+from onnx_attn.graph.slim import SMALL
+from onnx_attn.graph.world import Known, Shape, World, input_shape, overridable
+
+CONSTANT_TYPES = {
+    "value": None,
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
+"""Constant's attributes and the types that they stand for."""
+
+NOT_A_FUNCTION = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
+)
+"""Operators whose result does not follow from their inputs."""
+
+
+class Inference:
+    """Runs a model forward on types, shapes and small values. Equal nodes on equal inputs are inferred once."""
+
+    def __init__(self, proto: onnx.ModelProto):
+        self.proto = proto
+        self.functions = {(f.domain, f.name): f for f in proto.functions}
+        self.memo: dict[Any, tuple[Known | None, ...]] = {}
+        self.types: dict[tuple[int, Shape | None], onnx.TypeProto] = {}
+
+    def run(self, sizes: dict[str, int]) -> World:
+        world = World(sizes)
+        graph = self.proto.graph
+        for value in graph.input:
+            world.known[value.name] = Known(value.type.tensor_type.elem_type, input_shape(value, sizes))
+        defaults = overridable(self.proto)
+        for tensor in graph.initializer:
+            world.known[tensor.name] = _stored(tensor, fixed=tensor.name not in defaults)
+        annotated = {value.name: value for value in (*graph.value_info, *graph.output)}
+        self._nodes(graph.node, world, {_domain(o.domain): o.version for o in self.proto.opset_import}, annotated)
+        return world
+
+    def _nodes(
+        self,
+        nodes: Iterable[onnx.NodeProto],
+        world: World,
+        opsets: dict[str, int],
+        annotated: dict[str, onnx.ValueInfoProto],
+    ) -> None:
+        for node in nodes:
+            inputs = [world.known.get(name) if name else None for name in node.input]
+            outputs = self._node(node, inputs, world, opsets)
+            for position, name in enumerate(node.output):
+                entry = outputs[position] if position < len(outputs) else None
+                if (entry is None or entry.shape is None) and name in annotated:
+                    value = annotated[name]
+                    entry = Known(value.type.tensor_type.elem_type, input_shape(value, world.sizes))
+                if entry is not None:
+                    world.known[name] = entry
+
+    def _node(
+        self, node: onnx.NodeProto, inputs: list[Known | None], world: World, opsets: dict[str, int]
+    ) -> Sequence[Known | None]:
+        function = self.functions.get((node.domain, node.op_type))
+        if function is not None:
+            return self._function(node, function, inputs, world)
+        attributes = list(node.attribute)
+        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in attributes):
+            self._subgraphs(node, world, opsets)
+            return ()
+        key = (
+            node.op_type,
+            node.domain,
+            tuple([a.SerializeToString() for a in attributes]),
+            tuple(
+                None if i is None else (i.elem_type, i.shape, None if i.value is None else i.value.tobytes())
+                for i in inputs
+            ),
+            tuple(bool(name) for name in node.output),
+            opsets.get(_domain(node.domain)),
+        )
+        if key not in self.memo:
+            try:
+                self.memo[key] = self._infer(node, inputs, opsets)
+            except (shape_inference.InferenceError, defs.SchemaError, RuntimeError, TypeError, ValueError, KeyError):
+                self.memo[key] = ()
+        result = self.memo[key]
+        if not result and _domain(node.domain) == "":
+            world.failures.append(node.name or node.output[0])
+        elif node.op_type == "Reshape":
+            _check_reshape(node, inputs[0], result[0], world)
+        return result
+
+    def _infer(
+        self, node: onnx.NodeProto, inputs: list[Known | None], opsets: dict[str, int]
+    ) -> tuple[Known | None, ...]:
+        domain = _domain(node.domain)
+        schema = defs.get_schema(node.op_type, opsets[domain], domain)
+        types, data = {}, {}
+        for name, entry in zip(node.input, inputs, strict=True):
+            if not name:
+                continue
+            if entry is None:
+                return ()
+            types[name] = self._type(entry)
+            if entry.value is not None:
+                data[name] = numpy_helper.from_array(entry.value)
+        outputs = shape_inference.infer_node_outputs(
+            schema,
+            node,
+            types,
+            input_data=data,
+            opset_imports=[helper.make_opsetid(d, v) for d, v in opsets.items()],
+            ir_version=self.proto.ir_version,
+        )
+        known = [_known(outputs.get(name)) for name in node.output]
+        values = self._values(node, inputs, known, opsets)
+        return tuple(
+            entry if value is None or entry is None else Known(entry.elem_type, tuple(value.shape), value)
+            for entry, value in zip(known, values, strict=True)
+        )
+
+    def _values(
+        self, node: onnx.NodeProto, inputs: list[Known | None], known: list[Known | None], opsets: dict[str, int]
+    ) -> Sequence[np.ndarray | None]:
+        """Small results of small values, by the reference operators; Shape and Size from the shape alone."""
+        nothing = [None] * len(node.output)
+        feed = {n: e.value for n, e in zip(node.input, inputs, strict=True) if e is not None and e.value is not None}
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name in CONSTANT_TYPES:
+            # Most graphs' only constants: reading them here spares loading the reference operators.
+            value = helper.get_attribute_value(node.attribute[0])
+            is_tensor = isinstance(value, onnx.TensorProto)
+            array = (
+                numpy_helper.to_array(value) if is_tensor else np.asarray(value, CONSTANT_TYPES[node.attribute[0].name])
+            )
+            return [array] if array.size <= SMALL else nothing
+        if node.op_type in ("Shape", "Size") and inputs[0] is not None and inputs[0].shape is not None:
+            feed = {node.input[0]: np.broadcast_to(np.zeros((), np.float32), inputs[0].shape)}
+        elif node.op_type in NOT_A_FUNCTION or any(name not in feed for name in node.input if name):
+            return nothing
+        if any(entry is None or entry.shape is None or math.prod(entry.shape) > SMALL for entry in known):
+            return nothing
+        try:
+            return [np.asarray(result) for result in ReferenceEvaluator(node, opsets=opsets).run(None, feed)]
+        except Exception:  # The reference operators raise what they like; the shape is known all the same.
+            return nothing
+
+    def _type(self, entry: Known) -> onnx.TypeProto:
+        key = (entry.elem_type, entry.shape)
+        if key not in self.types:
+            self.types[key] = helper.make_tensor_type_proto(*key)
+        return self.types[key]
+
+    def _function(
+        self, node: onnx.NodeProto, function: onnx.FunctionProto, inputs: list[Known | None], world: World
+    ) -> Sequence[Known | None]:
+        scope = World(world.sizes)
+        for name, entry in zip(function.input, inputs, strict=False):
+            if entry is not None:
+                scope.known[name] = entry
+        given = {a.name: a for a in (*function.attribute_proto, *node.attribute)}
+        body = [_bind(inner, given) for inner in function.node]
+        self._nodes(body, scope, {_domain(o.domain): o.version for o in function.opset_import}, {})
+        return [scope.known.get(name) for name in function.output]
+
+    def _subgraphs(self, node: onnx.NodeProto, world: World, opsets: dict[str, int]) -> None:
+        """Bodies of If are inferred in the enclosing scope; those of Loop and Scan as far as their inputs are annotated."""
+        for attribute in node.attribute:
+            for graph in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
+                for value in graph.input:
+                    world.known[value.name] = Known(value.type.tensor_type.elem_type, input_shape(value, world.sizes))
+                for tensor in graph.initializer:
+                    world.known[tensor.name] = _stored(tensor)
+                self._nodes(graph.node, world, opsets, {v.name: v for v in (*graph.value_info, *graph.output)})
+
+
+def _domain(name: str) -> str:
+    """The standard's domain has two spellings."""
+    return "" if name == "ai.onnx" else name
+
+
+def _stored(tensor: onnx.TensorProto, fixed: bool = True) -> Known:
+    """What is known of an initializer: its value too, if it is small and nobody can replace it."""
+    value = numpy_helper.to_array(tensor) if fixed and math.prod(tensor.dims) <= SMALL else None
+    return Known(tensor.data_type, tuple(tensor.dims), value)
+
+
+def _known(proto: onnx.TypeProto | None) -> Known | None:
+    if proto is None or not proto.HasField("tensor_type"):
+        return None
+    tensor = proto.tensor_type
+    if not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in tensor.shape.dim):
+        return Known(tensor.elem_type, None)
+    return Known(tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim))
+
+
+def _check_reshape(node: onnx.NodeProto, before: Known | None, after: Known | None, world: World) -> None:
+    """Shape inference believes a Reshape; a size that an exporter froze shows as a count of elements that is off."""
+    if before is None or after is None or before.shape is None or after.shape is None:
+        return
+    if math.prod(before.shape) != math.prod(after.shape):
+        world.failures.append(node.name or node.output[0])
+    elif before.shape[:1] == after.shape[:1]:
+        world.kept_axes += 1
+
+
+def _bind(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> onnx.NodeProto:
+    """A function-body node with its attribute references replaced by what the call gives."""
+    if not any(a.ref_attr_name for a in node.attribute):
+        return node
+    bound = onnx.NodeProto()
+    bound.CopyFrom(node)
+    del bound.attribute[:]
+    for attribute in node.attribute:
+        if not attribute.ref_attr_name:
+            bound.attribute.append(attribute)
+        elif attribute.ref_attr_name in given:
+            copy = onnx.AttributeProto()
+            copy.CopyFrom(given[attribute.ref_attr_name])
+            copy.name = attribute.name
+            bound.attribute.append(copy)
+    return bound
