@@ -1,0 +1,85 @@
+"""Ask the table: which form a target takes of a site, whether the site will land, and why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from onnx_attn.errors import UsageError
+from onnx_attn.targets.editions import Target
+from onnx_attn.targets.facts import Facts
+from onnx_attn.targets.rows import Outcome, Row
+from onnx_attn.targets.table import TABLE
+
+WRITTEN = ("function", "primitives")
+"""The forms that `fuse` writes, the preferred one first."""
+
+SEVERITY: tuple[Outcome, ...] = ("rejected", "wrong", "runs")
+"""What keeps a site off an attention kernel. What is not built cannot compute wrongly either."""
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Whether a site is expected on an attention kernel, and the row that says why not."""
+
+    expected: bool
+    row: Row | None = None
+
+
+def rows_for(target: Target, form: str, facts: Facts) -> list[Row]:
+    """What the table says of a site, of every edition that the target stands for."""
+    return [row for row in _rows_of(target.editions) if row.matches(form, facts)]
+
+
+def explain(target: Target, form: str, facts: Facts) -> Row | None:
+    """The row that says why a site will not reach an attention kernel, the severest first; None if none is known."""
+    rows = rows_for(target, form, facts)
+    return next((row for outcome in SEVERITY for row in rows if row.outcome == outcome), None)
+
+
+def landing(target: Target, form: str, facts: Facts) -> Landing | None:
+    """Whether a site will reach an attention kernel; None where the table does not know."""
+    row = explain(target, form, facts)
+    if row is not None:
+        return Landing(False, row)
+    known = any(found.outcome in ("lands", "costs") for found in rows_for(target, form, facts))
+    return Landing(True) if known else None
+
+
+def lands_best(target: Target, form: str, facts: Facts) -> bool:
+    """Whether a site lands with every edition of the target, and with no more kernels than the primitives need."""
+    each = [Target(target.name, target.version, (edition,)) for edition in target.editions]
+    rows = [rows_for(edition, form, facts) for edition in each]
+    return all(found and all(row.outcome == "lands" for row in found) for found in rows)
+
+
+def check_form(target: Target, form: str) -> None:
+    """Raise UsageError for a form that this target never takes."""
+    if form == "auto":
+        return
+    if form not in WRITTEN:
+        raise UsageError(f"form '{form}' is not available; choose auto, {' or '.join(WRITTEN)}")
+    if any(not row.when and row.outcome == "rejected" and form in row.forms for row in _rows_of(target.editions)):
+        version = f" {target.version}" if target.version else ""
+        raise UsageError(f"{target.name}{version} does not take the form '{form}'; use --form auto")
+
+
+def choose_form(target: Target, form: str, facts: Facts) -> str | Row:
+    """The form to write a site in: the asked one, or the first that every edition takes; else the row that forbids it."""
+    forbidding = None
+    for wanted in WRITTEN if form == "auto" else (form,):
+        forbidding = next((row for row in rows_for(target, wanted, facts) if _forbids(row)), None)
+        if forbidding is None:
+            return wanted
+    assert forbidding is not None
+    return forbidding
+
+
+def _forbids(row: Row) -> bool:
+    """Rows without a code forbid nothing, unless they hold for every site: such a model fails in any form."""
+    return row.outcome in ("rejected", "wrong") and (row.code is not None or not row.when)
+
+
+@lru_cache
+def _rows_of(editions: tuple[str, ...]) -> tuple[Row, ...]:
+    return tuple(row for row in TABLE if set(editions) & {*row.editions, *row.presumed})

@@ -1,0 +1,299 @@
+"""What TensorRT does not take, or takes without an attention kernel or wrongly, for what the site does: measured rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnx_attn.targets.editions import RTX, TRT_10_0, TRT_10_14, TRT_11
+from onnx_attn.targets.rows import AnyOf, Below, Condition, Example, Is, Outcome, Row, examples
+from onnx_attn.targets.tensorrt import ADDITIVE, ASKED, BOOLEAN, MHA, ONE_QUERY, SITE_FORMS, SPELL_OUT, SPELLED, Given
+
+OPERATOR, SPELLED_OUT, MICROSOFT = ("attention",), ("primitives",), ("contrib",)
+LATER = (TRT_10_14, TRT_11)
+MASKED = AnyOf(("additive", "boolean"))
+
+
+def _row(
+    outcome: Outcome,
+    name: str,
+    forms: tuple[str, ...],
+    when: Mapping[str, Condition],
+    reason: str,
+    remedy: str | None,
+    *given: Given,
+    presumed: tuple[str, ...] = (),
+) -> Row:
+    tried: tuple[Example, ...] = examples(*forms, of=given)
+    return Row(name, (RTX,), forms, when, outcome, ASKED, reason, remedy, presumed=presumed, examples=tried)
+
+
+def _rejected(name: str, when: Mapping[str, Condition], reason: str, remedy: str | None, *given: Given) -> Row:
+    return _row("rejected", name, OPERATOR, when, reason, remedy, *given, presumed=LATER)
+
+
+def _runs(name: str, when: Mapping[str, Condition], reason: str, remedy: str | None, *given: Given) -> Row:
+    return _row("runs", name, SPELLED_OUT, when, reason, remedy, *given, presumed=(TRT_10_0, *LATER))
+
+
+REJECTED = (
+    _rejected(
+        "attention-single-query",
+        {"query_length": Is(1), "single_query": Is(False)},
+        "for one query there is a kernel only from four score matrices on (batch times heads), and for heads of 8, 16, … 256",
+        SPELL_OUT,
+        {**ONE_QUERY, "heads": 3, "kv_heads": 3},
+        {**ONE_QUERY, "head_dim": 12},
+        {**ONE_QUERY, "rank": 3, "split": True, "heads": 2, "kv_heads": 2},
+    ),
+    _rejected(
+        "attention-value-head",
+        {"value_head": Is("other")},
+        "the Attention operator is taken with values of the same head size as the keys only",
+        f"pad the values with zeros; or {SPELL_OUT}",
+        {"value_head": "other"},
+    ),
+    _rejected(
+        "attention-value-type",
+        {"value_dtype": Is("other")},
+        "Q, K and V of the Attention operator have to be of one type",
+        "cast the values to the type of Q and K",
+        {"value_dtype": "other"},
+    ),
+    _rejected(
+        "attention-uneven-heads",
+        {"grouping": Is("uneven")},
+        "the number of query heads is no multiple of the number of key heads",
+        None,
+        {"heads": 6},
+    ),
+    _rejected(
+        "attention-mask-type",
+        {"mask": Is("additive"), "mask_type": Is("other")},
+        "an additive mask has to be of the type of Q",
+        f"cast the mask; or {SPELL_OUT}",
+        {**ADDITIVE, "mask_type": "other"},
+    ),
+    _rejected(
+        "attention-short-mask",
+        {"mask_keys": Is("fewer")},
+        "a mask with fewer columns than there are keys is not taken",
+        "pad the mask to the number of keys",
+        {**ADDITIVE, "mask_keys": "fewer", "opset": 24},
+        {**BOOLEAN, "mask_keys": "fewer", "opset": 24},
+    ),
+    _rejected(
+        "attention-causal-mask",
+        {"mask": MASKED, "causal": Is(True)},
+        "a mask together with is_causal is not taken",
+        "put the causal mask into the other one",
+        {**ADDITIVE, "causal": True},
+    ),
+    _rejected(
+        "attention-precision",
+        {"precision": Is(True)},
+        "softmax_precision is not taken",
+        "leave the attribute out",
+        {"precision": True},
+    ),
+    _rejected(
+        "attention-branch",
+        {"nested": Is("If")},
+        "an Attention node in a branch of an If whose condition is not constant does not build",
+        "take the attention out of the branch, or spell the operator out",
+        {"nested": "If"},
+    ),
+    _rejected(
+        "attention-shared-input",
+        {"shared": Is(True)},
+        "the compiler crashes where two Attention nodes read one model input as Q or K",
+        f"put an Identity with another name between; or {SPELL_OUT}",
+        {"shared": True},
+    ),
+    *(
+        _row("rejected", f"attention-{name}", OPERATOR, {fact: Is(True)}, reason, remedy, *given, presumed=(TRT_11,))
+        for name, fact, reason, remedy, given in (
+            ("softcap", "softcap", "softcap is not taken", "spell the operator out", [{"softcap": True}]),
+            (
+                "cache",
+                "past",
+                "past_key and past_value are not taken",
+                "concatenate the cache in front of K and V",
+                [{"past": True}, {"past": True, "presents": True}],
+            ),
+            (
+                "presents",
+                "presents",
+                "more than one output is not taken",
+                "make present_key and present_value outside of the operator",
+                [{"presents": True}],
+            ),
+            (
+                "scores",
+                "scores_output",
+                "more than one output is not taken",
+                "export without returned attention weights",
+                [{"scores_output": True}],
+            ),
+        )
+    ),
+    _row(
+        "rejected",
+        "bfloat16-turing",
+        SITE_FORMS,
+        {"dtype": Is("bfloat16"), "sm": Below(80)},
+        "compute capability 7.5 does not have bfloat16",
+        "use float16 there",
+        {"dtype": "bfloat16", "sm": 75},
+    ),
+    _row(
+        "rejected",
+        "microsoft-attention",
+        MICROSOFT,
+        {"operator": Is("Attention")},
+        "com.microsoft.Attention is not taken",
+        "start from the model as the exporter wrote it",
+        {"operator": "Attention", "rank": 3},
+    ),
+    _row(
+        "rejected",
+        "microsoft-bias",
+        MICROSOFT,
+        {"operator": Is("MultiHeadAttention"), "fused_bias": Is(True)},
+        "com.microsoft.MultiHeadAttention is not taken with the projection's bias",
+        "start from the model as the exporter wrote it",
+        {**MHA, "fused_bias": True},
+    ),
+    _row(
+        "rejected",
+        "microsoft-packed",
+        MICROSOFT,
+        {"operator": Is("MultiHeadAttention"), "packed": Is(True)},
+        "com.microsoft.MultiHeadAttention is taken with 3-D query, key and value only",
+        "start from the model as the exporter wrote it",
+        {**MHA, "packed": True},
+    ),
+    _row(
+        "rejected",
+        "microsoft-value-head",
+        MICROSOFT,
+        {"operator": Is("MultiHeadAttention"), "value_head": Is("other")},
+        "com.microsoft.MultiHeadAttention is taken with values of the same head size as the keys only",
+        "start from the model as the exporter wrote it",
+        {**MHA, "value_head": "other"},
+    ),
+)
+
+WRONG = (
+    _row(
+        "wrong",
+        "attention-nonpad",
+        OPERATOR,
+        {"nonpad": Is(True)},
+        "nonpad_kv_seqlen is read over: keys behind the count are attended to",
+        "turn the counts into an additive mask",
+        {"nonpad": True, "opset": 24},
+        presumed=(TRT_11,),
+    ),
+    _row(
+        "wrong",
+        "attention-window",
+        OPERATOR,
+        {"window": Is(True)},
+        "the window sizes are read over: every key is attended to",
+        "turn the window into an additive mask",
+        {"window": True, "opset": 25},
+        presumed=LATER,
+    ),
+    _row(
+        "wrong",
+        "attention-negative-scale",
+        OPERATOR,
+        {"scale": Is("negative")},
+        "Q and K are each multiplied with the root of the scale, which is NaN for a negative one",
+        f"negate Q and make the scale positive; or {SPELL_OUT}",
+        {"scale": "negative"},
+        presumed=LATER,
+    ),
+)
+
+WITHOUT_KERNEL = (
+    *(
+        _row("runs", name, SPELLED, when, reason, remedy, *given, presumed=(TRT_10_0, *LATER))
+        for name, when, reason, remedy, given in (
+            (
+                "value-head",
+                {"value_head": Is("other")},
+                "no attention kernel exists for values of another head size than the keys",
+                "pad the smaller of both with zeros",
+                [{"value_head": "other"}],
+            ),
+            (
+                "value-type",
+                {"value_dtype": Is("other")},
+                "the probabilities are multiplied with values of another type than Q and K",
+                "cast the values to the type of Q and K",
+                [{"value_dtype": "other"}],
+            ),
+            (
+                "one-key",
+                {"key_length": Is(1)},
+                "no attention kernel is chosen for a single key",
+                None,
+                [{"key_length": 1}, {**ONE_QUERY, "key_length": 1}],
+            ),
+        )
+    ),
+    _runs(
+        "probabilities-used",
+        {"code": Is("probabilities-used")},
+        "a kernel keeps the probabilities to itself, and here they are read elsewhere",
+        "export without returned attention weights (need_weights=False, output_attentions=False)",
+        {"code": "probabilities-used"},
+    ),
+    _runs(
+        "softmax-axis",
+        {"code": Is("softmax-axis")},
+        "the compiler does not see attention where the softmax runs over the columns of K·Qᵀ",
+        "write the block as softmax(Q·Kᵀ)·V with the keys on the last axis",
+        {"code": "softmax-axis"},
+    ),
+    _runs(
+        "operand-order",
+        {"code": Is("operand-order")},
+        "the compiler does not see attention where Vᵀ is multiplied with the probabilities (channels first)",
+        "write the block as softmax(Q·Kᵀ)·V with the keys on the last axis",
+        {"code": "operand-order"},
+    ),
+    _runs(
+        "talking-heads",
+        {"code": Is("talking-heads")},
+        "no attention kernel mixes the scores of different heads",
+        None,
+        {"code": "talking-heads"},
+    ),
+    _runs(
+        "softcap",
+        {"softcap": Is(True)},
+        "no attention kernel has a Tanh that limits the scores",
+        None,
+        {"code": "scores-changed", "softcap": True},
+    ),
+    _row(
+        "runs",
+        "microsoft-wide-type",
+        MICROSOFT,
+        {"operator": Is("MultiHeadAttention"), "dtype": Is("float32")},
+        "no attention kernel exists for float32",
+        "convert the model to float16 or bfloat16",
+        {**MHA, "dtype": "float32"},
+    ),
+    _row(
+        "runs",
+        "microsoft-small-head",
+        MICROSOFT,
+        {"operator": Is("MultiHeadAttention"), "head_dim": Below(9)},
+        "no attention kernel exists for heads of 8 elements or fewer",
+        None,
+        {**MHA, "head_dim": 8},
+    ),
+)
