@@ -75,6 +75,12 @@ _TABLE = (
         "export with static head count and head size, or run ONNX shape inference first",
     ),
     Code(
+        "softmax-spelled-out",
+        True,
+        "the softmax is spelled out as an exponential divided by its sum, which is not rewritten yet",
+        "write it as one softmax before exporting (torch.softmax)",
+    ),
+    Code(
         "nested-graph",
         True,
         "the site lies inside an If/Loop/Scan body or a local function; only the main graph is rewritten",

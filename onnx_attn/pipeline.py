@@ -25,12 +25,12 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.plan import Decision, Plan, make_plan
 from onnx_attn.prove.cut import Cutter, boundary, same_nodes
 from onnx_attn.prove.inputs import model_inputs
-from onnx_attn.prove.runtime import CannotRun
 from onnx_attn.prove.site import prove_site
 from onnx_attn.prove.whole import Model, WholeProof, compare_models, default_rtol
 from onnx_attn.recognize.candidates import recognize
 from onnx_attn.report.document import fusion_report, proof_document
-from onnx_attn.targets.table import Target, parse_target
+from onnx_attn.runtime import CannotRun
+from onnx_attn.targets.editions import Target, parse_target
 
 Report = dict[str, Any]
 
@@ -140,6 +140,9 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     with fusion.clock("apply"):
         names, cutter = Names(loaded.proto), Cutter(view)
         for decision in plan.decisions:
+            if decision.form == "attention":
+                fusion.kept.add(decision.key)
+                continue
             edit = write_site(view, names, decision.site, decision.form, decision.packing)
             if decision.form == "primitives" and _stands_already(cutter, decision, edit):
                 fusion.kept.add(decision.key)
@@ -158,7 +161,7 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
 
 
 def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:
-    start = boundary(decision.site, edit.packed)
+    start = boundary(decision.site, edit.packed).difference(edit.outputs)
     return same_nodes(cutter.cut(edit.outputs, start), cutter.cut(edit.outputs, start, edit))
 
 

@@ -120,12 +120,19 @@ class AttentionSite:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A candidate that is left alone: code, the node that blocks, reason and remedy (from the table of codes)."""
+    """A candidate that is left alone: code, the node that blocks, reason and remedy (from the table of codes).
+
+    scope: the way from its body out to the main graph, as compilers write it: `then (then_branch) | choice (If)`; empty in
+        the main graph.
+    anchor: the node by which an engine tells where the candidate went, if that is not the softmax itself.
+    """
 
     name: str
     code: str
     node: str
     detail: str = ""
+    scope: str = ""
+    anchor: str = ""
 
     @property
     def attention(self) -> bool:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from test_cli import check_report, json_of
 
 import onnx_attn
-from onnx_attn.prove.runtime import CannotRun
+from onnx_attn.runtime import CannotRun
 
 EVIL = {
     "escape": "\x1b[31mred\x1b]0;title\x07",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from checks import assert_no_attention, verdicts
+from checks import assert_no_attention, assert_refused, verdicts
 from graphs import HEAD_DIM, HEADS, WIDTH, Net, heads_in, self_attention, small_site
+
+import onnx_attn
 
 
 def class_head(opset: int = 17) -> tuple[Net, str]:
@@ -183,3 +185,33 @@ def test_linear_attention_after_an_attention_block_is_no_attention() -> None:
 def test_heads_mixed_by_a_convolution_are_no_attention(hook: str) -> None:
     model = small_site(**{hook: lambda net, value: net.op("Conv", value, net.weight(HEADS, HEADS, 1, 1))})
     assert verdicts(model)["softmax"][0] == "not_attention"
+
+
+def spelled(net: Net, scores: str, shifted: bool = True, summed: str | None = None) -> str:
+    """exp(x − max x) / Σ exp(x − max x) as plain nodes; `summed` replaces what is summed."""
+    inside = net.op("Sub", scores, net.op("ReduceMax", scores, axes=[-1])) if shifted else scores
+    exponential = net.op("Exp", inside)
+    return net.op("Div", exponential, net.op("ReduceSum", summed or exponential, net.ints(-1)), name="softmax")
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_spelled_out_softmax_is_attention_that_is_not_rewritten_yet(shifted: bool) -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    net.output(net.op("MatMul", spelled(net, net.scaled(net.op("MatMul", q, kt)), shifted), v))
+    assert_refused(net.model(), "softmax-spelled-out")
+
+
+def test_a_ratio_of_exponentials_without_queries_and_keys_is_no_candidate() -> None:
+    net = Net()
+    _, _, v = heads_in(net)
+    net.output(net.op("MatMul", spelled(net, net.input("x", 2, 2, 5, 5)), v))
+    assert onnx_attn.inspect(net.model())["candidates"] == []
+
+
+def test_an_exponential_divided_by_the_sum_of_another_is_no_softmax() -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    other = net.op("Exp", net.input("x", 2, 2, 5, 5))
+    net.output(net.op("MatMul", spelled(net, net.op("MatMul", q, kt), summed=other), v))
+    assert onnx_attn.inspect(net.model())["candidates"] == []

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx_attn.forms.dims import Dim, base_dims, layout_dims
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import Shape
+from onnx_attn.recognize.projection import from_nearer_sources
 from onnx_attn.site import AttentionSite, Projection
 from onnx_attn.views.layout import Layout
 from onnx_attn.views.linear import Linear, rows
@@ -49,16 +50,13 @@ def plan_packing(view: GraphView, site: AttentionSite) -> Packing | str:
         return "Q, K and V are not linear in one source"
     if site.value.trace.factor != 1.0:
         return "V is scaled"
-    heads = [
-        read_heads(layout, layer, rows(view, layer))
-        for layout, layer in zip(projection.layouts, projection.layers, strict=True)
-    ]
-    if any(found is None for found in heads) or len({found.order for found in heads if found}) != 1:
+    found = _read(view, site, projection)
+    if found is None:
         return "Q, K and V do not split the projection's channels into heads alike"
+    projection, heads = found
     shapes = rows(view, projection.layers[0])
     leading = len(shapes[0]) - 1
     query = heads[0]
-    assert query is not None
     rank = leading + 2
     base = base_dims(shapes)
     count = query.columns.shape[0]
@@ -67,12 +65,27 @@ def plan_packing(view: GraphView, site: AttentionSite) -> Packing | str:
     merged = None if canonical == original else original
     if merged is not None and not all(_broadcasts(view, mask) for mask in site.mask_tensors):
         return "the mask's axes follow the original's merged heads"
-    packing = Packing(projection, (query, heads[1], heads[2]), rank, merged, canonical)  # type: ignore[arg-type]
+    packing = Packing(projection, heads, rank, merged, canonical)
     if projection.kind == "packed" and _share_channels(packing):
         return "Q, K and V share channels of their projection"
     if not reuses_output(packing) and not _is_own(view, projection, site):
         return "weights-shared: the projection's weights or results are read elsewhere too"
     return packing
+
+
+def _read(
+    view: GraphView, site: AttentionSite, projection: Projection
+) -> tuple[Projection, tuple[Heads, Heads, Heads]] | None:
+    """The heads of Q, K and V, and the source over which they can be read: the farthest that serves."""
+    operands = (site.query, site.key, site.value)
+    for candidate in (projection, *from_nearer_sources(view, projection, operands)):
+        heads = [
+            read_heads(layout, layer, rows(view, layer))
+            for layout, layer in zip(candidate.layouts, candidate.layers, strict=True)
+        ]
+        if None not in heads and len({each.order for each in heads if each}) == 1:
+            return candidate, tuple(heads)  # type: ignore[return-value]
+    return None
 
 
 def read_heads(layout: Layout, layer: Linear, shapes: tuple[Shape, ...]) -> Heads | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnx_attn.forms.function import write_function_call
+from onnx_attn.forms.masks import fold_masks
 from onnx_attn.forms.operands import write_operands
 from onnx_attn.forms.packed_gemm import write_merged, write_packed
 from onnx_attn.forms.packing import Packing
@@ -38,5 +39,6 @@ def write_site(view: GraphView, names: Names, site: AttentionSite, form: str, pa
     if packing is not None:
         shapes, shape_writer = redirect_shapes(view, names, site)
         initializers, splices = initializers | shape_writer.initializers, [*shapes, main]
-    weights = tuple(initializers.values())
+    folds, values = fold_masks(view, site)
+    splices, weights = [*folds, *splices], (*initializers.values(), *values)
     return SiteEdit(site.name, tuple(splices), weights, tuple(functions), packing is not None, rounding)

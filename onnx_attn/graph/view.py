@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +30,8 @@ class GraphView:
         self._shapes: dict[str, tuple[Shape, ...] | None] = {}
         self.layouts: dict[object, Any] = {}
         """What movements were found to do (`views.movement`)."""
+        self.folds: dict[str, onnx.TensorProto | None] = {}
+        """Values that were found to be constant, or not (`views.folding`)."""
         self._defaults = overridable(proto)
         self._output_ids = {id(tensor) for tensor in self.graph.outputs}
         self._position = {id(node): i for i, node in enumerate(self.graph.nodes)}
@@ -124,12 +125,3 @@ class GraphView:
             return False
         producer = self.producer(tensor)
         return isinstance(tensor, gs.Constant) or (producer is not None and producer.op == "Constant")
-
-    def nested_nodes(self) -> Iterator[tuple[gs.Node, gs.Node]]:
-        """Every node inside If/Loop/Scan bodies of the main graph, with the main-graph node that holds it."""
-        for owner in self.graph.nodes:
-            stack = [value for value in owner.attrs.values() if isinstance(value, gs.Graph)]
-            while stack:
-                for node in stack.pop().nodes:
-                    yield node, owner
-                    stack.extend(value for value in node.attrs.values() if isinstance(value, gs.Graph))

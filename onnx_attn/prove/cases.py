@@ -12,7 +12,7 @@ from onnx import helper
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.prove.cut import Cut
-from onnx_attn.prove.runtime import SEED
+from onnx_attn.runtime import SEED
 from onnx_attn.site import AttentionSite
 from onnx_attn.views.trace import lowest
 

@@ -10,7 +10,7 @@ from onnx import helper
 
 from onnx_attn.errors import UsageError
 from onnx_attn.graph.world import World
-from onnx_attn.prove.runtime import SEED
+from onnx_attn.runtime import SEED
 
 _PASSES = frozenset("Cast Reshape Unsqueeze Squeeze Flatten Identity Slice Expand Transpose Concat".split())
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from onnx_attn.prove.compare import RTOL, Difference, difference, worst
-from onnx_attn.prove.runtime import Session
+from onnx_attn.runtime import Session
 
 Model = onnx.ModelProto | str | Path
 

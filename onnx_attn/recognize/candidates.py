@@ -8,7 +8,9 @@ from onnx_attn.domain import DOMAIN, is_attention_function
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.operator import recognize_attention_operator
 from onnx_attn.recognize.result import Stop
+from onnx_attn.recognize.scopes import nested_nodes
 from onnx_attn.recognize.softmax import recognize_softmax
+from onnx_attn.recognize.spelled import recognize_spelled
 from onnx_attn.recognize.written import recognize_written
 from onnx_attn.site import Candidate
 
@@ -21,17 +23,17 @@ RUNTIME_OPERATORS = frozenset(
 
 
 def recognize(view: GraphView) -> list[Candidate]:
-    """All candidates in graph order, those of nested graphs at the node that holds them."""
+    """All candidates in graph order, those of bodies at the node that holds or calls them, once a call."""
     found: list[tuple[int, Candidate]] = []
     for position, node in enumerate(view.graph.nodes):
         candidate = _candidate(view, node)
         if candidate is not None:
             found.append((position, candidate))
-    for node, owner in view.nested_nodes():
+    for nested in nested_nodes(view):
+        node, owner = nested.node, nested.owner
         if node.domain in STANDARD and node.op in (*SOFTMAXES, "Attention"):
-            stop = Stop("nested-graph", owner, f"body of {owner.op} '{label(owner)}'")
-            found.append((view.position(owner), stop.verdict(label(node))))
-    found.extend((len(view.graph.nodes), verdict) for verdict in _in_functions(view))
+            stop = Stop("nested-graph", owner, nested.place)
+            found.append((view.position(owner), stop.verdict(label(node), nested.scope)))
     return [candidate for _, candidate in sorted(found, key=lambda pair: pair[0])]
 
 
@@ -39,6 +41,8 @@ def _candidate(view: GraphView, node: gs.Node) -> Candidate | None:
     if node.domain in STANDARD:
         if node.op == "Softmax":
             return recognize_softmax(view, node)
+        if node.op == "Div":
+            return recognize_spelled(view, node)
         if node.op == "LogSoftmax":
             return Stop("class-softmax", node, "LogSoftmax").verdict(label(node))
         if node.op == "Attention":
@@ -50,16 +54,3 @@ def _candidate(view: GraphView, node: gs.Node) -> Candidate | None:
     elif node.op in RUNTIME_OPERATORS and node.domain == "com.microsoft":
         return Stop("operator-of-a-runtime", node, f"{node.domain}.{node.op}").verdict(label(node))
     return None
-
-
-def _in_functions(view: GraphView) -> list[Candidate]:
-    """Softmaxes in bodies of the model's own functions; bodies of ours stand behind the node that calls them."""
-    verdicts: list[Candidate] = []
-    for function in view.graph.functions:
-        if function.domain == DOMAIN:
-            continue
-        for node in function.nodes:
-            if node.domain in STANDARD and node.op in (*SOFTMAXES, "Attention"):
-                stop = Stop("nested-graph", node, f"body of function '{function.name}'")
-                verdicts.append(stop.verdict(label(node)))
-    return verdicts

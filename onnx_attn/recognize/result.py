@@ -18,5 +18,5 @@ class Stop:
     node: gs.Node
     detail: str = ""
 
-    def verdict(self, name: str) -> Verdict:
-        return Verdict(name, self.code, label(self.node), self.detail)
+    def verdict(self, name: str, scope: str = "", anchor: str = "") -> Verdict:
+        return Verdict(name, self.code, label(self.node), self.detail, scope, anchor)

@@ -42,13 +42,13 @@ class _Path:
     mixed: bool = False  # A product with weights lies behind: from there on only heads may have been mixed.
 
 
-def read_scores(view: GraphView, softmax: gs.Node) -> Scores | Stop:
-    """Walk up from `softmax`; where a node has two inputs that may lead to the product, both are tried.
+def read_scores(view: GraphView, scores: gs.Tensor, softmax: gs.Node) -> Scores | Stop:
+    """Walk up from `scores`, which `softmax` reads; where a node has two inputs that may lead to the product, both are tried.
 
     A way that reaches a product through something that is no scale, mask or cast is attention all the same: it gives
     that thing's code. No way to a product: no-query-key-product, at the node where the last way ended.
     """
-    paths, ended, blocked = [_Path(softmax.inputs[0])], softmax, None
+    paths, ended, blocked = [_Path(scores)], softmax, None
     for _ in range(MOST_BRANCHES):
         if not paths:
             break

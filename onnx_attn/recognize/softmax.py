@@ -20,7 +20,7 @@ from onnx_attn.views.trace import FLOATS, trace
 def recognize_softmax(view: GraphView, softmax: gs.Node) -> AttentionSite | Verdict:
     """Read one Softmax node as a site, or say what it is instead, or why it has to be left alone."""
     name = label(softmax)
-    above, below = read_scores(view, softmax), read_probabilities(view, softmax)
+    above, below = read_scores(view, softmax.inputs[0], softmax), read_probabilities(view, softmax)
     stop = _settle(view, above, below)
     if stop is None and isinstance(below, Product) and not _guards_its_own_mask(above, below):
         stop = Stop("probabilities-changed", below.node, "rows are cleared by another mask than the scores have")
