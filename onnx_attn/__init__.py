@@ -1,6 +1,6 @@
 """Find the attention in an exported ONNX model, rewrite it for fused kernels, and prove that nothing changed."""
 
-from onnx_attn.api import Result, fuse, inspect, verify
+from onnx_attn.api import Result, fuse, inspect, land, verify
 from onnx_attn.codes import CODES
 from onnx_attn.errors import (
     DifferenceError,
@@ -25,5 +25,6 @@ __all__ = [
     "__version__",
     "fuse",
     "inspect",
+    "land",
     "verify",
 ]

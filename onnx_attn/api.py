@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,18 +11,23 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_attn.errors import InputError, UsageError, one_line
+from onnx_attn.engine.profiles import Profile, as_range
+from onnx_attn.errors import ExpectationError, InputError, UsageError, one_line
 from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.load import Loaded, check, load
 from onnx_attn.graph.sizes import worlds_of
 from onnx_attn.graph.world import World, symbol
+from onnx_attn.landing import Options as LandOptions
+from onnx_attn.landing import land_model
 from onnx_attn.pipeline import Options, fuse_file, fuse_proto, inspect_model
 from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.prove.whole import compare_models, default_rtol
 from onnx_attn.report.document import inspection, verification
+from onnx_attn.report.landed import landing_report
 from onnx_attn.targets.table import parse_target
 
+Shape: TypeAlias = "Sequence[int]"
 Model: TypeAlias = "str | PathLike[str] | onnx.ModelProto | gs.Graph"
 
 
@@ -121,6 +127,75 @@ def verify(
         raise InputError(f"{second.name}: output '{sorted(missing)[0]}' is only in one of the models")
     found = compare_models((Path(a), first.name), (Path(b), second.name), cases, limit, atol)
     return verification(first.name, second.name, found)
+
+
+def land(
+    model: Model,
+    *,
+    baseline: Model | None = None,
+    sm: int = 89,
+    shapes: Mapping[str, Shape | Sequence[Shape]] | None = None,
+    expect_all: bool = False,
+    compiler: str | None = None,
+    layer_info: str | PathLike[str] | None = None,
+    timeout: float = 600.0,
+) -> dict[str, Any]:
+    """Compile a model with TensorRT, which needs no GPU for that, and report the kernel of every attention site.
+
+    baseline: another model to compile alike, such as the one before fusing.
+    sm: compute capability of the GPU that is compiled for, times ten: 75, 80, 86, 89, 120, 121.
+    shapes: for each input that varies, one shape, two (smallest, largest) or three (smallest, usual, largest).
+    expect_all: fail unless the model builds and every site lands.
+    compiler: `tensorrt_rtx` or, on a machine with a GPU, `tensorrt`; the first that is installed if left out.
+    layer_info: do not compile, but read what TensorRT wrote of the model's engine (`trtexec --exportLayerInfo`).
+    timeout: seconds for each build.
+
+    A model that does not build is reported (`built` is false). Raises InputError, UsageError, ExpectationError, and
+    OnnxAttnError where no compiler is installed.
+    """
+    if baseline is not None and layer_info is not None:
+        raise UsageError("layer_info describes one engine; land the baseline by itself")
+    options = LandOptions(sm, _profile(shapes or {}), compiler, timeout, Path(layer_info) if layer_info else None)
+    found = [
+        land_model(_own(entry), Path(entry) if isinstance(entry, str | PathLike) else None, options)
+        for entry in (model, baseline)
+        if entry is not None
+    ]
+    report = landing_report(*found)
+    if expect_all:
+        check_all_landed(report)
+    return report
+
+
+def check_all_landed(report: dict[str, Any]) -> None:
+    """Raise ExpectationError unless the model of a report of `land` builds and every site lands."""
+    if not report["built"]:
+        raise ExpectationError(f"{report['model']}: does not build: {(report['errors'] or ['no reason given'])[0]}")
+    missing = [site["site"] for site in report["per_site"] if not site["landed"]]
+    if missing:
+        raise ExpectationError(
+            f"{report['model']}: {report['landed']} of {report['sites']} sites landed, '{missing[0]}' did not; "
+            f"the report says why"
+        )
+
+
+def _profile(shapes: Mapping[str, Shape | Sequence[Shape]]) -> Profile:
+    """Shapes as Python callers write them: one, or several, an input."""
+    every: dict[str, list[Sequence[int]]] = {}
+    for name, given in shapes.items():
+        single = all(isinstance(size, int | np.integer) for size in given)
+        every[name] = [given] if single else list(given)  # type: ignore[list-item, arg-type]
+    return {name: as_range(name, given) for name, given in every.items()}
+
+
+def _own(model: Model) -> Loaded:
+    """A loaded model that may be changed: the caller's own stays as it is."""
+    loaded = _loaded(model)
+    if not isinstance(model, onnx.ModelProto):
+        return loaded
+    copy = onnx.ModelProto()
+    copy.CopyFrom(loaded.proto)
+    return Loaded(copy, loaded.name)
 
 
 def _loaded(model: Model) -> Loaded:

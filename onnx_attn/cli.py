@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +18,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from onnx_attn import __version__, api
+from onnx_attn.engine.profiles import read_shape, read_shapes
 from onnx_attn.errors import DifferenceError, OnnxAttnError, OutputError, UsageError, one_line, printable
 from onnx_attn.graph.save import data_path
+from onnx_attn.report.landed_terminal import show_landing
 from onnx_attn.report.terminal import show_fusion, show_inspection, show_verification
 
 app = typer.Typer(
@@ -108,6 +109,41 @@ def verify(
 
 
 @app.command()
+def land(
+    model: ModelArgument,
+    baseline: Annotated[Path | None, typer.Option(metavar="MODEL0", help="Compile this one too, and compare.")] = None,
+    sm: Annotated[int, typer.Option(help="Compute capability × 10 of the GPU: 75, 80, 86, 89, 120, 121.")] = 89,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME:1x3x224x224 for an input that varies; again for the largest, or usual and largest."),
+    ] = None,
+    expect_all: Annotated[
+        bool, typer.Option("--expect-all", help="Exit 3 unless it builds and every site lands.")
+    ] = False,
+    compiler: Annotated[str | None, typer.Option(help="tensorrt_rtx (no GPU needed) or tensorrt.")] = None,
+    layer_info: Annotated[
+        Path | None, typer.Option(metavar="F", help="Read trtexec --exportLayerInfo of the engine; compile nothing.")
+    ] = None,
+    json_path: Json = None,
+) -> None:
+    """Compile with TensorRT, without a GPU, and show the kernel that every attention site reached."""
+    with _errors():
+        _check_json(json_path, model, *[path for path in (baseline, layer_info) if path is not None])
+        report = api.land(
+            model,
+            baseline=baseline,
+            sm=sm,
+            shapes=read_shapes(shapes or []),
+            compiler=compiler,
+            layer_info=layer_info,
+        )
+        if not _write_json(report, json_path):
+            show_landing(report, _console())
+        if expect_all:
+            api.check_all_landed(report)
+
+
+@app.command()
 def demo() -> None:
     """Fuse a small real exported model that comes with the package, and show what happened."""
     from onnx_attn.demo import run_demo
@@ -188,10 +224,4 @@ def _strict(value: Any) -> Any:
 
 
 def _parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for text in texts:
-        match = re.fullmatch(r"(.+):(\d+(?:x\d+)*)", text)
-        if match is None:
-            raise UsageError(f"--shapes '{text}': write NAME:1x3x224x224")
-        shapes[match[1]] = tuple(int(size) for size in match[2].split("x"))
-    return shapes
+    return dict(read_shape(text) for text in texts)

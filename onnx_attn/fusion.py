@@ -12,7 +12,7 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.plan import Decision, Plan
 from onnx_attn.prove.site import Certificate
 from onnx_attn.site import Written
-from onnx_attn.targets.table import Target
+from onnx_attn.targets.editions import Target
 
 
 @dataclass

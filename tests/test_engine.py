@@ -10,7 +10,8 @@ from onnx import TensorProto, helper
 
 from onnx_attn.engine import compile as compiling
 from onnx_attn.engine.compile import compile_model
-from onnx_attn.engine.kernels import Engine, Kernel, TensorInfo, parse_layers
+from onnx_attn.engine.kernels import Engine, Kernel, TensorInfo
+from onnx_attn.engine.log import parse_layers
 from onnx_attn.errors import InputError, OnnxAttnError
 
 _LAYOUT = "Strides: [1], StrideOrder: [0], Datatype: {}, Format: (Arbitrary) Format with stride order = [1,2,0]"

@@ -2,8 +2,8 @@
 
 The compiler can end its process by a segmentation fault, so nothing but `compile.py` should call this.
 
-Polygraphy's loaders drive the compiler, since the same ones serve full TensorRT. Their logger passes every
-message of the compiler on to Python's logging, which is where the `Layers:` message is caught; it stays
+Polygraphy's loaders drive the compiler, since the same ones serve TensorRT for RTX and full TensorRT. Their logger passes
+every message of the compiler on to Python's logging, which is where an engine built without a GPU is read; a message stays
 whole there, apart from the indentation of the lines after the first.
 """
 
@@ -16,15 +16,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from onnx_attn.engine.kernels import HEADING
+from onnx_attn.engine.log import HEADING, PATTERN
+
+Request = dict[str, Any]
 
 
 class _Recorder(logging.Handler):
-    """Keeps the message about the kernels, and the errors."""
+    """Keeps the message about the kernels, the nodes taken for attention, and the errors."""
 
     def __init__(self) -> None:
         super().__init__(level=1)
         self.layers: list[str] = []
+        self.pattern: dict[str, None] = {}
         self.errors: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -32,8 +35,14 @@ class _Recorder(logging.Handler):
         text = record.getMessage()
         if text.startswith(HEADING):
             self.layers.append(text)
+        elif found := PATTERN.search(text):
+            self.pattern[found["node"]] = None
         elif record.levelno >= logging.ERROR:
             self.errors.append(" ".join(text.split()))
+
+
+class _Refused(Exception):
+    """The request cannot be met by this compiler, whatever the model is."""
 
 
 def _listen() -> _Recorder:
@@ -50,50 +59,89 @@ def _listen() -> _Recorder:
     return recorder
 
 
-def _unprofiled(network: Any, shapes: dict[str, Any]) -> list[str]:
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    return [
-        f"input {entry.name!r} varies, its shape is {tuple(entry.shape)}: give its smallest, usual and largest shape"
-        for entry in inputs
-        if any(dim < 0 for dim in entry.shape) and entry.name not in shapes
-    ]
+def _config(asked: Request, profile: Any) -> Any:
+    """How to build: for another GPU by TensorRT for RTX, for the one at hand by full TensorRT."""
+    common = {"profiles": [profile] if asked["shapes"] else None, "builder_optimization_level": asked["level"]}
+    if asked["toolkit"] == "tensorrt":
+        import tensorrt as trt
+        from polygraphy.backend.trt import CreateConfig
 
-
-def _build(path: str, sm: int, shapes: dict[str, Any]) -> list[str]:
-    """Parse and build; returns what is wrong with the request, raises what polygraphy raises."""
-    import tensorrt_rtx as trt
+        detailed = trt.ProfilingVerbosity.DETAILED
+        return CreateConfig(load_timing_cache=asked["timing_cache"], profiling_verbosity=detailed, **common)
+    import tensorrt_rtx as rtx
     from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+    known = [name.removeprefix("SM") for name in rtx.ComputeCapability.__members__ if name.startswith("SM")]
+    if str(asked["sm"]) not in known:
+        raise _Refused(f"no target SM {asked['sm']} in this compiler; choose one of {', '.join(known)}")
+    detailed = rtx.ProfilingVerbosity.DETAILED
+    return CreateConfigRTX(compute_capabilities=[divmod(asked["sm"], 10)], profiling_verbosity=detailed, **common)
+
+
+def _unprofiled(network: Any, shapes: dict[str, Any]) -> str | None:
+    for entry in (network.get_input(index) for index in range(network.num_inputs)):
+        if any(dim < 0 for dim in entry.shape) and entry.name not in shapes:
+            return f"input {entry.name!r} varies, its shape is {tuple(entry.shape)}: give its smallest, usual and largest shape"
+    return None
+
+
+def _build(asked: Request) -> dict[str, Any]:
+    """Parse, build and save; returns what only an opened engine tells, raises what polygraphy raises."""
     from polygraphy.backend.trt import NetworkFromOnnxPath, Profile, engine_bytes_from_network
 
-    builder, network, parser = NetworkFromOnnxPath(path)()
-    if missing := _unprofiled(network, shapes):
-        return missing
     profile = Profile()
-    for name, (smallest, usual, largest) in shapes.items():
+    for name, (smallest, usual, largest) in asked["shapes"].items():
         profile.add(name, tuple(smallest), tuple(usual), tuple(largest))
-    config = CreateConfigRTX(
-        compute_capabilities=[divmod(sm, 10)],
-        profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
-        profiles=[profile] if shapes else None,
+    config = _config(asked, profile)
+    full = asked["toolkit"] == "tensorrt"
+    # Only types that are written in the graph count: TensorRT 11 and TensorRT for RTX know no other way.
+    builder, network, parser = NetworkFromOnnxPath(asked["model"], strongly_typed=True if full else None)()
+    if missing := _unprofiled(network, asked["shapes"]):
+        raise ValueError(missing)
+    engine = engine_bytes_from_network(
+        (builder, network, parser), config=config, save_timing_cache=asked["timing_cache"] if full else None
     )
-    engine_bytes_from_network((builder, network, parser), config=config)
-    return []
+    if asked["engine"] is not None:
+        Path(asked["engine"]).write_bytes(engine)
+    return _opened(engine) if full else {}
+
+
+def _opened(engine: Any) -> dict[str, Any]:
+    """The inspector's JSON and the GPU's compute capability: with full TensorRT there is a GPU."""
+    import tensorrt as trt
+    from polygraphy.backend.trt import engine_from_bytes
+
+    opened = engine_from_bytes(engine)
+    text = opened.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    found: dict[str, Any] = {"inspector": json.loads(text)}
+    try:
+        from cuda.bindings import runtime  # comes with full TensorRT's CUDA bindings, where they are installed
+
+        properties = runtime.cudaGetDeviceProperties(0)[1]
+        found["sm"] = properties.major * 10 + properties.minor
+    except Exception:  # the capability is a detail of the report, not worth a failure
+        found["sm"] = 0
+    return found
 
 
 def main(request: str, answer: str) -> int:
     """Build what the request file asks for and write the answer file; 0 even where the build fails."""
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read once, when polygraphy is imported
     asked = json.loads(Path(request).read_text())
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(
+        int(asked["toolkit"] != "tensorrt")
+    )  # read when polygraphy is imported
     recorder = _listen()
-    built = False
+    told: dict[str, Any] = {"built": False, "refused": None}
     try:
-        wrong = _build(asked["model"], asked["sm"], asked["shapes"])
-        recorder.errors.extend(wrong)
-        built = not wrong
+        told |= _build(asked)
+        told["built"] = True
+    except _Refused as error:
+        told["refused"] = str(error)
     except Exception as error:  # whatever stops a build is an answer
         recorder.errors.append(" ".join(str(error).split()) or type(error).__name__)
     errors = list(dict.fromkeys(recorder.errors))
-    Path(answer).write_text(json.dumps({"built": built, "layers": recorder.layers, "errors": errors}))
+    told |= {"layers": recorder.layers, "errors": errors, "pattern": list(recorder.pattern)}
+    Path(answer).write_text(json.dumps(told))
     return 0
 
 

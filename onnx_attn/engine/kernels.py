@@ -1,22 +1,15 @@
-"""What a compiled engine consists of, and how to read it from the compiler's own log.
-
-Source: at DETAILED profiling verbosity the builder of TensorRT for RTX logs one message that starts with
-`Layers:` and has one line a kernel. Full TensorRT names its kernels the same way in its engine inspector.
-"""
+"""What a compiled engine consists of: its kernels, their tensors, and the ONNX nodes that each computes."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 ATTENTION_MARK = "_mha"
 """Part of the name of every multi-head-attention kernel: `_gemm_mha_v2`, `_gemm_mha_v1`, `_gemv_mha_v1`."""
 
-HEADING = "Layers:"
-EVENTS = frozenset({"wait", "signal"})
-"""Layer types that are stream events and compute nothing. (`shape_call`, in dynamic engines, counts.)"""
+EVENTS = frozenset({"wait", "signal", "jmp", "cjmp"})
+"""Layer types that compute nothing: events of a stream, jumps of an If. (`shape_call`, `copy` and `memset` count.)"""
 
 BITS = {
     "Bool": 8,
@@ -32,7 +25,7 @@ BITS = {
     "Float": 32,
     "Double": 64,
 }
-"""Bits of an element by the name that the log gives its type."""
+"""Bits of an element by the name that the compiler gives its type."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +46,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One step of an engine. `onnx_layers` names the nodes it computes, as the log writes them.
+    """One step of an engine. `onnx_layers` names the nodes it computes, as the compiler writes them.
 
-    `constants` are the weights it reads, which the log lists beside the inputs.
+    `constants` are the weights it reads, which the compiler lists beside the inputs. `tactic` is the code it was compiled
+    to; older layers of full TensorRT tell there, not in their name, what they are.
     """
 
     name: str
@@ -64,11 +58,12 @@ class Kernel:
     outputs: tuple[TensorInfo, ...]
     onnx_layers: tuple[str, ...]
     constants: tuple[TensorInfo, ...] = ()
+    tactic: str = ""
 
     @property
     def is_attention(self) -> bool:
         """Whether this is one of the compiler's multi-head-attention kernels."""
-        return ATTENTION_MARK in self.name
+        return ATTENTION_MARK in self.name or ATTENTION_MARK in self.tactic
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
@@ -76,20 +71,21 @@ class Kernel:
         return self.inputs + self.constants + self.outputs
 
     def computes(self, node: str) -> bool:
-        """Whether the ONNX node is among what this kernel computes, by itself or as the call of a function.
+        """Whether the ONNX node is among what this kernel computes, by itself or as what holds what it computes.
 
-        What lies in a function is written `INNER | CALLER (FUNCTION)`; two calls share the inner names, so
-        that only the caller tells them apart.
+        What lies in a function is written `INNER | CALLER (FUNCTION)`, what lies in a branch
+        `INNER | GRAPH (then_branch) | IF (If)`, and so on outwards: inner names repeat, only the way in tells them apart.
         """
-        call = f" | {node} ("
-        return any(layer == node or call in layer for layer in self.onnx_layers)
+        holder = f" | {node} ("
+        return any(layer == node or holder in layer for layer in self.onnx_layers)
 
 
 @dataclass(frozen=True)
 class Engine:
     """What the compiler made of a model, or why it made nothing (`built` is False, `errors` says it).
 
-    `compiler` is the name and version, `sm` the compute capability times ten (89 is 8.9).
+    compiler: name and version. sm: the compute capability times ten (89 is 8.9). pattern: nodes that the compiler said it
+    took for attention, by their inner names, whether or not it had a kernel for them.
     """
 
     compiler: str
@@ -97,6 +93,7 @@ class Engine:
     built: bool
     kernels: tuple[Kernel, ...]
     errors: tuple[str, ...]
+    pattern: frozenset[str] = frozenset()
 
     @property
     def moved_bytes(self) -> int | None:
@@ -118,49 +115,6 @@ class Engine:
         found = [kernel for kernel in self.kernels if kernel.computes(node)]
         return next((kernel for kernel in found if kernel.is_attention), found[0] if found else None)
 
-    def landed(self, softmax_name: str) -> bool:
+    def landed(self, node: str) -> bool:
         """Whether the site of this Softmax, `Attention` node or function call is in an attention kernel."""
-        return any(kernel.computes(softmax_name) for kernel in self.attention_kernels)
-
-
-_LINE = re.compile(
-    r"Name: (?P<name>.*?), LayerType: (?P<layer_type>\w+), Inputs: \[(?P<inputs>.*?)\]"
-    r"(?:, Constants: \[(?P<constants>.*?)\])?, Outputs: \[(?P<outputs>.*?)\], TacticName: .*?"
-    r", StreamId: -?\d+(?:, Metadata:\s*(?P<metadata>.*))?$"
-)
-_TENSOR = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<dims>[-\d,\s]*)\].*?, Datatype: (?P<datatype>\w+)")
-_EVENT = re.compile(rf"Name: .*?, LayerType: (?:{'|'.join(sorted(EVENTS))})\b")
-_LAYER = "[ONNX Layer: "
-_BETWEEN = re.compile(rf"\]\x1f?{re.escape(_LAYER)}")
-
-
-def _tensors(text: str | None) -> Iterator[TensorInfo]:
-    for found in _TENSOR.finditer(text or ""):
-        dims = tuple(int(dim) for dim in found["dims"].split(",") if dim.strip())
-        yield TensorInfo(found["name"], dims, found["datatype"])
-
-
-def _layers(text: str | None) -> Iterator[str]:
-    """The nodes of `[ONNX Layer: a]␟[ONNX Layer: b]`, each once. The unit separator does not show when printed."""
-    inside = (text or "").strip().removeprefix(_LAYER).removesuffix("]")
-    yield from dict.fromkeys(filter(None, _BETWEEN.split(inside)))
-
-
-def parse_layers(text: str) -> tuple[Kernel, ...]:
-    """The kernels of a `Layers:` message, stream events left out.
-
-    Ends at the first empty line, where the compiler goes on with the engine's inputs and outputs. Raises
-    ValueError for a line of another form, rather than count too few.
-    """
-    kernels = []
-    for line in text.partition(HEADING)[2].strip().split("\n\n")[0].split("\n"):
-        if not line.strip() or _EVENT.match(line.strip()):
-            continue
-        found = _LINE.match(line.strip())
-        if found is None:
-            raise ValueError(f"not a line about a kernel: {line[:120]!r}")
-        inputs, outputs, constants = (tuple(_tensors(found[part])) for part in ("inputs", "outputs", "constants"))
-        kernels.append(
-            Kernel(found["name"], found["layer_type"], inputs, outputs, tuple(_layers(found["metadata"])), constants)
-        )
-    return tuple(kernels)
+        return any(kernel.computes(node) for kernel in self.attention_kernels)

@@ -10,13 +10,15 @@ from onnx_attn.plan import Decision, Plan
 from onnx_attn.prove.compare import Difference
 from onnx_attn.prove.site import Certificate
 from onnx_attn.prove.whole import WholeProof
-from onnx_attn.site import AttentionSite, ScoreTerm, Verdict, Written
-from onnx_attn.targets.table import Target
+from onnx_attn.site import AttentionSite, Candidate, ScoreTerm, Verdict, Written
+from onnx_attn.targets.editions import Target
+from onnx_attn.targets.lookup import landing
+from onnx_attn.targets.reading import facts_of, standing_form
 
 
 def inspection(name: str, target: Target, view: GraphView, plan: Plan) -> dict[str, Any]:
     """The report of `inspect`."""
-    candidates = _numbered([_entry(entry, view) for entry in plan.entries])
+    candidates = _numbered([_entry(entry, target, view) for entry in plan.entries])
     return {**_head(name, target, candidates), "candidates": candidates}
 
 
@@ -62,14 +64,29 @@ def _numbered(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return numbered
 
 
-def _entry(entry: AttentionSite | Written | Verdict | Decision, view: GraphView) -> dict[str, Any]:
+def _entry(entry: AttentionSite | Written | Verdict | Decision, target: Target, view: GraphView) -> dict[str, Any]:
     if isinstance(entry, Verdict):
-        return {**_unread(entry), **_verdict(entry)}
-    return {**_site(entry.site if isinstance(entry, Decision) else entry, view), **_verdict(None)}
+        return {**_unread(entry), **_verdict(entry), "landing": _landing(target, view, entry)}
+    site = entry.site if isinstance(entry, Decision) else entry
+    form = entry.form if isinstance(entry, Decision) else None
+    return {**_site(site, view), **_verdict(None), "landing": _landing(target, view, site, form)}
+
+
+def _landing(target: Target, view: GraphView, candidate: Candidate, form: str | None = None) -> dict[str, Any] | None:
+    """Whether the table expects a site on an attention kernel, in `form` or as it stands; null where it does not know."""
+    if target.name != "tensorrt" or (isinstance(candidate, Verdict) and not candidate.attention):
+        return None
+    found = landing(target, form or standing_form(view, candidate), facts_of(view, candidate))
+    if found is None:
+        return None
+    row = found.row
+    if row is None:
+        return {"expected": True, "reason": None, "remedy": None, "evidence": None}
+    return {"expected": False, "reason": row.reason, "remedy": row.remedy, "evidence": row.source}
 
 
 def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Decision) -> dict[str, Any]:
-    document = _entry(entry, fusion.view)
+    document = _entry(entry, fusion.target, fusion.view)
     if not isinstance(entry, Decision):
         form = "function" if isinstance(entry, Written) else None
         return {**document, "form": form, "packed": False, "unpacked_because": None, "notes": [], "certificate": None}
@@ -78,7 +95,7 @@ def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Deci
     if edit is None and certificate is not None:
         code = "proof-failed" if certificate.provable else "unprovable-here"
         failed = Verdict(entry.site.name, code, entry.site.name, certificate.failure or "")
-        document |= {"status": "refused", **_verdict(failed)}
+        document |= {"status": "refused", **_verdict(failed), "landing": _landing(fusion.target, fusion.view, entry.site)}
     written = edit is not None or entry.key in fusion.kept
     return {
         **document,

@@ -1,0 +1,116 @@
+"""The shapes that an engine is built for: the smallest, the usual and the largest of every input that varies.
+
+Written `NAME:1x3x224x224`. Once for an input: that shape and no other. Twice: from the first to the second, tuned for the
+second. Three times: smallest, usual, largest, as an optimization profile of TensorRT has them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import onnx
+
+from onnx_attn.errors import UsageError, printable
+from onnx_attn.graph.world import symbol
+
+Shape = tuple[int, ...]
+Range = tuple[Shape, Shape, Shape]
+"""Smallest, usual, largest."""
+Profile = Mapping[str, Range]
+
+
+def read_shape(text: str) -> tuple[str, Shape]:
+    """`NAME:1x3x224x224` as name and shape. Raises UsageError."""
+    match = re.fullmatch(r"(.+):(\d+(?:x\d+)*)", text)
+    if match is None:
+        raise UsageError(f"--shapes '{printable(text)}': write NAME:1x3x224x224")
+    return match[1], tuple(int(size) for size in match[2].split("x"))
+
+
+def read_shapes(texts: Iterable[str]) -> dict[str, Range]:
+    """Every `--shapes` of a command line as ranges by input. Raises UsageError for what is no range."""
+    given: dict[str, list[Shape]] = {}
+    for text in texts:
+        name, shape = read_shape(text)
+        given.setdefault(name, []).append(shape)
+    return {name: as_range(name, shapes) for name, shapes in given.items()}
+
+
+def as_range(name: str, shapes: Sequence[Sequence[int]]) -> Range:
+    """One, two or three shapes as smallest, usual, largest. Raises UsageError where they are none."""
+    every = [tuple(shape) for shape in shapes]
+    if not 1 <= len(every) <= 3 or len({len(shape) for shape in every}) != 1:
+        raise UsageError(
+            f"--shapes: give input '{name}' one, two or three shapes of one rank: smallest, usual, largest"
+        )
+    smallest, usual, largest = every[0], every[-2] if len(every) == 3 else every[-1], every[-1]
+    if not all(a <= b <= c for a, b, c in zip(smallest, usual, largest, strict=True)):
+        raise UsageError(
+            f"--shapes: the shapes of input '{name}' do not grow; give smallest, usual, largest in this order"
+        )
+    return smallest, usual, largest
+
+
+def fitted(model: onnx.ModelProto, profile: Profile, name: str) -> dict[str, Range]:
+    """The profile for this model: checked against its inputs, and inputs that were left out filled in by the names that
+    their dimensions share with others.
+
+    Raises UsageError for an unknown input, a shape that contradicts the model, or an input that varies and has no shape.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: value for value in model.graph.input if value.name not in weights}
+    sizes: dict[str, Shape] = {}
+    for key, ranges in profile.items():
+        if key not in inputs:
+            raise UsageError(f"--shapes: {name} has no input '{key}'; it has {', '.join(inputs)}")
+        _check(inputs[key], ranges, sizes)
+    found: dict[str, Range] = {}
+    for key, value in inputs.items():
+        dims = value.type.tensor_type.shape.dim
+        if all(dim.HasField("dim_value") for dim in dims):
+            continue
+        every = [_size(key, axis, dim, sizes) for axis, dim in enumerate(dims)]
+        if None in every:
+            raise UsageError(
+                f"{name}: input '{key}' varies, its shape is {_written(dims)}; pass --shapes {_example(value)}"
+            )
+        found[key] = tuple(zip(*every, strict=True))  # type: ignore[arg-type, assignment]
+    return found
+
+
+def at_usual(profile: Profile) -> dict[str, Range]:
+    """The profile narrowed to its usual shapes."""
+    return {name: (usual, usual, usual) for name, (_, usual, _) in profile.items()}
+
+
+def is_fixed(profile: Profile) -> bool:
+    return all(smallest == largest for smallest, _, largest in profile.values())
+
+
+def _check(value: onnx.ValueInfoProto, ranges: Range, sizes: dict[str, Shape]) -> None:
+    """Compare a range with an input's declaration, and note the sizes of its named dimensions."""
+    dims = value.type.tensor_type.shape.dim
+    if len(dims) != len(ranges[0]):
+        raise UsageError(f"--shapes: input '{value.name}' has {len(dims)} dimensions, {len(ranges[0])} were given")
+    for axis, (dim, three) in enumerate(zip(dims, zip(*ranges, strict=True), strict=True)):
+        if dim.HasField("dim_value"):
+            if set(three) != {dim.dim_value}:
+                raise UsageError(f"--shapes: dimension {axis} of '{value.name}' is {dim.dim_value}, not {three[0]}")
+        elif sizes.setdefault(symbol(value.name, axis, dim), three) != three:
+            raise UsageError(f"--shapes: dimension '{dim.dim_param}' is given two sizes; give every input the same")
+
+
+def _size(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension, sizes: dict[str, Shape]) -> Shape | None:
+    if dim.HasField("dim_value"):
+        return (dim.dim_value,) * 3
+    return sizes.get(symbol(name, axis, dim))
+
+
+def _written(dims: Iterable[onnx.TensorShapeProto.Dimension]) -> str:
+    return "×".join(str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims)
+
+
+def _example(value: onnx.ValueInfoProto) -> str:
+    dims = value.type.tensor_type.shape.dim
+    return f"{value.name}:" + "x".join(str(dim.dim_value) if dim.HasField("dim_value") else "1" for dim in dims)

@@ -1,0 +1,122 @@
+"""load → recognize → compile → map: on which kernel of a compiled engine each site ended."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnx_attn.engine.compile import choose_toolkit, compile_model
+from onnx_attn.engine.inspector import parse_inspector
+from onnx_attn.engine.kernels import Engine
+from onnx_attn.engine.landing import Landing, find_landings
+from onnx_attn.engine.names import make_readable
+from onnx_attn.engine.profiles import Profile, at_usual, fitted, is_fixed
+from onnx_attn.errors import InputError, one_line
+from onnx_attn.graph.load import Loaded
+from onnx_attn.graph.save import write
+from onnx_attn.graph.view import GraphView
+from onnx_attn.recognize.candidates import recognize
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `land` was asked for. `layer_info`: the file of an engine built elsewhere, read instead of compiling."""
+
+    sm: int = 89
+    shapes: Profile = field(default_factory=dict)
+    toolkit: str | None = None
+    timeout: float = 600.0
+    layer_info: Path | None = None
+
+
+@dataclass
+class Landed:
+    """What one run of `land` found.
+
+    moved_bytes: of the engine; where its shapes vary, of one built for the usual shapes alone.
+    labels: what users call the nodes that had to be renamed.
+    """
+
+    name: str
+    view: GraphView
+    engine: Engine
+    landings: list[Landing]
+    moved_bytes: int | None
+    profile: Profile
+    labels: dict[str, str]
+    seconds: dict[str, float]
+
+    @property
+    def landed(self) -> int:
+        return sum(landing.landed for landing in self.landings)
+
+
+def land_model(loaded: Loaded, path: Path | None, options: Options) -> Landed:
+    """Compile a model and find the kernel of each of its attention sites; the model in memory is given other names.
+
+    path: the file that holds the model, which is then compiled as it is where all its names can be told apart.
+
+    Raises UsageError for shapes that do not fit the model, OnnxAttnError where no compiler is installed, InputError for
+    a file of layers that cannot be read. What does not build is no error.
+    """
+    seconds: dict[str, float] = {}
+    if options.layer_info is None:
+        choose_toolkit(options.toolkit)  # Before any work: is there one?
+        profile = fitted(loaded.proto, options.shapes, loaded.name)
+        with _clock(seconds, "names"):
+            labels = make_readable(loaded.proto)
+        with _clock(seconds, "compile"):
+            engine, moved_bytes = _compile(loaded, None if labels else path, profile, options)
+    else:
+        profile, labels = {}, {}
+        engine = read_layer_info(options.layer_info)
+        moved_bytes = engine.moved_bytes
+    with _clock(seconds, "recognize"):
+        view = GraphView(loaded.proto)
+        candidates = recognize(view)
+    with _clock(seconds, "map"):
+        landings = find_landings(loaded.proto, candidates, engine)
+    return Landed(loaded.name, view, engine, landings, moved_bytes, profile, labels, seconds)
+
+
+def read_layer_info(path: Path) -> Engine:
+    """The engine that TensorRT's inspector, or trtexec, described in a JSON file. Raises InputError."""
+    try:
+        kernels = parse_inspector(json.loads(path.read_text(encoding="utf-8", errors="replace")))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read as layer information ({one_line(error)}); write it with trtexec --exportLayerInfo"
+        ) from error
+    return Engine(f"layer information {path.name}", 0, True, kernels, ())
+
+
+def _compile(loaded: Loaded, path: Path | None, profile: Profile, options: Options) -> tuple[Engine, int | None]:
+    """The engine, and the bytes that it moves: tensors of an engine for varying shapes have no size, so for these a second
+    one is built for the usual shapes alone."""
+    with tempfile.TemporaryDirectory(prefix="onnx-attn-") as folder:
+        source = path or _written(loaded, Path(folder, "model.onnx"))
+
+        def build(shapes: Profile) -> Engine:
+            return compile_model(source, options.sm, shapes, options.timeout, toolkit=options.toolkit)
+
+        engine = build(profile)
+        if not engine.built or is_fixed(profile):
+            return engine, engine.moved_bytes if engine.built else None
+        return engine, build(at_usual(profile)).moved_bytes
+
+
+def _written(loaded: Loaded, path: Path) -> Path:
+    write(loaded.proto, path, loaded.external)
+    return path
+
+
+@contextmanager
+def _clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start

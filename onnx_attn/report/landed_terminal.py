@@ -1,0 +1,112 @@
+"""The report of `land` for people: one table before → after, then every site that is on no attention kernel, and why."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from onnx_attn.report.terminal import escape
+
+Report = dict[str, Any]
+_NUMBER = re.compile(r"_myl\d+_\d+$")
+
+
+def show_landing(report: Report, console: Console) -> None:
+    target = f" for SM {report['sm']}" if report["sm"] else ""
+    console.print(f"[bold]{escape(report['model'])}[/] by {escape(report['compiler'])}{target}{_shapes(report)}")
+    for name, each in (("", report), ("baseline: ", report["baseline"] or {"built": True})):
+        if not each["built"]:
+            error = each["errors"][0] if each["errors"] else "the compiler gave no reason"
+            console.print(f"[bold red]{name}does not build[/]: {escape(error)}")
+    console.print(_figures(report))
+    if report["built"]:
+        _show_kernels(report, console)
+    _show_missing(report, console)
+
+
+def _shapes(report: Report) -> str:
+    if not report["shapes"]:
+        return ""
+    texts = []
+    for name, every in report["shapes"].items():
+        distinct = list(dict.fromkeys("×".join(map(str, shape)) for shape in every))
+        texts.append(f"{escape(name)} {' … '.join(distinct)}")
+    return f", {', '.join(texts)}"
+
+
+_ROWS = (
+    ("sites on attention kernels", lambda report: f"{report['landed']} of {report['sites']}", "landed", 1),
+    ("kernels", lambda report: _text(report["kernels"], "d"), "kernels", -1),
+    ("MB moved a run", lambda report: _text(_megabytes(report), ".1f"), "moved_bytes", -1),
+)
+"""Figure, how it is written, its key, and whether more is better."""
+
+
+def _figures(report: Report) -> Table:
+    before = report["baseline"]
+    table = Table(box=None, pad_edge=False)
+    for column in ("", *(("before", "after", "change") if before else ("",))):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, text, key, better in _ROWS:
+        cells = [text(before), text(report), _change(before[key], report[key], better)] if before else [text(report)]
+        table.add_row(name, *cells)
+    return table
+
+
+def _megabytes(report: Report) -> float | None:
+    return None if report["moved_bytes"] is None else report["moved_bytes"] / 1e6
+
+
+def _text(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _change(before: int | None, after: int | None, better: int) -> str:
+    if before is None or after is None or before == after:
+        return ""
+    colour = "green" if (after - before) * better > 0 else "red"
+    share = f" ({(after - before) / before:+.0%})" if before else ""
+    figure = f"{after - before:+d}" if abs(after - before) < 1e4 else f"{(after - before) / 1e6:+.1f}"
+    return f"[{colour}]{figure}{share}[/]"
+
+
+def _show_kernels(report: Report, console: Console) -> None:
+    """Equal kernels on one line: a model has layers, and layers are alike."""
+    counts = Counter(
+        (_family(site["kernel"]), _operands(report, site["kernel"])) for site in report["per_site"] if site["landed"]
+    )
+    for (family, operands), count in counts.items():
+        console.print(f"[green]{count} × {escape(family)}[/] {escape(operands)}")
+
+
+def _family(kernel: str) -> str:
+    """`_gemm_mha_v2_myl0_3` without the number of the kernel."""
+    return _NUMBER.sub("", kernel)
+
+
+def _operands(report: Report, name: str) -> str:
+    kernel = next(kernel for kernel in report["layers"] if kernel["name"] == name)
+    return ", ".join(f"{'×'.join(map(str, tensor['shape']))} {tensor['type']}" for tensor in kernel["inputs"])
+
+
+def _show_missing(report: Report, console: Console) -> None:
+    groups: dict[tuple[str, str | None], list[str]] = {}
+    for site in report["per_site"]:
+        if not site["landed"]:
+            groups.setdefault((_plain(site), site["remedy"]), []).append(site["site"])
+    for (reason, remedy), names in groups.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        console.print(f"[yellow]not landed[/] {escape(names[0])}{more}")
+        console.print(f"        {escape(reason)}")
+        if remedy:
+            console.print(f"        → {escape(remedy)}")
+
+
+def _plain(site: Report) -> str:
+    """The reason without the number of the kernel, which differs from site to site."""
+    reason: str = site["reason"]
+    return reason.replace(site["kernel"], _family(site["kernel"])) if site["kernel"] else reason
