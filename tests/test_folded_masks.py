@@ -12,6 +12,7 @@ from graphs import HEADS, Net, heads_in
 from onnx import TensorProto, helper, numpy_helper
 
 import onnx_attn
+from onnx_attn.forms import masks
 from onnx_attn.views import folding
 
 LENGTH = 5
@@ -173,3 +174,34 @@ def test_a_mask_whose_shape_varies_stays() -> None:
     net.output(net.sdpa(q, net.swap(k), v, lambda s: net.op("Add", net.scaled(s), zeros)))
     model = net.model()
     assert_same(model, stays(model), feeds(model, {"s": 7}))
+
+
+def test_the_constant_part_of_a_mask_becomes_a_number_and_the_rest_stays() -> None:
+    def joined(net: Net) -> str:
+        return net.op("Add", relative_bias(net), net.input("padding", 2, 1, 1, LENGTH), name="joined")
+
+    model = masked(joined)
+    after = fused(model)
+    names = {node.name for node in after.graph.node}
+    assert "joined" in names and "bias" not in names
+    assert MASK in weights(after).values()
+    assert_same(model, after)
+
+
+def test_the_longest_constant_part_is_folded_at_its_end_only() -> None:
+    model = masked(lambda net: net.op("Exp", net.op("Neg", relative_bias(net), name="before"), name="end"))
+    after = fused(model)
+    assert list(weights(after).values()) == [MASK]
+    assert_same(model, after)
+
+
+def test_a_mask_from_hidden_states_is_not_searched_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deep(net: Net) -> str:
+        value = net.input("hidden", *MASK)
+        for _ in range(40):
+            value = net.op("Relu", value)
+        return net.op("Add", net.op("Mul", value, relative_bias(net)), value, name="deep")
+
+    monkeypatch.setattr(masks, "MOST_NODES", 8)
+    model = masked(deep)
+    assert_same(model, fused(model))

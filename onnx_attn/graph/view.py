@@ -30,8 +30,10 @@ class GraphView:
         self._shapes: dict[str, tuple[Shape, ...] | None] = {}
         self.layouts: dict[object, Any] = {}
         """What movements were found to do (`views.movement`)."""
+        self.constancy: dict[int, bool] = {}
+        """Whether the node at a position computes from weights alone (`views.folding`)."""
         self.folds: dict[str, onnx.TensorProto | None] = {}
-        """Values that were found to be constant, or not (`views.folding`)."""
+        """The values of such nodes' results, None where they stay computed (`forms.masks`)."""
         self._defaults = overridable(proto)
         self._output_ids = {id(tensor) for tensor in self.graph.outputs}
         self._position = {id(node): i for i, node in enumerate(self.graph.nodes)}

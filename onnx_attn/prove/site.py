@@ -47,12 +47,12 @@ class Certificate:
 def prove_site(view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteEdit) -> Certificate:
     """Compare the site before and after; deterministic (seeded).
 
-    A mask that was folded is compared as the model's own type computes it. In float64 it is one of the inputs, before and
-    after: like every computed number, it is what its own type rounds it to.
+    What was folded is compared as the model's own type computes it. A folded mask is one of the inputs in float64, before
+    and after: like every computed number, it is what its own type rounds it to.
     """
     start = boundary(site, edit.packed)
     outputs = list(edit.outputs)
-    folded = start.intersection(outputs)
+    folded = {tensor.name for tensor in edit.initializers}.intersection(outputs)
     own = (cutter.cut(outputs, start - folded), cutter.cut(outputs, start - folded, edit))
     outputs = [name for name in outputs if name not in folded]
     exact = (cutter.cut(outputs, start, kinds="iuf"), cutter.cut(outputs, start, edit, kinds="iuf"))
