@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from importlib import util
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -73,13 +72,17 @@ def _name(text: str) -> str:
     return text
 
 
-def _matrix(arguments: list[str]) -> int:
-    if util.find_spec("models.matrix") is None:
-        print("models: the matrix command is not part of this installation", file=sys.stderr)
-        return 2
+_OWN = {
+    "matrix": ("models.matrix", "the table of references and exporters"),
+    "landing": ("models.landed", "what the compiler makes of the references, for README"),
+}
+"""Commands with a parser of their own: the module, and what they do."""
+
+
+def _run_own(command: str, arguments: list[str]) -> int:
     from importlib import import_module
 
-    return int(import_module("models.matrix").main(arguments) or 0)
+    return int(import_module(_OWN[command][0]).main(arguments))
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +92,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of every command but `matrix`, which has its own."""
+    """The parser of every command but those that have their own."""
     top = argparse.ArgumentParser(prog="python -m models", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
 
@@ -108,15 +111,16 @@ def parser() -> argparse.ArgumentParser:
     exporting.add_argument("-o", "--output", required=True, metavar="F")
     _common(add("count", _count, "count the true attention sites"))
     add("fixtures", _fixtures, "make the small exports under tests/exports again")
-    commands.add_parser("matrix", help="the table of references and exporters", add_help=False)
+    for command, (_, text) in _OWN.items():
+        commands.add_parser(command, help=text, add_help=False)
     return top
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] == ["matrix"]:
-        return _matrix(given[1:])
+    if given and given[0] in _OWN:
+        return _run_own(given[0], given[1:])
     options = parser().parse_args(given)
     return int(options.run(options))
 

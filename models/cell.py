@@ -12,10 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from models.reference import Attn, Exporter, Size
+if TYPE_CHECKING:  # torch is needed to run a cell, and not to read what came of it
+    from models.reference import Attn, Exporter, Size
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Cell:
     land: bool
     marked: bool
     """Whether the attention implementation is a choice of this reference, and so part of the row's name."""
+    target_version: str | None = None
+    """The version of TensorRT that is fused for; the usual one if left out."""
+    sm: int = 89
+    """The compute capability, times ten, that is compiled for."""
 
     @property
     def row(self) -> str:
@@ -76,10 +82,11 @@ def _count(cell: Cell, _: Path, __: Path, note: Note) -> None:
         note["true_sites"] = count_sites(built.module, built.args)
 
 
-def _fuse(_: Cell, original: Path, fused: Path, note: Note) -> None:
+def _fuse(cell: Cell, original: Path, fused: Path, note: Note) -> None:
     import onnx_attn
 
-    report = onnx_attn.fuse(str(original), output=str(fused), target="tensorrt").report
+    result = onnx_attn.fuse(str(original), str(fused), target="tensorrt", target_version=cell.target_version)
+    report = result.report
     candidates = report["candidates"]
     proof = report["proof"] or {}
     certificates = [entry["certificate"] for entry in candidates if entry.get("certificate")]
@@ -96,24 +103,31 @@ def _fuse(_: Cell, original: Path, fused: Path, note: Note) -> None:
         seconds_sum=round(sum(report["seconds"].values()), 3),
         nodes_before=report["nodes_before"],
         nodes_after=report["nodes_after"],
-        names=[entry["softmax"] for entry in candidates if entry["status"] != "not_attention"],
     )
 
 
-def _land(_: Cell, original: Path, fused: Path, note: Note) -> None:
-    from onnx_attn.engine.compile import compile_model
+def _land(cell: Cell, original: Path, fused: Path, note: Note) -> None:
+    import onnx_attn
 
     start = time.perf_counter()
-    for moment, path in (("before", original), ("after", fused)):
-        engine = compile_model(path)
-        if not engine.built:
-            note[f"compile_{moment}"] = engine.errors[0] if engine.errors else "no reason given"
+    report = onnx_attn.land(str(fused), baseline=str(original), sm=cell.sm)
+    note["versions"]["compiler"] = report["compiler"]
+    for moment, told in (("before", report["baseline"]), ("after", report)):
+        if not told["built"]:
+            note[f"compile_{moment}"] = told["errors"][0] if told["errors"] else "no reason given"
             continue
-        moved = engine.moved_bytes
-        note[f"kernels_{moment}"] = len(engine.kernels)
-        note[f"landed_{moment}"] = sum(engine.landed(name) for name in note["names"])
+        moved = told["moved_bytes"]
+        note[f"kernels_{moment}"] = told["kernels"]
+        note[f"landed_{moment}"] = told["landed"]
+        note[f"bytes_{moment}"] = moved
         note[f"mb_{moment}"] = None if moved is None else round(moved / 1e6, 3)
     note["land_seconds"] = round(time.perf_counter() - start, 3)
+
+
+def _versions() -> dict[str, str]:
+    import onnx_attn
+
+    return {"torch": metadata.version("torch"), "onnx": metadata.version("onnx"), "onnx_attn": onnx_attn.__version__}
 
 
 def _first_line(error: BaseException) -> str:
@@ -130,7 +144,7 @@ def main(request: str, answer: str) -> int:
     stages: list[tuple[str, Callable[[Cell, Path, Path, Note], None]]] = [("export", _export), ("fuse", _fuse)]
     if cell.land:
         stages.append(("land", _land))
-    note: Note = {"cell": asdict(cell), "failure": None}
+    note: Note = {"cell": asdict(cell), "failure": None, "versions": _versions()}
 
     def write(stage: str) -> None:
         Path(answer).write_text(json.dumps({**note, "stage": stage}))

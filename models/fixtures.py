@@ -59,6 +59,8 @@ def fixtures() -> Iterator[Fixture]:
         Fixture("vit_b_16", ts, half=True),
         Fixture("vit_small_patch16_224", d18, attn="eager"),
         Fixture("vit_small_patch16_224", d23, dynamic=True),
+        Fixture("swin_t", d18, half=True),
+        Fixture("swin_v2_t", ts, dynamic=True),
         Fixture("bert", ts, dynamic=True),
         Fixture("bert", d18, half=True, attn="eager"),
         Fixture("bert", d23, dynamic=True),

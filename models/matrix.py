@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from models.cell import Cell, Note
+from models.landing import worse
 from models.reference import Attn, Exporter
 from models.registry import REGISTRY
-from models.table import is_unmet, table
+from models.table import is_unmet, stopped, table
 
 EXPORTERS = "torchscript:17,dynamo:18,dynamo:23"
 CHOICE = frozenset({"vit_small_patch16_224", "bert", "gpt2", "gpt2_no_mask", "clip_vision"})
@@ -51,20 +52,27 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of `python -m models matrix`."""
-    top = argparse.ArgumentParser(prog="python -m models matrix", description=(__doc__ or "").splitlines()[0])
+def common(command: str, text: str | None) -> argparse.ArgumentParser:
+    """The options of every command that runs cells; the first line of `text` describes it."""
+    top = argparse.ArgumentParser(prog=f"python -m models {command}", description=(text or "").splitlines()[0])
     top.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     top.add_argument("--names", type=_names, default=list(REGISTRY), help="separated by commas; default: every one")
     top.add_argument("--exporters", type=_exporters, default=_exporters(EXPORTERS), help=f"default: {EXPORTERS}")
     top.add_argument("--size", choices=("full", "tiny"), default="full")
+    top.add_argument("--attn", choices=("eager", "sdpa", "both"), default="both", help="where a reference has both")
+    top.add_argument("--keep", action="store_true", help="keep the exported and the fused files, in DIR/files")
+    top.add_argument("--retry", action="store_true", help="run cells again that failed, left a site, or are worse")
+    top.add_argument("--timeout", type=float, default=1800, metavar="SECONDS", help="for one cell")
+    return top
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `python -m models matrix`."""
+    top = common("matrix", __doc__)
     top.add_argument("--half", action="store_true", help="half precision")
     top.add_argument("--dynamic", choices=("static", "dynamic", "both"), default="both")
-    top.add_argument("--attn", choices=("eager", "sdpa", "both"), default="both", help="where a reference has both")
     top.add_argument("--land", action="store_true", help="compile static cells before and after; needs --half")
-    top.add_argument("--keep", action="store_true", help="keep the exported and the fused files, in DIR/files")
-    top.add_argument("--retry", action="store_true", help="run cells again that failed or left a site")
-    top.add_argument("--timeout", type=float, default=1800, metavar="SECONDS", help="for one cell")
+    top.set_defaults(target_version=None, sm=89)
     return top
 
 
@@ -87,6 +95,8 @@ def cells(options: argparse.Namespace) -> list[Cell]:
             options.half,
             options.land and not dynamic,
             name in CHOICE,
+            options.target_version,
+            options.sm,
         )
         for name in options.names
         for dynamic in moments
@@ -142,8 +152,9 @@ def _stored(path: Path, cell: Cell, retry: bool) -> Note | None:
     if not path.exists():
         return None
     note: dict[str, Any] = json.loads(path.read_text())
-    same = note.get("cell") == asdict(cell)
-    return None if not same or (retry and (note["failure"] or is_unmet(note))) else note
+    same = Cell(**note["cell"]) == cell
+    again = retry and (stopped(note) or worse(note) or is_unmet(note))
+    return None if not same or again else note
 
 
 def _result(cell: Cell, options: argparse.Namespace) -> tuple[Note, bool]:
@@ -160,15 +171,10 @@ def _result(cell: Cell, options: argparse.Namespace) -> tuple[Note, bool]:
     return note, True
 
 
-def main(arguments: list[str]) -> int:
-    """Run what is missing, print and write the table; 3 if a site is left, a proof fails, or too much is fused."""
-    top = parser()
-    options = top.parse_args(arguments)
-    if options.land and not options.half:
-        top.error("--land compiles half precision: give --half too")
+def run_cells(wanted: list[Cell], options: argparse.Namespace) -> list[Note]:
+    """The notes of the cells; what is not in the folder already is run now, and told as it goes."""
     options.output.mkdir(parents=True, exist_ok=True)
     notes = []
-    wanted = cells(options)
     for count, cell in enumerate(wanted, 1):
         note, fresh = _result(cell, options)
         notes.append(note)
@@ -176,6 +182,16 @@ def main(arguments: list[str]) -> int:
             failure = note["failure"]
             state = f"{failure['stage']}: {failure['reason'][:80]}" if failure else f"fused {note.get('fused')}"
             print(f"[{count}/{len(wanted)}] {cell.key}: {state}", file=sys.stderr, flush=True)
+    return notes
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is missing, print and write the table; 3 if a site is left, a proof fails, or too much is fused."""
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.land and not options.half:
+        top.error("--land compiles half precision: give --half too")
+    notes = run_cells(cells(options), options)
     text = table(notes)
     (options.output / "table.md").write_text(text)
     print(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from models import basic, language, vision
+from models import basic, language, swin, vision
 from models.reference import Attn, Built, Reference, Setting, Size
 from models.variation import vary
 
@@ -14,6 +14,11 @@ _mha = partial(Reference, fixed_sequence=("torchscript",))
 _REFERENCES = (
     Reference("vit_b_16", "torchvision ViT-B/16", vision.vit_b_16),
     Reference("vit_small_patch16_224", "timm ViT-S/16", vision.vit_small_patch16_224),
+    Reference("swin_t", "torchvision Swin-T, shifted windows, relative position bias", swin.swin_t),
+    Reference("swin_v2_t", "torchvision Swin-V2-T, cosine attention, a scale a head", swin.swin_v2_t),
+    Reference(
+        "swin_v2_t_256", "the same at 256 × 256, where nothing is padded", partial(swin.swin_v2_t, full_edge=256)
+    ),
     Reference("bert", "transformers BertModel, padding mask, 2 layers", language.bert),
     Reference("gpt2", "transformers GPT2Model, padding mask, 2 layers", language.gpt2),
     Reference("gpt2_no_mask", "transformers GPT2Model, token numbers alone", language.gpt2_no_mask),

@@ -31,7 +31,7 @@ def _change(note: Note, what: str) -> str:
 
 
 def _compiled(note: Note) -> str:
-    if not note["cell"]["land"] or "names" not in note:
+    if not note["cell"]["land"] or "fused" not in note:
         return ""
     megabytes = [note.get(f"mb_{moment}") for moment in ("before", "after")]
     moved = "→".join("–" if value is None else f"{value:.4g}" for value in megabytes)
@@ -54,23 +54,25 @@ def _entry(note: Note | None) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def stopped(note: Note) -> list[str]:
+    """The stage that failed, and the files that do not compile, each with the reason."""
+    failure = note["failure"]
+    lines = [f"{failure['stage']}: {failure['reason']}"] if failure else []
+    moments = [moment for moment in ("before", "after") if f"compile_{moment}" in note]
+    return lines + [f"does not compile {moment}: {note[f'compile_{moment}']}" for moment in moments]
+
+
 def _failures(notes: Iterable[Note]) -> list[str]:
     lines = []
     for note in notes:
         key = Cell(**note["cell"]).key
-        if note["failure"]:
-            lines.append(f"- {key}: {note['failure']['stage']}: {note['failure']['reason']}")
+        lines += [f"- {key}: {reason}" for reason in stopped(note)]
         if note.get("refusals"):
             why = "as it should" if note["leave_alone"] and not is_unmet(note) else "should be fused"
             codes = ", ".join(f"{code} × {count}" for code, count in note["refusals"].items())
             lines.append(f"- {key}: refused: {codes} ({why})")
         elif is_unmet(note) and not note["failure"]:
             lines.append(f"- {key}: true {note['true_sites']}, found {note['sites']}, fused {note['fused']}")
-        lines += [
-            f"- {key}: does not compile {moment}: {note[f'compile_{moment}']}"
-            for moment in ("before", "after")
-            if f"compile_{moment}" in note
-        ]
     return lines
 
 

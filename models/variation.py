@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 SMALL = 0.1
 EMBEDDING = 0.5
+LOGIT = math.log(10.0)
+"""Where a learned logarithm of a scale starts: near zero, cosines weigh all keys alike and hide what is wrong."""
 
 
 def _transposed(owner: nn.Module) -> bool:
@@ -44,6 +46,8 @@ def _values(owner: nn.Module, name: str, parameter: Tensor, generator: torch.Gen
         return noise / math.sqrt(_fan_in(owner, parameter))
     if name.endswith("bias"):
         return SMALL * noise
+    if name == "logit_scale":
+        return LOGIT + EMBEDDING * noise
     return EMBEDDING * noise
 
 

@@ -14,6 +14,9 @@ from onnx import helper
 EXPORTS = Path(__file__).parent / "exports"
 ort.set_default_logger_severity(4)
 
+NOT_FUSED_YET = {"swin_t": 1, "swin_v2_t": 2}
+"""By reference, sites that are attention and refused today: those of shifted windows, and those with a scale a head."""
+
 
 @dataclass(frozen=True)
 class Export:
@@ -21,6 +24,16 @@ class Export:
 
     path: Path
     true_sites: int
+
+    @property
+    def name(self) -> str:
+        """The reference that it is an export of."""
+        return self.path.name.partition(".")[0]
+
+    @property
+    def wanted(self) -> int:
+        """The sites to be fused: every true one, but for those that must not be or that are not yet."""
+        return 0 if self.left_alone else self.true_sites - NOT_FUSED_YET.get(self.name, 0)
 
     @property
     def half(self) -> bool:
