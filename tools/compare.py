@@ -19,13 +19,12 @@ import inspect
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from _commands import (
     Parser,
     check_json,
@@ -39,21 +38,16 @@ from _commands import (
     trtexec_shapes,
     write_whole,
 )
+from _inputs import Values, cases_of, check_alike, ranges, sizes
 
 from onnx_attn import api
 from onnx_attn.engine.compile import compile_model, toolkits
-from onnx_attn.engine.profiles import Profile, at_usual, fitted, read_shapes
+from onnx_attn.engine.profiles import Profile, at_usual
 from onnx_attn.errors import InputError, OnnxAttnError, UsageError, one_line, printable
-from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.load import load
-from onnx_attn.graph.sizes import worlds_of
-from onnx_attn.graph.world import World, symbol
 from onnx_attn.prove.compare import Difference, difference
-from onnx_attn.prove.inputs import model_inputs
-from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.prove.whole import default_rtol
 
-Values = dict[str, np.ndarray]
 RUNNERS = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
 """Beside ONNX Runtime: what --runner takes, and the compiler behind it."""
 
@@ -85,19 +79,19 @@ def main(arguments: Sequence[str]) -> int:
             report = api.fuse(options.original, fused).report
             sites = f", {report['fused']} of {report['sites']} sites fused"
         first, second = load(options.original).proto, load(fused).proto
-        _check_alike(first, second, fused)
-        cases = _cases(first, options)
+        check_alike(first, second, fused)
+        cases = cases_of(first, options)
         rtol = default_rtol([first, second]) if options.rtol is None else options.rtol
         runs = _runs(options, fused, cases, Path(folder))
         print(f"{options.original} against {options.fused or options.output or 'itself fused'}{sites}")
-        print(f"inputs: {len(cases)} of {'; '.join(dict.fromkeys(_sizes(case) for case in cases))}")
+        print(f"inputs: {len(cases)} of {'; '.join(dict.fromkeys(sizes(case) for case in cases))}")
         found = {name: _compared(pair, cases, rtol, options.atol) for name, pair in runs.items()}
         if options.save_inputs:
             from polygraphy.json import to_json
 
             write_whole(options.save_inputs, to_json(cases))
         same = [_show(name, outputs, rtol, options.atol) for name, outputs in found.items()]
-    print("\nThe same by hand:", *_by_hand(options, _ranges(first, cases), next(iter(found.values())), rtol), sep="\n")
+    print("\nThe same by hand:", *_by_hand(options, ranges(first, cases), next(iter(found.values())), rtol), sep="\n")
     return 0 if all(same) else 4
 
 
@@ -128,45 +122,6 @@ def _options(arguments: Sequence[str]) -> Any:
     if options.iterations < 1 or (options.rtol is not None and not options.rtol >= 0) or not options.atol >= 0:
         raise UsageError("--iterations starts at 1, --rtol and --atol are not negative; give other numbers")
     return options
-
-
-def _check_alike(first: onnx.ModelProto, second: onnx.ModelProto, name: Path) -> None:
-    """Raise InputError unless both have the same inputs and outputs."""
-    for kind in ("input", "output"):
-        a, b = (
-            {(value.name, value.type.tensor_type.elem_type) for value in getattr(proto.graph, kind)}
-            - {(tensor.name, tensor.data_type) for tensor in proto.graph.initializer}
-            for proto in (first, second)
-        )
-        if a != b:
-            odd = sorted(a ^ b)[0][0]
-            raise InputError(
-                f"{name}: {kind} '{odd}' is in one model only or of two types; give two models of one export"
-            )
-
-
-def _cases(proto: onnx.ModelProto, options: Any) -> list[Values]:
-    """The sets of inputs, seed after seed."""
-    if options.inputs is not None:
-        return [check_values(proto, read_values(options.inputs), str(options.inputs))]
-    worlds = _asked(proto, options) if options.shapes else worlds_of(proto)
-    if options.seed is None and options.iterations == 1:
-        return [model_inputs(proto, world) for world in worlds]
-    seeds = range(options.seed or 0, (options.seed or 0) + options.iterations)
-    # The values follow from the sizes; one more size, of nothing, makes them others.
-    return [model_inputs(proto, replace(w, sizes={**w.sizes, "": seed})) for seed in seeds for w in worlds]
-
-
-def _asked(proto: onnx.ModelProto, options: Any) -> list[World]:
-    """A world for each of the smallest, usual and largest shapes."""
-    profile = fitted(proto, read_shapes(options.shapes), str(options.original))
-    dims = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
-    every = [
-        {symbol(name, axis, dim): profile[name][place][axis] for name in profile for axis, dim in enumerate(dims[name])}
-        for place in range(3)
-    ]
-    inference = Inference(proto)
-    return [inference.run(sizes) for at, sizes in enumerate(every) if sizes not in every[:at]]
 
 
 def _runs(options: Any, fused: Path, cases: list[Values], folder: Path) -> dict[str, list[Any]]:
@@ -202,21 +157,10 @@ def _engine_runner(path: Path, toolkit: str, sm: int, cases: list[Values], engin
     from polygraphy.backend.common import BytesFromPath
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
-    built = compile_model(path, sm, _ranges(load(path).proto, cases), toolkit=toolkit, engine=engine)
+    built = compile_model(path, sm, ranges(load(path).proto, cases), toolkit=toolkit, engine=engine)
     if not built.built:
         raise InputError(f"{path}: {built.compiler} does not build it: {one_line(RuntimeError(built.errors[0]))}")
     return TrtRunner(EngineFromBytes(BytesFromPath(str(engine))), name=f"{toolkit} {path}")
-
-
-def _ranges(proto: onnx.ModelProto, cases: list[Values]) -> Profile:
-    """For each input that varies the range of its shapes, the last one as the usual."""
-    found = {}
-    for value in proto.graph.input:
-        if value.name in cases[0] and not all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim):
-            shapes = [case[value.name].shape for case in cases]
-            smallest, largest = (tuple(of(sizes) for sizes in zip(*shapes, strict=True)) for of in (min, max))
-            found[value.name] = (smallest, shapes[-1], largest)
-    return found
 
 
 def _compared(runners: list[Any], cases: list[Values], rtol: float, atol: float) -> list[dict[str, Found]]:
@@ -274,10 +218,6 @@ def _show(runtime: str, cases: list[dict[str, Found]], rtol: float, atol: float)
 
 def _badness(found: Found) -> tuple[bool, bool, float]:
     return not found.within, not found.difference.agrees, found.difference.max_rel
-
-
-def _sizes(case: Values) -> str:
-    return ", ".join(f"{printable(name)} {'x'.join(map(str, value.shape))}" for name, value in case.items())
 
 
 def _by_hand(options: Any, shapes: Profile, found: list[dict[str, Found]], rtol: float) -> list[str]:

@@ -15,13 +15,13 @@ from onnx_attn.runtime import SEED
 _PASSES = frozenset("Cast Reshape Unsqueeze Squeeze Flatten Identity Slice Expand Transpose Concat".split())
 
 
-def model_inputs(proto: onnx.ModelProto, world: World) -> dict[str, np.ndarray]:
-    """Values for every input at the sizes of one world.
+def model_inputs(proto: onnx.ModelProto, world: World, seed: int = SEED) -> dict[str, np.ndarray]:
+    """Values for every input at the sizes of one world; another seed gives others.
 
     Floats are normal. Whole numbers that index a table (an embedding) stay inside it; others, and booleans, look like a
     padding mask: along the last axis a run of ones, at least one long, then zeros.
     """
-    rng = np.random.default_rng([SEED, len(world.sizes), *world.sizes.values()])
+    rng = np.random.default_rng([seed, len(world.sizes), *world.sizes.values()])
     weights = {tensor.name for tensor in proto.graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in proto.graph.node:
