@@ -25,7 +25,7 @@ from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.prove.whole import compare_models, default_rtol
 from onnx_attn.report.document import inspection, verification
 from onnx_attn.report.landed import landing_report
-from onnx_attn.targets.table import parse_target
+from onnx_attn.targets.editions import parse_target
 
 Shape: TypeAlias = "Sequence[int]"
 Model: TypeAlias = "str | PathLike[str] | onnx.ModelProto | gs.Graph"
@@ -59,7 +59,7 @@ def inspect(model: Model, *, target: str = "tensorrt", target_version: str | Non
     parsed = parse_target(target, target_version)
     loaded = _loaded(model)
     view, plan = inspect_model(loaded, parsed)
-    return inspection(loaded.name, parsed, view, plan)
+    return inspection(loaded.name, parsed.taking(view.opset), view, plan)
 
 
 def fuse(

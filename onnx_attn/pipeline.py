@@ -59,7 +59,7 @@ class Trial:
 def inspect_model(loaded: Loaded, target: Target) -> tuple[GraphView, Plan]:
     """Recognise and plan, nothing more."""
     view = GraphView(loaded.proto)
-    return view, make_plan(view, recognize(view), target)
+    return view, make_plan(view, recognize(view), target.taking(view.opset))
 
 
 def fuse_file(path: Path, output: Path, options: Options) -> Report:
@@ -128,8 +128,9 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     imported = time.perf_counter()
     candidates = recognize(view)
     recognized = time.perf_counter()
-    plan = make_plan(view, candidates, options.target, options.form, options.pack)
-    fusion = Fusion(loaded.name, options.target, view, plan, len(loaded.proto.graph.node))
+    target = options.target.taking(view.opset)
+    plan = make_plan(view, candidates, target, options.form, options.pack)
+    fusion = Fusion(loaded.name, target, view, plan, len(loaded.proto.graph.node))
     fusion.seconds = {
         "load": imported - start,
         "recognize": recognized - imported,

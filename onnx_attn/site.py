@@ -78,8 +78,8 @@ class AttentionSite:
     scores_scale: the part of it that stands behind the product, on the scores.
     probabilities_dtypes: the types that P is cast to, one after the other, before the product with V.
     guard: what becomes of rows of P that are masked throughout. None: nothing is done. "nan": NaN becomes 0,
-        `Where(IsNaN(P), 0, P)`. "row": as the Attention operator's kernels have it, a row whose additive mask is nowhere
-        above the type's lowest number becomes 0.
+        `Where(IsNaN(P), 0, P)`. "row": as the Attention operator's kernels have it, the result of a row whose additive mask is
+        nowhere above the type's lowest number becomes 0.
     output: the tensor that holds P·V `(…, S, H)`; its name, type and shape stay.
     heads, kv_heads, head_dim, value_dim: None where not static.
     """
@@ -111,6 +111,11 @@ class AttentionSite:
     def masks(self) -> tuple[ScoreTerm, ...]:
         """The terms that read a mask tensor, in order."""
         return tuple(term for term in self.terms if term.mask is not None)
+
+    @property
+    def rests_on_mask(self) -> bool:
+        """Whether the numbers in a constant mask were used: an operator that needs no guard, since they block no whole row."""
+        return self.node is self.product and bool(self.mask_tensors) and self.guard is None
 
     @property
     def mask_tensors(self) -> tuple[gs.Tensor, ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 from support import EXPORTS, Export, exports
+from target_cases import model_of
 
 import onnx_attn
 from onnx_attn.engine.compile import compile_model
+from onnx_attn.targets.facts import PLAIN
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -51,3 +54,21 @@ def test_attention_operators_in_float32_build_only_after_fusing(tmp_path: Path) 
     onnx_attn.fuse(path, tmp_path / "fused.onnx")
     assert not compile_model(path).built
     assert compile_model(tmp_path / "fused.onnx").built
+
+
+@pytest.mark.parametrize("export", STATIC, ids=lambda export: export.path.stem)
+def test_the_table_expects_of_an_export_what_the_compiler_does(export: Export) -> None:
+    candidates = onnx_attn.inspect(export.path, target_version="rtx")["candidates"]
+    expected = {c["softmax"]: c["landing"]["expected"] for c in candidates if c["landing"] is not None}
+    report = onnx_attn.land(export.path)
+    assert {entry["site"]: entry["landed"] for entry in report["per_site"]} == expected
+
+
+@pytest.mark.parametrize("keys", [64, 80])
+def test_an_operator_s_masked_rows_are_cleared_without_leaving_the_attention_kernel(keys: int, tmp_path: Path) -> None:
+    """For TensorRT before 10.14 an `Attention` node is spelled out, and a row that its mask blocks throughout answers 0."""
+    facts = replace(PLAIN, key_length=keys, mask="additive", mask_type="query", mask_rank=4, mask_queries="all")
+    result = onnx_attn.fuse(model_of(facts, "attention"), target_version="10.13")
+    (candidate,) = result.report["candidates"]
+    assert (candidate["form"], candidate["certificate"]["ok"]) == ("function", True)
+    assert onnx_attn.land(result.model)["landed"] == 1

@@ -39,7 +39,7 @@ def test_scale_of_the_operator_is_read() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_operator_of_other_types_computes_the_same(dtype: Any) -> None:
-    assert_fused(operator(dtype=dtype), rtol=2e-3 if dtype == np.float16 else 1e-5)
+    assert_fused(operator(dtype=dtype), rtol=2e-3 if dtype == np.float16 else 1e-5, asked_form="function")
 
 
 def test_query_that_is_scaled_already_is_not_scaled_again() -> None:
@@ -208,3 +208,53 @@ def test_boolean_mask_that_is_cast_to_float_is_added() -> None:
     mask = net.op("Cast", net.input("mask", 5, 5, dtype=bool), to=TensorProto.FLOAT)
     net.output(net.op("Attention", *given, mask, name="softmax"))
     assert_fused(net.model(), masks=[{"kind": "additive", "shape": [5, 5]}])
+
+
+def masked_by_numbers(mask: np.ndarray, **attrs: Any) -> onnx.ModelProto:
+    net = Net(23)
+    given = [net.input("q", 2, HEADS, 5, HEAD_DIM), *(net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "kv")]
+    net.output(net.op("Attention", *given, net.const(mask, mask.dtype), name="softmax", **attrs))
+    return net.model()
+
+
+def functions(model: onnx.ModelProto) -> set[str]:
+    return {node.op_type for node in model.graph.node if node.domain == "onnx_attn"}
+
+
+LOWEST = np.finfo(np.float32).min
+LOWER = np.tril(np.ones((5, 5), bool))
+
+
+@pytest.mark.parametrize("mask", [LOWER, np.where(LOWER, 0, -np.inf).astype(np.float32), np.ones((5, 5), np.float32)])
+def test_constant_mask_that_leaves_every_row_something_needs_no_guard(mask: np.ndarray) -> None:
+    (name,) = functions(assert_fused(masked_by_numbers(mask)))
+    assert "Guard" not in name
+
+
+@pytest.mark.parametrize("fill", [-np.inf, LOWEST])
+def test_constant_mask_with_a_row_masked_throughout_keeps_its_guard(fill: float) -> None:
+    mask = np.where(np.tril(LOWER, -1), 0, fill).astype(np.float32)
+    (name,) = functions(assert_fused(masked_by_numbers(mask)))
+    assert name.endswith("GuardRow")
+
+
+def test_constant_boolean_mask_with_a_row_masked_throughout_keeps_its_guard() -> None:
+    (name,) = functions(assert_fused(masked_by_numbers(np.tril(LOWER, -1))))
+    assert name.endswith("GuardNaN")
+
+
+def test_a_mask_that_only_is_causal_masks_throughout_keeps_its_guard() -> None:
+    """Every row of the mask has its last key, which only the last query may see."""
+    last = np.zeros((5, 5), bool)
+    last[:, -1] = True
+    (name,) = functions(assert_fused(masked_by_numbers(last, is_causal=1)))
+    assert name.endswith("GuardNaN")
+
+
+def test_a_mask_that_a_caller_can_replace_keeps_its_guard() -> None:
+    model = masked_by_numbers(LOWER)
+    mask = model.graph.initializer[0].name
+    model.graph.input.append(onnx.helper.make_tensor_value_info(mask, TensorProto.BOOL, [5, 5]))
+    blocked = {mask: np.tril(LOWER, -1)}
+    (name,) = functions(assert_fused(model, {**feeds(model), **blocked}))
+    assert name.endswith("GuardNaN")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import re
 import shlex
@@ -132,22 +131,6 @@ def typed(toolkit: str, version: str) -> str | None:
     """trtexec's flag for types as the graph has them: TensorRT 11 and TensorRT for RTX know no other way, 8 not this one."""
     major = int(version.partition(".")[0])
     return "--stronglyTyped" if toolkit == "tensorrt" and 9 <= major < 11 else None
-
-
-def gpu() -> int | None:
-    """Compute capability times ten of the first CUDA GPU, as its driver tells; None without one."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return None
-    device, value, found = ctypes.c_int(), ctypes.c_int(), []
-    if driver.cuInit(0) != 0 or driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
-        return None
-    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
-        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device) != 0:
-            return None
-        found.append(value.value)
-    return found[0] * 10 + found[1]
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:

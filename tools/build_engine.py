@@ -28,7 +28,6 @@ from _commands import (
     check_json,
     check_outputs,
     fused_name,
-    gpu,
     line,
     polygraphy_shapes,
     run,
@@ -39,6 +38,7 @@ from _commands import (
 
 from onnx_attn import api
 from onnx_attn.engine.compile import TOOLKITS, choose_toolkit, compile_model, compiler
+from onnx_attn.engine.gpu import gpu
 from onnx_attn.engine.kernels import Engine, Kernel, TensorInfo
 from onnx_attn.engine.profiles import Profile, fitted, read_shapes
 from onnx_attn.errors import InputError, UsageError, one_line, printable

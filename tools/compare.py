@@ -30,7 +30,6 @@ from _commands import (
     check_json,
     check_outputs,
     fused_name,
-    gpu,
     line,
     polygraphy_comparison,
     run,
@@ -42,6 +41,7 @@ from _inputs import Values, cases_of, check_alike, ranges, sizes
 
 from onnx_attn import api
 from onnx_attn.engine.compile import compile_model, toolkits
+from onnx_attn.engine.gpu import gpu
 from onnx_attn.engine.profiles import Profile, at_usual
 from onnx_attn.errors import InputError, OnnxAttnError, UsageError, one_line, printable
 from onnx_attn.graph.load import load

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from onnx_attn.engine.gpu import gpu
 from onnx_attn.engine.log import HEADING, PATTERN
 
 Request = dict[str, Any]
@@ -113,15 +114,7 @@ def _opened(engine: Any) -> dict[str, Any]:
 
     opened = engine_from_bytes(engine)
     text = opened.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    found: dict[str, Any] = {"inspector": json.loads(text)}
-    try:
-        from cuda.bindings import runtime  # comes with full TensorRT's CUDA bindings, where they are installed
-
-        properties = runtime.cudaGetDeviceProperties(0)[1]
-        found["sm"] = properties.major * 10 + properties.minor
-    except Exception:  # the capability is a detail of the report, not worth a failure
-        found["sm"] = 0
-    return found
+    return {"inspector": json.loads(text), "sm": gpu() or 0}
 
 
 def main(request: str, answer: str) -> int:

@@ -102,15 +102,17 @@ def write_body(
     probabilities = write("Softmax", [scores], "probabilities", axis=-1, name=spelling.softmax_name)
     for dtype in form.probabilities_dtypes:
         probabilities = write("Cast", [probabilities], "probabilities_cast", to=dtype)
-    if form.guard:
-        if form.guard == "nan":
-            bad = write("IsNaN", [probabilities], "probabilities_isnan")
-        else:
-            peak = write("ReduceMax", [masks[-1], spelling.last_axis()], "mask_peak")
-            bad = write("LessOrEqual", [peak, spelling.scalar("lowest", peak, 0)], "row_masked")
+    if form.guard == "nan":
+        bad = write("IsNaN", [probabilities], "probabilities_isnan")
         zero = spelling.scalar("zero", probabilities, dtype)
         probabilities = write("Where", [bad, zero, probabilities], "probabilities_guarded")
-    return write("MatMul", [probabilities, value], "attention", output=spelling.output)
+    if form.guard != "row":
+        return write("MatMul", [probabilities, value], "attention", output=spelling.output)
+    # Behind the product and not before it: a choice on the probabilities keeps most sites off the attention kernels.
+    attention = write("MatMul", [probabilities, value], "attention_everywhere")
+    peak = write("ReduceMax", [masks[-1], spelling.last_axis()], "mask_peak")
+    bad = write("LessOrEqual", [peak, spelling.scalar("lowest", peak, 0)], "row_masked")
+    return write("Where", [bad, spelling.scalar("zero", attention, 0), attention], "attention", output=spelling.output)
 
 
 def _lower_triangle(spelling: Spelling, query: str, key: str) -> str:

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx_attn.graph.edit import Splice
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
-from onnx_attn.views.folding import folded, is_constant
+from onnx_attn.views.folding import is_constant, remembered
 
 MOST_NODES = 256
 """How many nodes above a mask are looked at: some masks are made from the hidden states, and so from the whole model."""
@@ -28,10 +28,7 @@ def fold_masks(view: GraphView, site: AttentionSite) -> tuple[list[Splice], list
     values: list[onnx.TensorProto] = []
     for mask in site.mask_tensors:
         for tensor in _constant_parts(view, mask):
-            if tensor.name not in view.folds:
-                view.folds[tensor.name] = folded(view, tensor)
-            value = view.folds[tensor.name]
-            producer = view.producer(tensor)
+            value, producer = remembered(view, tensor), view.producer(tensor)
             if value is not None and producer is not None:
                 splices.append(Splice(view.position(producer), (), (tensor.name,)))
                 values.append(value)
@@ -50,6 +47,9 @@ def _constant_parts(view: GraphView, mask: gs.Tensor) -> Iterator[gs.Tensor]:
         if not is_constant(view, node):
             queue.extend(above for above in node.inputs if above.name not in seen)
             seen.update(above.name for above in node.inputs)
-        elif node.op != "Constant" and len(node.outputs) == 1 and tensor.name not in view.pinned:
-            if (view.rank(tensor) or 0) >= 2:
-                yield tensor
+        elif _may_be_replaced(view, node, tensor) and (view.rank(tensor) or 0) >= 2:
+            yield tensor
+
+
+def _may_be_replaced(view: GraphView, node: gs.Node, tensor: gs.Tensor) -> bool:
+    return node.op != "Constant" and len(node.outputs) == 1 and tensor.name not in view.pinned

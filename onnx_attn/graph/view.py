@@ -33,7 +33,7 @@ class GraphView:
         self.constancy: dict[int, bool] = {}
         """Whether the node at a position computes from weights alone (`views.folding`)."""
         self.folds: dict[str, onnx.TensorProto | None] = {}
-        """The values of such nodes' results, None where they stay computed (`forms.masks`)."""
+        """The values of such nodes' results, None where they stay computed (`views.folding`)."""
         self._defaults = overridable(proto)
         self._output_ids = {id(tensor) for tensor in self.graph.outputs}
         self._position = {id(node): i for i, node in enumerate(self.graph.nodes)}

@@ -8,7 +8,7 @@ numbers such as √(1/√H) as the model's own type rounds them: half precision 
 from __future__ import annotations
 
 from collections import ChainMap, Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,12 +30,13 @@ class Cut:
 
 
 def boundary(site: AttentionSite, packed: bool) -> set[str]:
-    """Where a site begins: the projection's source if it was packed, else what Q, K and V read, and its masks."""
+    """Where a site begins: the projection's source if it was packed, else what Q, K and V read, and its masks. A mask is
+    part of the site where its rewriting rests on what is in it."""
     if packed and site.projection is not None:
         sources = {site.projection.source.name}
     else:
         sources = {operand.trace.source.name for operand in (site.query, site.key, site.value)}
-    return sources | {mask.name for mask in site.mask_tensors}
+    return sources if site.rests_on_mask else sources | {mask.name for mask in site.mask_tensors}
 
 
 def same_nodes(before: Cut, after: Cut) -> bool:
@@ -87,12 +88,21 @@ class Cutter:
     def _weights(self) -> dict[str, onnx.TensorProto]:
         return {tensor.name: tensor for tensor in self.view.proto.graph.initializer}
 
-    def cut(self, outputs: Sequence[str], start: set[str], edit: SiteEdit | None = None, kinds: str = "iu") -> Cut:
+    def cut(
+        self,
+        outputs: Sequence[str],
+        start: set[str],
+        edit: SiteEdit | None = None,
+        kinds: str = "iu",
+        fixed: Mapping[str, onnx.TensorProto] | None = None,
+    ) -> Cut:
         """The nodes from `start` to `outputs`, those of `edit` in place of the original's where it is given.
 
         kinds: the kinds of numpy types (`iu`: whole numbers, `f`: floats) whose known small values become inputs.
+        fixed: values that take the place of the nodes that compute them.
         """
         producers, rank, weights = self._overlay(edit)
+        weights = ChainMap(dict(fixed or {}), weights)
         nodes: dict[int, onnx.NodeProto] = {}
         used: dict[str, onnx.TensorProto] = {}
         free: dict[str, None] = {}
@@ -118,7 +128,7 @@ class Cutter:
 
     def _overlay(
         self, edit: SiteEdit | None
-    ) -> tuple[Mapping[str, onnx.NodeProto], Mapping[int, tuple[int, int]], Mapping[str, onnx.TensorProto]]:
+    ) -> tuple[Mapping[str, onnx.NodeProto], Mapping[int, tuple[int, int]], MutableMapping[str, onnx.TensorProto]]:
         if edit is None:
             return self._producers, self._rank, self._weights
         producers: dict[str, onnx.NodeProto] = {}

@@ -47,15 +47,18 @@ class Certificate:
 def prove_site(view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteEdit) -> Certificate:
     """Compare the site before and after; deterministic (seeded).
 
-    What was folded is compared as the model's own type computes it. A folded mask is one of the inputs in float64, before
-    and after: like every computed number, it is what its own type rounds it to.
+    What was folded is compared as the model's own type computes it. In float64 it is, before and after, the number that
+    was written: like every computed number, what its own type rounds it to.
     """
     start = boundary(site, edit.packed)
     outputs = list(edit.outputs)
-    folded = {tensor.name for tensor in edit.initializers}.intersection(outputs)
-    own = (cutter.cut(outputs, start - folded), cutter.cut(outputs, start - folded, edit))
+    folded = {tensor.name: tensor for tensor in edit.initializers if tensor.name in edit.outputs}
+    own = (cutter.cut(outputs, start.difference(folded)), cutter.cut(outputs, start.difference(folded), edit))
     outputs = [name for name in outputs if name not in folded]
-    exact = (cutter.cut(outputs, start, kinds="iuf"), cutter.cut(outputs, start, edit, kinds="iuf"))
+    exact = (
+        cutter.cut(outputs, start, kinds="iuf", fixed=folded),
+        cutter.cut(outputs, start, edit, kinds="iuf"),
+    )
     try:
         return _prove(view, site, own, exact, edit.rounding)
     except (CannotRun, ValueError) as error:

@@ -16,8 +16,9 @@ from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.operands import head_count, head_size, read_operand
 from onnx_attn.recognize.projection import read_projection
 from onnx_attn.recognize.result import Stop
-from onnx_attn.site import AttentionSite, ScoreTerm, Verdict
-from onnx_attn.views.trace import FLOATS
+from onnx_attn.site import AttentionSite, Guard, ScoreTerm, Verdict
+from onnx_attn.views.folding import constant_value
+from onnx_attn.views.trace import FLOATS, lowest
 
 
 def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSite | Verdict:
@@ -47,7 +48,7 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
         scores_scale=scale,
         terms=_terms(view, node, mask),
         probabilities_dtypes=(),
-        guard=None if mask is None else "nan" if view.elem_type(mask) == onnx.TensorProto.BOOL else "row",
+        guard=_guard(view, node, mask),
         output=node.outputs[0],
         heads=head_count(view, query),
         kv_heads=head_count(view, key),
@@ -55,6 +56,21 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
         value_dim=value_dim,
         projection=read_projection(view, query, key, value),
     )
+
+
+def _guard(view: GraphView, node: gs.Node, mask: gs.Tensor | None) -> Guard:
+    """What becomes of rows that are masked throughout; nothing where the mask is constant and has no such row. (Together
+    with is_causal it may have one that neither has.)"""
+    if mask is None:
+        return None
+    value = None if node.attrs.get("is_causal", 0) else constant_value(view, mask)
+    boolean = view.elem_type(mask) == onnx.TensorProto.BOOL
+    if value is not None and value.ndim and value.size:
+        least = lowest(view.elem_type(mask))
+        attended = value if boolean else value > least
+        if (boolean or least is not None) and attended.any(axis=-1).all():
+            return None
+    return "nan" if boolean else "row"
 
 
 def _terms(view: GraphView, node: gs.Node, mask: gs.Tensor | None) -> tuple[ScoreTerm, ...]:

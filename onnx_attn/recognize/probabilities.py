@@ -11,7 +11,7 @@ from onnx_attn.recognize.result import Stop
 from onnx_attn.recognize.scores import MOVES, is_constant
 from onnx_attn.site import Guard
 from onnx_attn.views.movement import is_identity
-from onnx_attn.views.trace import FLOATS, lowest
+from onnx_attn.views.trace import FLOATS
 
 CHANGES = MOVES | frozenset(
     "Cast Dropout Identity IsNaN Where Expand Mul Div Add Slice Concat Clip ReduceMean ReduceSum "
@@ -28,7 +28,6 @@ class Product:
     node: gs.Node
     dtypes: tuple[int, ...] = ()
     guard: Guard = None
-    guard_mask: gs.Tensor | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -50,10 +49,6 @@ def read_probabilities(view: GraphView, softmax: gs.Node) -> Product | Stop:
         node = readers[0]
         if node.op == "MatMul":
             return _product(view, tensor, node, found)
-        mask = _row_guard(view, tensor, node)
-        if mask is not None and found.guard is None:
-            tensor, found = node.outputs[0], replace(found, guard="row", guard_mask=mask)
-            continue
         below = _through(view, node, found)
         if isinstance(below, Stop):
             return below
@@ -102,24 +97,6 @@ def _nan_guard(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> gs
     if view.shapes(where.outputs[0]) != view.shapes(tensor):
         return None
     return where if len(view.readers(mask)) == 1 and not view.is_output(mask) else None
-
-
-def _row_guard(view: GraphView, tensor: gs.Tensor, where: gs.Node) -> gs.Tensor | None:
-    """The mask of `Where(max(mask, last axis) ≤ lowest number, 0, P)`: how the Attention operator treats masked rows."""
-    if where.op != "Where" or where.inputs[2] is not tensor or view.scalar(where.inputs[1]) != 0.0:
-        return None
-    if view.shapes(where.outputs[0]) != view.shapes(tensor):
-        return None
-    compare = view.producer(where.inputs[0])
-    if compare is None or compare.op != "LessOrEqual":
-        return None
-    peak = view.producer(compare.inputs[0])
-    if peak is None or peak.op != "ReduceMax" or len(peak.inputs) != 2 or not peak.attrs.get("keepdims", 1):
-        return None
-    axes, bound = view.constant(peak.inputs[1]), view.scalar(compare.inputs[1])
-    if axes is None or axes.tolist() != [-1] or bound != lowest(view.elem_type(peak.inputs[0])):
-        return None
-    return peak.inputs[0]
 
 
 def _several(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> Stop:

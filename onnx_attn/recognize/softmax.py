@@ -22,8 +22,6 @@ def recognize_softmax(view: GraphView, softmax: gs.Node) -> AttentionSite | Verd
     name = label(softmax)
     above, below = read_scores(view, softmax.inputs[0], softmax), read_probabilities(view, softmax)
     stop = _settle(view, above, below)
-    if stop is None and isinstance(below, Product) and not _guards_its_own_mask(above, below):
-        stop = Stop("probabilities-changed", below.node, "rows are cleared by another mask than the scores have")
     if stop is None and not _on_last_axis(view, softmax):
         stop = Stop("softmax-axis", softmax)
     if stop is not None:
@@ -52,13 +50,6 @@ def _is_context(view: GraphView, tensor: gs.Tensor) -> bool:
     """Kᵀ·V of linear attention: the second operand is itself a product of two activations."""
     node = view.producer(trace(view, tensor).source)
     return node is not None and node.op == "MatMul" and not any(view.is_weight(t) for t in node.inputs)
-
-
-def _guards_its_own_mask(scores: Scores | Stop, product: Product) -> bool:
-    if product.guard_mask is None:
-        return True
-    masks = [term.mask for term in scores.terms if term.kind == "add"] if isinstance(scores, Scores) else []
-    return len(masks) == 1 and masks[0] is product.guard_mask
 
 
 def _on_last_axis(view: GraphView, softmax: gs.Node) -> bool:

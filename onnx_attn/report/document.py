@@ -95,7 +95,11 @@ def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Deci
     if edit is None and certificate is not None:
         code = "proof-failed" if certificate.provable else "unprovable-here"
         failed = Verdict(entry.site.name, code, entry.site.name, certificate.failure or "")
-        document |= {"status": "refused", **_verdict(failed), "landing": _landing(fusion.target, fusion.view, entry.site)}
+        document |= {
+            "status": "refused",
+            **_verdict(failed),
+            "landing": _landing(fusion.target, fusion.view, entry.site),
+        }
     written = edit is not None or entry.key in fusion.kept
     return {
         **document,

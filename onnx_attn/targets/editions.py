@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx_attn.errors import UsageError
 
@@ -23,6 +23,9 @@ EVERY = (TRT_8_6, TRT_10_0, TRT_10_14, TRT_11, RTX, ONNX, ORT_CPU, ORT_CUDA)
 
 _SINCE = {(8, 6): TRT_8_6, (10, 0): TRT_10_0, (10, 14): TRT_10_14, (11, 0): TRT_11}
 """The first version of each edition; a version between two counts as the older."""
+HIGHEST_OPSET = {TRT_10_0: 20}
+"""Up to which opset an edition is documented to take models, where that is known: "TensorRT 10.0 supports operators in the
+inclusive range of opset 9 to opset 20", still so at 10.8, https://github.com/NVIDIA/TensorRT/issues/4336. (10.15: 24.)"""
 _DEFAULT_TENSORRT = "10.0"
 _OLDEST, _UNKNOWN = (8, 6), (12, 0)
 
@@ -37,6 +40,13 @@ class Target:
     name: str
     version: str | None
     editions: tuple[str, ...]
+
+    def taking(self, opset: int) -> Target:
+        """Where it stands for several editions, those of them that take models of this opset: what an edition does not claim
+        to read need not suit it."""
+        if len(self.editions) == 1:
+            return self
+        return replace(self, editions=tuple(e for e in self.editions if opset <= HIGHEST_OPSET.get(e, opset)))
 
 
 def parse_target(name: str, version: str | None = None) -> Target:

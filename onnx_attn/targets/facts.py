@@ -19,6 +19,7 @@ class Facts:
         mask_queries: the mask has "one" row for every query, or "all"; mask_keys: as many columns as there are keys
         ("all", or one for all), or "fewer".
     scale: "positive" or "negative". softcap: a Tanh limits the scores.
+    turned: the softmax runs over another axis than the last, or its result is transposed.
     nested: the operator in whose body the site lies (If, Loop, Scan, or "function"), "none" in the main graph.
     rank: of the `Attention` operator's Q. precision: it sets softmax_precision. past, presents: it reads, writes a cache.
     scores_output: it gives the scores away. window: it sets a left or right window size. nonpad: it reads nonpad_kv_seqlen.
@@ -48,6 +49,7 @@ class Facts:
     causal: bool | None = None
     scale: str | None = None
     softcap: bool | None = None
+    turned: bool | None = None
     nested: str | None = None
     rank: int | None = None
     precision: bool | None = None
@@ -117,6 +119,7 @@ PLAIN = Facts(
     causal=False,
     scale="positive",
     softcap=False,
+    turned=False,
     nested="none",
     rank=4,
     precision=False,

@@ -77,7 +77,7 @@ def choose_form(target: Target, form: str, facts: Facts) -> str | Row:
 
 def _forbids(row: Row) -> bool:
     """Rows without a code forbid nothing, unless they hold for every site: such a model fails in any form."""
-    return row.outcome in ("rejected", "wrong") and (row.code is not None or not row.when)
+    return row.outcome in ("rejected", "wrong", "unwritable") and (row.code is not None or not row.when)
 
 
 @lru_cache

@@ -42,7 +42,6 @@ CPU = (
                 {"scores_output": True},
                 {"nonpad": True, "opset": 24},
                 {"shared": True},
-                {"nested": "If"},
                 *({**ADDITIVE, "mask_rank": rank} for rank in (4, 3, 2)),
                 BOOLEAN,
                 {**BOOLEAN, "causal": True},

@@ -16,7 +16,7 @@ from onnx_attn.recognize.scopes import nested_nodes
 from onnx_attn.site import AttentionSite, Candidate, ScoreTerm, Verdict, Written
 from onnx_attn.targets.facts import Facts
 
-TYPES = {
+TYPES: dict[int, str] = {
     TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
     TensorProto.FLOAT: "float32",
@@ -88,7 +88,7 @@ def _sign(scale: float) -> str:
 def _site(view: GraphView, site: AttentionSite) -> Known:
     query, key = site.query.tensor, site.key.tensor
     known = _product(view, query, key, site.value.tensor, keys=-1 if site.key.transposed else -2)
-    known |= {"heads": site.heads, "kv_heads": site.kv_heads, "causal": site.causal, "softcap": False}
+    known |= {"heads": site.heads, "kv_heads": site.kv_heads, "causal": site.causal, "softcap": False, "turned": False}
     known |= {"head_dim": site.head_dim, "value_head": "same" if site.value_dim == site.head_dim else "other"}
     return (
         known | {"batch": _batch(view, query, site.heads), "scale": _sign(site.scale)} | _masks(view, site.masks, query)
@@ -190,7 +190,7 @@ def _wide(view: GraphView, node: gs.Node) -> Known:
     widths = [_axis(view, tensor, -1) for tensor in (query, value)]
     if not heads or not kv_heads or None in widths:
         return known | {"head_dim": None, "value_head": None}
-    size, value_size = widths[0] // heads, widths[1] // kv_heads  # type: ignore[operator]
+    size, value_size = widths[0] // heads, widths[1] // kv_heads
     return known | {"head_dim": size, "value_head": "same" if size == value_size else "other"}
 
 
@@ -227,16 +227,18 @@ def _contrib(view: GraphView, node: gs.Node) -> Known:
 
 
 def _above(view: GraphView, softmax: gs.Node) -> Known:
-    """What a softmax that is no site is taken of: type and head size of the product above, and whether a Tanh limits it."""
+    """Of a softmax that is no site: is it turned, what product lies above, and does a Tanh limit that."""
     tensor, limited = softmax.inputs[0], False
+    last = softmax.attrs.get("axis", -1) in (-1, (view.rank(softmax.inputs[0]) or 0) - 1)
+    turned = not last or any(reader.op == "Transpose" for reader in view.readers(softmax.outputs[0]))
     for _ in range(MOST_STEPS):
         node = view.producer(tensor)
         if node is None or not node.inputs:
             break
         if node.op == "MatMul" and not view.is_weight(node.inputs[1]):
             left = node.inputs[0]
-            found: Known = {"dtype": TYPES.get(view.elem_type(left)), "softcap": limited}
+            found: Known = {"dtype": TYPES.get(view.elem_type(left)), "softcap": limited, "turned": turned}
             return found | {"head_dim": _axis(view, left, -1), "query_length": _axis(view, left, -2)}
         limited |= node.op == "Tanh"
         tensor = node.inputs[1] if node.op == "Where" else node.inputs[0]
-    return {}
+    return {"turned": turned}

@@ -8,9 +8,10 @@ from typing import Literal, Protocol
 
 from onnx_attn.targets.facts import Facts, Value
 
-Outcome = Literal["lands", "costs", "runs", "rejected", "wrong"]
+Outcome = Literal["lands", "costs", "runs", "rejected", "wrong", "unwritable"]
 """lands: on an attention kernel. costs: on one, at more kernels than the primitives. runs: taken, without one.
-rejected: parsing, building or loading fails. wrong: accepted, and something else is computed."""
+rejected: parsing, building or loading fails. wrong: accepted, and something else is computed.
+unwritable: taken where it stands, but `fuse` cannot write it."""
 
 FORMS = ("attention", "function", "primitives", "contrib")
 
@@ -126,9 +127,11 @@ def examples(*forms: str, of: tuple[Mapping[str, Value], ...] = ({},)) -> tuple[
 class Row:
     """Under `when`, a site in one of `forms` has this `outcome` with the runtimes `editions`.
 
-    name: tells the row from every other, in messages of tests. reason, remedy: for the user; None where nothing is wrong.
-    code: under which `fuse` refuses a site that no other form is left for; None where the site fails in every form. presumed: editions for which the row is taken over
-    without having been tried there. examples: sites that the row holds for.
+    name: tells the row from every other, in messages of tests.
+    reason, remedy: for the user; empty where nothing is wrong.
+    code: under which `fuse` refuses a site that no other form is left for; None where the site fails in every form.
+    presumed: editions for which the row is taken over without having been tried there.
+    examples: sites that the row holds for.
     """
 
     name: str

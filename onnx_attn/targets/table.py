@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from onnx_attn.targets import onnxruntime, tensorrt, tensorrt_refused
-from onnx_attn.targets.editions import Target as Target
-from onnx_attn.targets.editions import parse_target as parse_target
 from onnx_attn.targets.rows import Row
 from onnx_attn.targets.standard import STANDARD
 from onnx_attn.targets.tensorrt_versions import VERSIONS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
@@ -51,6 +52,32 @@ def _verdict(view: GraphView, node: gs.Node) -> tuple[bool | None, list[int]]:
         elif above is None:
             waiting.append(view.position(producer))
     return (None if waiting else True), waiting
+
+
+def is_fixed(view: GraphView, tensor: gs.Tensor) -> bool:
+    """Whether no input decides a tensor: it is stored, or computed from what is stored."""
+    producer = view.producer(tensor)
+    if producer is None:
+        return view.is_weight(tensor)
+    return view.in_main_graph(producer) and is_constant(view, producer)
+
+
+def constant_value(view: GraphView, tensor: gs.Tensor) -> np.ndarray | None:
+    """The numbers of a tensor that no input decides; None if one does, or where they cannot be had."""
+    if not is_fixed(view, tensor):
+        return None
+    if view.producer(tensor) is None:
+        return numpy_helper.to_array(view.initializer(tensor.name))
+    value = remembered(view, tensor)
+    return None if value is None else numpy_helper.to_array(value)
+
+
+def remembered(view: GraphView, tensor: gs.Tensor) -> onnx.TensorProto | None:
+    """`folded`, once a tensor."""
+    if tensor.name not in view.folds:
+        view.folds[tensor.name] = folded(view, tensor)
+    found: onnx.TensorProto | None = view.folds[tensor.name]
+    return found
 
 
 def folded(view: GraphView, tensor: gs.Tensor) -> onnx.TensorProto | None:
