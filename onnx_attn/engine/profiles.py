@@ -75,7 +75,7 @@ def fitted(model: onnx.ModelProto, profile: Profile, name: str) -> dict[str, Ran
             raise UsageError(
                 f"{name}: input '{key}' varies, its shape is {_written(dims)}; pass --shapes {_example(value)}"
             )
-        found[key] = tuple(zip(*every, strict=True))  # type: ignore[assignment]
+        found[key] = tuple(zip(*every, strict=True))
     return found
 
 
