@@ -19,16 +19,12 @@ from models.landing import is_broken, landing_table, with_table, worse
 from models.matrix import cells, common, run_cells
 from models.table import stopped
 
-TARGET_VERSION = "rtx"
-"""What is fused for is what measures."""
-
-
 def parser() -> argparse.ArgumentParser:
     """The options of `python -m models landing`."""
     top = common("landing", __doc__)
     top.add_argument("--readme", type=Path, metavar="FILE", help="put the table between the two marks of this file")
     top.add_argument("--sm", type=int, default=89, help="compute capability times ten; default: 89")
-    top.set_defaults(half=True, land=True, dynamic="static", target_version=TARGET_VERSION)
+    top.set_defaults(half=True, land=True, dynamic="static", target_version=None)
     return top
 
 
