@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx_attn.targets import onnxruntime, tensorrt, tensorrt_refused
+from onnx_attn.targets import onnxruntime, tensorrt, tensorrt_microsoft, tensorrt_refused
 from onnx_attn.targets.rows import Row
 from onnx_attn.targets.standard import STANDARD
 from onnx_attn.targets.tensorrt_versions import VERSIONS
@@ -12,6 +12,7 @@ TABLE: tuple[Row, ...] = (
     *VERSIONS,
     *tensorrt_refused.REJECTED,
     *tensorrt_refused.WRONG,
+    *tensorrt_microsoft.ROWS,
     *tensorrt.WITHOUT_KERNEL,
     *tensorrt_refused.WITHOUT_KERNEL,
     *tensorrt.COSTS,

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from onnx_attn.targets.editions import RTX, TRT_10_0, TRT_10_14, TRT_11
 from onnx_attn.targets.rows import AnyOf, Below, Condition, Example, Is, Outcome, Row, examples
-from onnx_attn.targets.tensorrt import ADDITIVE, ASKED, BOOLEAN, MHA, ONE_QUERY, SITE_FORMS, SPELL_OUT, SPELLED, Given
+from onnx_attn.targets.tensorrt import ADDITIVE, ASKED, BOOLEAN, ONE_QUERY, SITE_FORMS, SPELL_OUT, SPELLED, Given
 
-OPERATOR, SPELLED_OUT, MICROSOFT = ("attention",), ("primitives",), ("contrib",)
+OPERATOR, SPELLED_OUT = ("attention",), ("primitives",)
 LATER = (TRT_10_14, TRT_11)
 MASKED = AnyOf(("additive", "boolean"))
 
 
-def _row(
+def row(
     outcome: Outcome,
     name: str,
     forms: tuple[str, ...],
@@ -28,11 +28,11 @@ def _row(
 
 
 def _rejected(name: str, when: Mapping[str, Condition], reason: str, remedy: str | None, *given: Given) -> Row:
-    return _row("rejected", name, OPERATOR, when, reason, remedy, *given, presumed=LATER)
+    return row("rejected", name, OPERATOR, when, reason, remedy, *given, presumed=LATER)
 
 
 def _runs(name: str, when: Mapping[str, Condition], reason: str, remedy: str | None, *given: Given) -> Row:
-    return _row("runs", name, SPELLED_OUT, when, reason, remedy, *given, presumed=(TRT_10_0, *LATER))
+    return row("runs", name, SPELLED_OUT, when, reason, remedy, *given, presumed=(TRT_10_0, *LATER))
 
 
 REJECTED = (
@@ -110,7 +110,7 @@ REJECTED = (
         {"shared": True},
     ),
     *(
-        _row("rejected", f"attention-{name}", OPERATOR, {fact: Is(True)}, reason, remedy, *given, presumed=(TRT_11,))
+        row("rejected", f"attention-{name}", OPERATOR, {fact: Is(True)}, reason, remedy, *given, presumed=(TRT_11,))
         for name, fact, reason, remedy, given in (
             ("softcap", "softcap", "softcap is not taken", "spell the operator out", [{"softcap": True}]),
             (
@@ -136,7 +136,7 @@ REJECTED = (
             ),
         )
     ),
-    _row(
+    row(
         "rejected",
         "bfloat16-turing",
         SITE_FORMS,
@@ -145,46 +145,10 @@ REJECTED = (
         "use float16 there",
         {"dtype": "bfloat16", "sm": 75},
     ),
-    _row(
-        "rejected",
-        "microsoft-attention",
-        MICROSOFT,
-        {"operator": Is("Attention")},
-        "com.microsoft.Attention is not taken",
-        "start from the model as the exporter wrote it",
-        {"operator": "Attention", "rank": 3},
-    ),
-    _row(
-        "rejected",
-        "microsoft-bias",
-        MICROSOFT,
-        {"operator": Is("MultiHeadAttention"), "fused_bias": Is(True)},
-        "com.microsoft.MultiHeadAttention is not taken with the projection's bias",
-        "start from the model as the exporter wrote it",
-        {**MHA, "fused_bias": True},
-    ),
-    _row(
-        "rejected",
-        "microsoft-packed",
-        MICROSOFT,
-        {"operator": Is("MultiHeadAttention"), "packed": Is(True)},
-        "com.microsoft.MultiHeadAttention is taken with 3-D query, key and value only",
-        "start from the model as the exporter wrote it",
-        {**MHA, "packed": True},
-    ),
-    _row(
-        "rejected",
-        "microsoft-value-head",
-        MICROSOFT,
-        {"operator": Is("MultiHeadAttention"), "value_head": Is("other")},
-        "com.microsoft.MultiHeadAttention is taken with values of the same head size as the keys only",
-        "start from the model as the exporter wrote it",
-        {**MHA, "value_head": "other"},
-    ),
 )
 
 WRONG = (
-    _row(
+    row(
         "wrong",
         "attention-nonpad",
         OPERATOR,
@@ -194,7 +158,7 @@ WRONG = (
         {"nonpad": True, "opset": 24},
         presumed=(TRT_11,),
     ),
-    _row(
+    row(
         "wrong",
         "attention-window",
         OPERATOR,
@@ -204,7 +168,7 @@ WRONG = (
         {"window": True, "opset": 25},
         presumed=LATER,
     ),
-    _row(
+    row(
         "wrong",
         "attention-negative-scale",
         OPERATOR,
@@ -218,7 +182,7 @@ WRONG = (
 
 WITHOUT_KERNEL = (
     *(
-        _row("runs", name, SPELLED, when, reason, remedy, *given, presumed=(TRT_10_0, *LATER))
+        row("runs", name, SPELLED, when, reason, remedy, *given, presumed=(TRT_10_0, *LATER))
         for name, when, reason, remedy, given in (
             (
                 "value-head",
@@ -272,23 +236,5 @@ WITHOUT_KERNEL = (
         "no attention kernel has a Tanh that limits the scores",
         None,
         {"code": "scores-changed", "softcap": True},
-    ),
-    _row(
-        "runs",
-        "microsoft-wide-type",
-        MICROSOFT,
-        {"operator": Is("MultiHeadAttention"), "dtype": Is("float32")},
-        "no attention kernel exists for float32",
-        "convert the model to float16 or bfloat16",
-        {**MHA, "dtype": "float32"},
-    ),
-    _row(
-        "runs",
-        "microsoft-small-head",
-        MICROSOFT,
-        {"operator": Is("MultiHeadAttention"), "head_dim": Below(9)},
-        "no attention kernel exists for heads of 8 elements or fewer",
-        None,
-        {**MHA, "head_dim": 8},
     ),
 )
