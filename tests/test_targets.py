@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from commands import SMALLEST, run_command
 from graphs import HEAD_DIM, HEADS, WIDTH, Net, small_site
 from onnx import TensorProto
 from target_cases import model_of
@@ -231,4 +232,15 @@ def test_facts_of_a_verdict_tell_the_product_above_its_casts() -> None:
 
 def test_the_page_about_targets_is_the_table() -> None:
     page = Path(__file__).parents[1] / "docs/targets.md"
-    assert page.read_text(encoding="utf-8") == markdown(), "make it again: python -m onnx_attn.targets > docs/targets.md"
+    assert page.read_text(encoding="utf-8") == markdown(), (
+        "make it again: python -m onnx_attn.targets > docs/targets.md"
+    )
+
+
+@pytest.mark.parametrize("command", ["inspect", "fuse"])
+def test_a_terminal_says_that_a_site_will_not_land_and_what_to_do(command: str, tmp_path: Path) -> None:
+    more = ["-o", tmp_path / "fused.onnx"] if command == "fuse" else []
+    outcome = run_command(command, SMALLEST, *more)
+    assert "site-0 will not reach an attention kernel: no attention kernel exists for float32" in outcome.stdout
+    assert "→ convert the model" in outcome.stdout
+    assert "will not reach" not in run_command(command, SMALLEST, *more, "--target", "onnx").stdout

@@ -22,6 +22,7 @@ def escape(text: str) -> str:
 def show_inspection(report: Report, console: Console) -> None:
     _show_head(report, console, "")
     _show_sites(report, console)
+    _show_expectations(report, console)
     _show_left_alone(report, console)
 
 
@@ -30,6 +31,7 @@ def show_fusion(report: Report, output: str, console: Console) -> None:
     done = f", {report['fused']} {already}fused" if report["sites"] else ""
     _show_head(report, console, done)
     _show_sites(report, console)
+    _show_expectations(report, console)
     _show_left_alone(report, console)
     if report["nodes_after"] != report["nodes_before"]:
         console.print(f"nodes   {report['nodes_before']} → {report['nodes_after']}")
@@ -84,11 +86,26 @@ def _show_sites(report: Report, console: Console) -> None:
         table.add_column(column, overflow="fold")
     for row, members in groups.items():
         found = [m["certificate"]["max_rel"] for m in members if m.get("certificate")]
-        first = members[0]["id"]
-        name = f"{first} … {members[-1]['id']}" if len(members) > 1 else first
+        name = _span([member["id"] for member in members])
         cells = (*row, f"{max(found):.1e}" if found else "") if fused else row[:-1]
         table.add_row(name, *cells)
     console.print(table)
+
+
+def _show_expectations(report: Report, console: Console) -> None:
+    """Sites that the table of targets expects on no attention kernel, by reason."""
+    groups: dict[tuple[str, str | None], list[str]] = {}
+    for site in report["candidates"]:
+        if site["status"] == "site" and site["landing"] and not site["landing"]["expected"]:
+            groups.setdefault((site["landing"]["reason"], site["landing"]["remedy"]), []).append(site["id"])
+    for (reason, remedy), names in groups.items():
+        console.print(f"[yellow]{_span(names)} will not reach an attention kernel[/]: {escape(reason)}")
+        if remedy:
+            console.print(f"        → {escape(remedy)}")
+
+
+def _span(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
 
 
 def _row(site: Report) -> tuple[str, ...]:
