@@ -19,6 +19,7 @@ from models.landing import is_broken, landing_table, with_table, worse
 from models.matrix import cells, common, run_cells
 from models.table import stopped
 
+
 def parser() -> argparse.ArgumentParser:
     """The options of `python -m models landing`."""
     top = common("landing", __doc__)
