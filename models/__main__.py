@@ -91,6 +91,10 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=("full", "tiny"), default="full")
 
 
+_EXTRA = frozenset({"torch", "torchvision", "timm", "transformers", "onnxscript"})
+"""What the `export` extra brings."""
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of every command but those that have their own."""
     top = argparse.ArgumentParser(prog="python -m models", description=__doc__)
@@ -119,10 +123,16 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     given = sys.argv[1:] if arguments is None else arguments
-    if given and given[0] in _OWN:
-        return _run_own(given[0], given[1:])
-    options = parser().parse_args(given)
-    return int(options.run(options))
+    try:
+        if given and given[0] in _OWN:
+            return _run_own(given[0], given[1:])
+        options = parser().parse_args(given)
+        return int(options.run(options))
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        print(f"models: {error.name} is not installed; install the extra: pip install '.[export]'", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

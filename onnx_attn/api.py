@@ -25,6 +25,7 @@ from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.prove.whole import compare_models, default_rtol
 from onnx_attn.report.document import inspection, verification
 from onnx_attn.report.landed import landing_report
+from onnx_attn.report.reasons import headline
 from onnx_attn.targets.editions import parse_target
 
 Shape: TypeAlias = "Sequence[int]"
@@ -113,10 +114,14 @@ def verify(
         )
     if (rtol is not None and not rtol >= 0.0) or not atol >= 0.0:
         raise UsageError("rtol and atol are bounds: numbers that are not negative")
+    if inputs is not None and shapes is not None:
+        raise UsageError("inputs have their own shapes; leave out shapes, or inputs")
     if inputs is not None:
         given = inputs if isinstance(inputs, dict) else read_values(Path(inputs))
         cases = [check_values(first.proto, given, "inputs" if isinstance(inputs, dict) else str(inputs))]
     elif shapes is not None:
+        if not isinstance(shapes, dict):
+            raise UsageError("shapes is a dict: the name of an input, and its shape")
         cases = [model_inputs(first.proto, _world_of(first.proto, shapes))]
     else:
         cases = [model_inputs(first.proto, world) for world in worlds_of(first.proto)]
@@ -126,14 +131,14 @@ def verify(
     if missing:
         raise InputError(f"{second.name}: output '{sorted(missing)[0]}' is only in one of the models")
     found = compare_models((Path(a), first.name), (Path(b), second.name), cases, limit, atol)
-    return verification(first.name, second.name, found)
+    return verification(first.name, second.name, found, cases)
 
 
 def land(
     model: Model,
     *,
     baseline: Model | None = None,
-    sm: int = 89,
+    sm: int | None = None,
     shapes: Mapping[str, Shape | Sequence[Shape]] | None = None,
     expect_all: bool = False,
     compiler: str | None = None,
@@ -143,7 +148,7 @@ def land(
     """Compile a model with TensorRT, which needs no GPU for that, and report the kernel of every attention site.
 
     baseline: another model to compile alike, such as the one before fusing.
-    sm: compute capability of the GPU that is compiled for, times ten: 75, 80, 86, 89, 120, 121.
+    sm: compute capability of the GPU that is compiled for, times ten: 75, 80, 86, 89 (if left out), 120, 121.
     shapes: for each input that varies, one shape, two (smallest, largest) or three (smallest, usual, largest).
     expect_all: fail unless the model builds and every site lands.
     compiler: `tensorrt_rtx` or, on a machine with a GPU, `tensorrt`; the first that is installed if left out.
@@ -155,6 +160,8 @@ def land(
     """
     if baseline is not None and layer_info is not None:
         raise UsageError("layer_info describes one engine; land the baseline by itself")
+    if sm is not None and not isinstance(sm, int):
+        raise UsageError(f"sm {sm!r} is no whole number; give the compute capability times ten, as 89")
     options = LandOptions(sm, _profile(shapes or {}), compiler, timeout, Path(layer_info) if layer_info else None)
     found = [
         land_model(_own(entry), Path(entry) if isinstance(entry, str | PathLike) else None, options)
@@ -170,17 +177,20 @@ def land(
 def check_all_landed(report: dict[str, Any]) -> None:
     """Raise ExpectationError unless the model of a report of `land` builds and every site lands."""
     if not report["built"]:
-        raise ExpectationError(f"{report['model']}: does not build: {(report['errors'] or ['no reason given'])[0]}")
+        raise ExpectationError(f"{report['model']}: does not build: {headline(report['errors'])}", report)
     missing = [site["site"] for site in report["per_site"] if not site["landed"]]
     if missing:
         raise ExpectationError(
             f"{report['model']}: {report['landed']} of {report['sites']} sites landed, '{missing[0]}' did not; "
-            f"the report says why"
+            f"the report says why",
+            report,
         )
 
 
 def _profile(shapes: Mapping[str, Shape | Sequence[Shape]]) -> Profile:
     """Shapes as Python callers write them: one, or several, an input."""
+    if not isinstance(shapes, Mapping):
+        raise UsageError("shapes is a dict: the name of an input, and its shape or shapes")
     every: dict[str, list[Sequence[int]]] = {}
     for name, given in shapes.items():
         single = all(isinstance(size, int | np.integer) for size in given)

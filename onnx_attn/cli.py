@@ -28,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Find attention in exported ONNX models, rewrite it for fused kernels, and prove that nothing changed.",
 )
 
@@ -112,7 +113,9 @@ def verify(
 def land(
     model: ModelArgument,
     baseline: Annotated[Path | None, typer.Option(metavar="MODEL0", help="Compile this one too, and compare.")] = None,
-    sm: Annotated[int, typer.Option(help="Compute capability × 10 of the GPU: 75, 80, 86, 89, 120, 121.")] = 89,
+    sm: Annotated[
+        int | None, typer.Option(help="Compute capability × 10 of the GPU: 75, 80, 86, 89 (default), 120, 121.")
+    ] = None,
     shapes: Annotated[
         list[str] | None,
         typer.Option(help="NAME:1x3x224x224 for an input that varies; again for the largest, or usual and largest."),
@@ -224,4 +227,7 @@ def _strict(value: Any) -> Any:
 
 
 def _parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
-    return dict(read_shape(text) for text in texts)
+    shapes = dict(map(read_shape, texts))
+    if len(shapes) < len(texts):
+        raise UsageError("--shapes: an input is given two shapes; a comparison runs at one")
+    return shapes

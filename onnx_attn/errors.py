@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class OnnxAttnError(Exception):
     """Base of all errors that are the caller's to mend. The message is one line: what, where, and the way out."""
@@ -24,9 +26,14 @@ class UsageError(OnnxAttnError):
 
 
 class ExpectationError(OnnxAttnError):
-    """`expect` was given and not met; nothing is written (exit code 3)."""
+    """`expect` or `expect_all` was given and not met; nothing is written (exit code 3). `report`: what was found, if it is
+    there."""
 
     exit_code = 3
+
+    def __init__(self, message: str, report: dict[str, Any] | None = None):
+        super().__init__(message)
+        self.report = report
 
 
 class DifferenceError(OnnxAttnError):

@@ -14,7 +14,7 @@ from onnx_attn.engine.compile import choose_toolkit, compile_model
 from onnx_attn.engine.inspector import parse_inspector
 from onnx_attn.engine.kernels import Engine
 from onnx_attn.engine.landing import Landing, find_landings
-from onnx_attn.engine.names import make_readable
+from onnx_attn.engine.names import as_written, make_readable
 from onnx_attn.engine.profiles import Profile, at_usual, fitted, is_fixed
 from onnx_attn.errors import InputError, one_line
 from onnx_attn.graph.load import Loaded
@@ -22,12 +22,17 @@ from onnx_attn.graph.save import write
 from onnx_attn.graph.view import GraphView
 from onnx_attn.recognize.candidates import recognize
 
+DEFAULT_SM = 89
+
 
 @dataclass(frozen=True)
 class Options:
-    """What `land` was asked for. `layer_info`: the file of an engine built elsewhere, read instead of compiling."""
+    """What `land` was asked for.
 
-    sm: int = 89
+    sm: 89 if left out. layer_info: the file of an engine built elsewhere, read instead of compiling.
+    """
+
+    sm: int | None = None
     shapes: Profile = field(default_factory=dict)
     toolkit: str | None = None
     timeout: float = 600.0
@@ -74,7 +79,8 @@ def land_model(loaded: Loaded, path: Path | None, options: Options) -> Landed:
             engine, moved_bytes = _compile(loaded, None if labels else path, profile, options)
     else:
         profile, labels = {}, {}
-        engine = read_layer_info(options.layer_info)
+        engine = read_layer_info(options.layer_info, options.sm or 0)
+        _check_layers(engine, loaded, options.layer_info)
         moved_bytes = engine.moved_bytes
     with _clock(seconds, "recognize"):
         view = GraphView(loaded.proto)
@@ -84,7 +90,7 @@ def land_model(loaded: Loaded, path: Path | None, options: Options) -> Landed:
     return Landed(loaded.name, view, engine, landings, moved_bytes, profile, labels, seconds)
 
 
-def read_layer_info(path: Path) -> Engine:
+def read_layer_info(path: Path, sm: int) -> Engine:
     """The engine that TensorRT's inspector, or trtexec, described in a JSON file. Raises InputError."""
     try:
         kernels = parse_inspector(json.loads(path.read_text(encoding="utf-8", errors="replace")))
@@ -92,7 +98,20 @@ def read_layer_info(path: Path) -> Engine:
         raise InputError(
             f"{path}: cannot be read as layer information ({one_line(error)}); write it with trtexec --exportLayerInfo"
         ) from error
-    return Engine(f"layer information {path.name}", 0, True, kernels, ())
+    return Engine(f"layer information {path.name}", sm, True, kernels, ())
+
+
+def _check_layers(engine: Engine, loaded: Loaded, path: Path) -> None:
+    """Raise InputError for the layers of another model's engine, or of one that does not tell its nodes."""
+    layers = [layer for kernel in engine.kernels for layer in kernel.onnx_layers]
+    if not layers:
+        raise InputError(f"{path}: names no ONNX node; build the engine with --profilingVerbosity=detailed")
+    nodes = loaded.proto.graph.node
+    known = {name for node in nodes for label in (node.name, *node.output) if label for name in as_written(label)}
+    if not any(step.rpartition(" (")[0] in known or step in known for layer in layers for step in layer.split(" | ")):
+        raise InputError(
+            f"{path}: no kernel there computes a node of {loaded.name}; give the layers of an engine built from this very model"
+        )
 
 
 def _compile(loaded: Loaded, path: Path | None, profile: Profile, options: Options) -> tuple[Engine, int | None]:
@@ -102,7 +121,7 @@ def _compile(loaded: Loaded, path: Path | None, profile: Profile, options: Optio
         source = path or _written(loaded, Path(folder, "model.onnx"))
 
         def build(shapes: Profile) -> Engine:
-            return compile_model(source, options.sm, shapes, options.timeout, toolkit=options.toolkit)
+            return compile_model(source, options.sm or DEFAULT_SM, shapes, options.timeout, toolkit=options.toolkit)
 
         engine = build(profile)
         if not engine.built or is_fixed(profile):

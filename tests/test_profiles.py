@@ -67,7 +67,10 @@ def test_a_static_model_takes_its_own_shape() -> None:
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        ([], r"bert: input 'input_ids' varies, its shape is batch×sequence; pass --shapes input_ids:1x1"),
+        (
+            [],
+            r"bert: input 'input_ids' varies, its shape is batch×sequence; pass --shapes input_ids:<batch>x<sequence>",
+        ),
         (["ids:1x16"], r"bert has no input 'ids'; it has input_ids, attention_mask"),
         (["input_ids:1x16x3"], r"'input_ids' has 2 dimensions, 3 were given"),
         (["input_ids:1x16", "attention_mask:2x16"], r"dimension 'batch' is given two sizes"),

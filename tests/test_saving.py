@@ -177,3 +177,14 @@ def test_result_of_a_file_is_what_was_written(tmp_path: Path) -> None:
     result = onnx_attn.fuse(external(DEMO, tmp_path), tmp_path / "out.onnx")
     assert result.model == onnx.load(tmp_path / "out.onnx")
     assert np.isfinite(numpy_helper.to_array(result.model.graph.initializer[0])).all()
+
+
+def test_a_data_file_in_the_current_folder_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnx looks for the data file in the current folder, wherever the model goes."""
+    source = external(REAL[0], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        onnx_attn.fuse(source.name, "out.onnx", verify=False)
+    (tmp_path / "deeper").mkdir()
+    onnx_attn.fuse(source.name, "deeper/out.onnx", verify=False)
+    assert (tmp_path / "out.onnx.data").read_bytes() == (tmp_path / "deeper/out.onnx.data").read_bytes()

@@ -2,7 +2,7 @@
 
     python tools/build_engine.py model.onnx -o model.engine --fuse
     python tools/build_engine.py model.onnx -o model.engine --fuse --sm 86 --layer-info layers.json
-    python tools/build_engine.py model.onnx -o model.engine --shapes input_ids:1x16 input_ids:8x128 input_ids:32x512
+    python tools/build_engine.py model.onnx -o model.engine --shapes input_ids:1x16 --shapes input_ids:32x512
     python tools/build_engine.py model.onnx -o model.engine --compiler tensorrt --timing-cache timings.bin
 
 TensorRT for RTX (`tensorrt_rtx`) builds on the CPU for the GPU that --sm names; TensorRT (`tensorrt`) builds for the GPU at
@@ -89,7 +89,7 @@ def _options(arguments: Sequence[str]) -> Any:
     parser.add_argument("--fuse", action="store_true", help="rewrite the attention first, as onnx-attn fuse does")
     parser.add_argument("--compiler", choices=TOOLKITS, help="by default the first that is installed")
     parser.add_argument("--sm", metavar="89", type=int, help="the GPU to build for, its compute capability times ten")
-    parser.add_argument("--shapes", metavar="NAME:1x3x224x224", nargs="+", action="extend", default=[])
+    parser.add_argument("--shapes", metavar="NAME:1x3x224x224", action="append", default=[])
     parser.add_argument("--timing-cache", metavar="F", type=Path, help="read and updated (tensorrt only)")
     parser.add_argument("--layer-info", metavar="F.json", type=Path, help="write the engine's kernels there")
     parser.add_argument("--optimization-level", metavar="N", type=int, choices=range(6), help="0 to 5")
@@ -145,7 +145,11 @@ def _layer(kernel: Kernel) -> dict[str, Any]:
 
 
 def _show(options: Any, built: Engine, report: dict[str, Any]) -> None:
-    moved = "not known where sizes vary" if built.moved_bytes is None else f"{built.moved_bytes / 1e6:.1f} MB"
+    moved = (
+        "not known where sizes vary; onnx-attn land tells it for the usual shapes"
+        if built.moved_bytes is None
+        else f"{built.moved_bytes / 1e6:.1f} MB"
+    )
     sites = f"{report['fused']} of {report['sites']} sites fused" if options.fuse else f"sites found: {report['sites']}"
     print(f"{options.output}: {options.output.stat().st_size:,} bytes, {built.compiler}, SM {built.sm or '?'}")
     print(f"kernels            {len(built.kernels)}")
@@ -179,6 +183,7 @@ def _by_hand(options: Any, toolkit: str, version: str, sm: int, shapes: Profile)
     return [
         *lines,
         line(*words, POLYGRAPHY_USE_TENSORRT_RTX="1"),
+        "# or, with the program of NVIDIA's TensorRT for RTX:",
         line("tensorrt_rtx", *common, f"--computeCapabilities={sm}", optimized),
     ]
 

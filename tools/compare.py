@@ -5,9 +5,10 @@
     python tools/compare.py model.onnx fused.onnx --shapes input_ids:2x128 --seed 7 --iterations 4
     python tools/compare.py model.onnx fused.onnx --inputs values.npz --rtol 1e-3
 
-Runs through polygraphy: ONNX Runtime on the CPU, always; with `--runner trt` or `--runner trt-rtx` TensorRT as well, where
-there is a GPU. In each, the fused model is held against the original. Without --shapes and --inputs, dynamic inputs get
-sizes of the tool's choice, and values are seeded: tokens stay inside their tables, masks leave something to see.
+Runs through polygraphy: ONNX Runtime on the CPU, always; TensorRT as well where it is installed and there is a GPU
+(`--runner trt` or `trt-rtx` insists on it, `--runner onnxrt` leaves it out). In each, the fused model is held against the
+original. Without --shapes and --inputs, dynamic inputs get sizes of the tool's choice, and values are seeded: tokens stay
+inside their tables, masks leave something to see.
 
 The last lines are the same comparison as commands of polygraphy and trtexec, to paste. Exit codes: 0 the same, 1 something
 cannot be read or run, 2 wrong usage, 4 the outputs differ.
@@ -68,10 +69,10 @@ class Found:
 def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     if util.find_spec("polygraphy") is None:
-        raise OnnxAttnError("polygraphy is not installed; install the extra: pip install 'onnx-attn[tensorrt]'")
+        raise OnnxAttnError("polygraphy is not installed; install the extra: pip install '.[tensorrt]'")
     check_outputs([options.original, options.fused], options.output, options.save_inputs)
     check_json(options.save_inputs)
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int("trt-rtx" in options.runner))  # Read when it is imported.
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(_tensorrt(options) == "tensorrt_rtx"))  # Read at its import.
     with tempfile.TemporaryDirectory(prefix="onnx-attn-") as folder:
         fused, sites = options.fused, ""
         if fused is None:
@@ -100,7 +101,7 @@ def _options(arguments: Sequence[str]) -> Any:
     parser.add_argument("original", metavar="ORIGINAL", type=Path)
     parser.add_argument("fused", metavar="FUSED", type=Path, nargs="?", help="left out: ORIGINAL is fused first")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="keep the model that was fused first")
-    parser.add_argument("--shapes", metavar="NAME:1x3x224x224", nargs="+", action="extend", default=[])
+    parser.add_argument("--shapes", metavar="NAME:1x3x224x224", action="append", default=[])
     parser.add_argument("--inputs", metavar="X.npz", type=Path, help="values for every input")
     parser.add_argument(
         "--save-inputs", metavar="F.json", type=Path, help="keep the inputs, for polygraphy's --load-inputs"
@@ -110,7 +111,7 @@ def _options(arguments: Sequence[str]) -> Any:
     parser.add_argument("--rtol", metavar="R", type=float, help="largest max|a−b| / max|a|; by default by the type")
     parser.add_argument("--atol", metavar="A", type=float, default=0.0, help="largest max|a−b| that passes anyhow")
     parser.add_argument(
-        "--runner", choices=["onnxrt", *RUNNERS], action="append", default=[], help="beside ONNX Runtime"
+        "--runner", choices=["onnxrt", *RUNNERS], action="append", default=[], help="default: all that can run here"
     )
     options = parser.parse_args(arguments)
     if options.fused is not None and options.output is not None:
@@ -140,16 +141,26 @@ def _runs(options: Any, fused: Path, cases: list[Values], folder: Path) -> dict[
         OnnxrtRunner(SessionFromOnnx(str(path), graph_optimization_level=off), name=str(path)) for path in models
     ]
     found = {f"ONNX Runtime {ort.__version__}, CPU": runners}
-    for runner in dict.fromkeys(name for name in options.runner if name in RUNNERS):
-        toolkit, sm = RUNNERS[runner], gpu()
-        if toolkit not in toolkits() or sm is None:
-            lack = f"{toolkit} is not installed" if toolkit not in toolkits() else "this machine has no CUDA GPU"
-            print(f"not run with {toolkit}: {lack}")
-            continue
+    toolkit, sm = _tensorrt(options), gpu()
+    if toolkit is not None and sm is not None:
         found[toolkit] = [
             _engine_runner(path, toolkit, sm, cases, folder / f"{n}.engine") for n, path in enumerate(models)
         ]
     return found
+
+
+def _tensorrt(options: Any) -> str | None:
+    """The TensorRT that runs beside ONNX Runtime: the one that was asked for, else the first that can run here.
+
+    Raises OnnxAttnError where what was asked for cannot: a comparison that was not made must not look like one that was.
+    """
+    asked = [RUNNERS[name] for name in options.runner if name in RUNNERS]
+    for toolkit in asked:
+        if toolkit not in toolkits() or gpu() is None:
+            lack = f"{toolkit} is not installed" if toolkit not in toolkits() else "this machine has no CUDA GPU"
+            raise OnnxAttnError(f"--runner: {lack}; leave it out to compare in ONNX Runtime alone")
+    usable = toolkits() if gpu() is not None and not options.runner else []
+    return next(iter([*asked, *usable]), None)
 
 
 def _engine_runner(path: Path, toolkit: str, sm: int, cases: list[Values], engine: Path) -> Any:
@@ -231,12 +242,13 @@ def _by_hand(options: Any, shapes: Profile, found: list[dict[str, Found]], rtol:
     if options.save_inputs is None:
         given = {"--inputs": options.inputs, "--seed": options.seed, "--iterations": options.iterations}
         words = [str(word) for item in given.items() if item[1] not in (None, 1) for word in item]
-        words += ["--shapes", *options.shapes] if options.shapes else []
+        words += [word for shape in options.shapes for word in ("--shapes", shape)]
         lines.append(line("python", Path(__file__), original, fused, *words, "--save-inputs", inputs))
     bounds = {name: max(options.atol, *(rtol * case[name].largest for case in found)) for name in found[0]}
     lines += polygraphy_comparison(original, fused, inputs, bounds)
     usual = trtexec_shapes(at_usual(shapes))
-    return [*lines, *(line("trtexec", f"--onnx={path}", "--stronglyTyped", *usual) for path in (original, fused))]
+    timed = [line("trtexec", f"--onnx={path}", "--stronglyTyped", *usual) for path in (original, fused)]
+    return [*lines, "# how long each takes, with trtexec of NVIDIA's TensorRT, on a GPU:", *timed]
 
 
 if __name__ == "__main__":

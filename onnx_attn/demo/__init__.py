@@ -20,18 +20,18 @@ MODEL = "vit_b_16_tiny.onnx"
 
 
 def run_demo(console: Console) -> None:
-    """Fuse the model into a folder of its own, show the report, and what a viewer sees before and after."""
-    folder = Path(tempfile.mkdtemp(prefix="onnx-attn-demo-"))
-    output = folder / "fused.onnx"
-    with resources.as_file(resources.files(__package__) / MODEL) as path:
-        console.print(f"$ onnx-attn fuse {escape(path.name)} -o {escape(str(output))}\n")
+    """Fuse the model in a passing folder, show the report, and what a viewer sees before and after."""
+    source = resources.files(__package__) / MODEL
+    with tempfile.TemporaryDirectory(prefix="onnx-attn-demo-") as folder, resources.as_file(source) as path:
+        output = Path(folder, "fused.onnx")
+        console.print(f"$ onnx-attn fuse {escape(path.name)} -o {output.name}\n")
         report = fuse(path, output).report
-        before = onnx.load(str(path))
-    show_fusion(report, str(output), console)
-    after = onnx.load(str(output))
+        before, after = onnx.load(str(path)), onnx.load(str(output))
+    show_fusion(report, output.name, console)
     console.print("\nwhat a viewer shows")
     console.print(f"  before  {_histogram(before)}")
     console.print(f"  after   {_histogram(after)}")
+    console.print("\nnext: onnx-attn fuse on a model of yours, and onnx-attn land to see the kernels that it reaches")
 
 
 def _histogram(model: onnx.ModelProto) -> str:

@@ -45,7 +45,8 @@ def choose_toolkit(asked: str | None = None) -> str:
     if not found or (asked is not None and asked not in found):
         missing = [name for name in ("tensorrt_rtx", "polygraphy") if util.find_spec(name) is None]
         raise OnnxAttnError(
-            f"{' and '.join(missing)} not installed; install the extra: pip install 'onnx-attn[tensorrt]'"
+            f"{' and '.join(missing)} not installed; install the extra: pip install 'onnx-attn[tensorrt]', "
+            f"in a clone '.[tensorrt]'"
         )
     return asked or found[0]
 

@@ -113,4 +113,6 @@ def _written(dims: Iterable[onnx.TensorShapeProto.Dimension]) -> str:
 
 def _example(value: onnx.ValueInfoProto) -> str:
     dims = value.type.tensor_type.shape.dim
-    return f"{value.name}:" + "x".join(str(dim.dim_value) if dim.HasField("dim_value") else "1" for dim in dims)
+    return f"{value.name}:" + "x".join(
+        str(dim.dim_value) if dim.HasField("dim_value") else f"<{dim.dim_param or 'size'}>" for dim in dims
+    )

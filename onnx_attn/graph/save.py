@@ -11,9 +11,13 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import EncodeError
+from onnx.external_data_helper import set_external_data
 
 from onnx_attn.errors import OutputError, one_line
 from onnx_attn.graph.load import PROTOBUF_LIMIT
+
+SMALLEST_EXTERNAL = 1024
+"""Bytes from which on a weight goes to the data file, where there is one: as onnx has it."""
 
 
 def check_output(output: Path, model: Path | None) -> None:
@@ -66,11 +70,8 @@ def write(model: onnx.ModelProto, path: Path, external: bool) -> None:
     external = external or model.ByteSize() > PROTOBUF_LIMIT
     try:
         if external:
-            onnx.save_model(
-                model, str(path), save_as_external_data=True, location=data_path(path).name, size_threshold=1024
-            )
-        else:
-            onnx.save_model(model, str(path))
+            _mark_external(model, data_path(path).name)
+        onnx.save_model(model, str(path))
     except (OSError, ValueError, EncodeError) as error:
         raise OutputError(f"{path.name}: cannot be written ({one_line(error)})") from error
     mask = os.umask(0)
@@ -78,6 +79,17 @@ def write(model: onnx.ModelProto, path: Path, external: bool) -> None:
     for file in path.parent.iterdir():
         if file.is_file():
             os.chmod(file, 0o666 & ~mask)  # onnx makes data files that only their owner can read.
+
+
+def _mark_external(model: onnx.ModelProto, location: str) -> None:
+    """Say that the larger weights go to a data file, which saving then writes.
+
+    Chosen against `save_model(…, save_as_external_data=True)`: onnx 1.23 looks for the data file in the current folder, and
+    refuses to write one that is there, wherever the model itself goes.
+    """
+    for tensor in model.graph.initializer:
+        if tensor.HasField("raw_data") and len(tensor.raw_data) >= SMALLEST_EXTERNAL:
+            set_external_data(tensor, location)
 
 
 def commit(staged_path: Path, output: Path) -> None:

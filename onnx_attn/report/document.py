@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from onnx_attn.fusion import Fusion
 from onnx_attn.graph.view import GraphView
@@ -161,7 +164,9 @@ def _difference(found: Difference) -> dict[str, float]:
     return {"max_abs": found.max_abs, "max_rel": found.max_rel}
 
 
-def verification(first: str, second: str, found: WholeProof) -> dict[str, Any]:
+def verification(
+    first: str, second: str, found: WholeProof, cases: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, Any]:
     """The report of `verify`."""
     return {
         "a": first,
@@ -171,5 +176,9 @@ def verification(first: str, second: str, found: WholeProof) -> dict[str, Any]:
         "cases": found.cases,
         "rtol": found.rtol,
         "atol": found.atol,
-        "outputs": [{"name": name, **_difference(each), "agrees": each.agrees} for name, each in found.outputs.items()],
+        "shapes": [{name: list(value.shape) for name, value in case.items()} for case in cases],
+        "outputs": [
+            {"name": name, **_difference(each), "agrees": each.agrees, "ok": name not in found.failing}
+            for name, each in found.outputs.items()
+        ],
     }

@@ -41,18 +41,20 @@ def _shapes(report: Report) -> str:
 _ROWS = (
     ("sites on attention kernels", lambda report: f"{report['landed']} of {report['sites']}", "landed", 1),
     ("kernels", lambda report: _text(report["kernels"], "d"), "kernels", -1),
-    ("MB moved a run", lambda report: _text(_megabytes(report), ".1f"), "moved_bytes", -1),
+    ("MB moved a run", lambda report: _text(_megabytes(report), ".4g"), "moved_bytes", -1),
 )
 """Figure, how it is written, its key, and whether more is better."""
 
 
 def _figures(report: Report) -> Table:
     before = report["baseline"]
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, show_header=before is not None)
     for column in ("", *(("before", "after", "change") if before else ("",))):
         table.add_column(column, justify="left" if not column else "right")
     for name, text, key, better in _ROWS:
-        cells = [text(before), text(report), _change(before[key], report[key], better)] if before else [text(report)]
+        cells = (
+            [text(before), text(report), _change(key, before[key], report[key], better)] if before else [text(report)]
+        )
         table.add_row(name, *cells)
     return table
 
@@ -65,13 +67,13 @@ def _text(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _change(before: int | None, after: int | None, better: int) -> str:
+def _change(key: str, before: int | None, after: int | None, better: int) -> str:
     if before is None or after is None or before == after:
         return ""
     colour = "green" if (after - before) * better > 0 else "red"
-    share = f" ({(after - before) / before:+.0%})" if before else ""
-    figure = f"{after - before:+d}" if abs(after - before) < 1e4 else f"{(after - before) / 1e6:+.1f}"
-    return f"[{colour}]{figure}{share}[/]"
+    figure = f"{(after - before) / 1e6:+.3g}" if key == "moved_bytes" else f"{after - before:+d}"
+    share = (after - before) / before if before else 0.0
+    return f"[{colour}]{figure}{f' ({share:+.0%})' if abs(share) >= 0.005 else ''}[/]"
 
 
 def _show_kernels(report: Report, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from onnx_attn.engine.kernels import Engine
@@ -25,9 +26,9 @@ def why_not(landing: Landing, found: Landed) -> tuple[str | None, str | None]:
     engine, site = found.engine, landing.candidate
     words = _compilers_words(landing, engine) if engine.built else f"does not build: {headline(engine.errors)}"
     row = _row(found, site)
-    if row is not None:
+    if row is not None and (engine.built or row.outcome == "rejected"):
         return f"{row.reason} ({words})", row.remedy
-    if isinstance(site, Verdict):
+    if isinstance(site, Verdict) and engine.built:
         return f"{site.reason} ({words})", site.remedy
     return words, None
 
@@ -43,7 +44,7 @@ def _target(engine: Engine) -> Target:
     return parse_target("tensorrt", "rtx" if engine.compiler.startswith("tensorrt_rtx") else None)
 
 
-def headline(errors: tuple[str, ...]) -> str:
+def headline(errors: Sequence[str]) -> str:
     """The compiler's first error without the place in its own source: what a line of a table has room for."""
     if not errors:
         return "the compiler gave no reason"

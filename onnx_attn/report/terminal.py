@@ -27,7 +27,8 @@ def show_inspection(report: Report, console: Console) -> None:
 
 
 def show_fusion(report: Report, output: str, console: Console) -> None:
-    already = "already " if report["nodes_after"] == report["nodes_before"] and not _certificates(report) else ""
+    untouched = report["nodes_after"] == report["nodes_before"] and not _certificates(report)
+    already = "already " if untouched and report["fused"] else ""
     done = f", {report['fused']} {already}fused" if report["sites"] else ""
     _show_head(report, console, done)
     _show_sites(report, console)
@@ -46,7 +47,7 @@ def show_fusion(report: Report, output: str, console: Console) -> None:
 
 def show_verification(report: Report, console: Console) -> None:
     table = Table(box=None, pad_edge=False)
-    for column in ("output", "max_abs", "max_rel", "NaN and ±inf"):
+    for column in ("output", "max_abs", "max_rel", "NaN and ±inf", ""):
         table.add_column(column)
     for output in report["outputs"]:
         table.add_row(
@@ -54,8 +55,12 @@ def show_verification(report: Report, console: Console) -> None:
             f"{output['max_abs']:.1e}",
             f"{output['max_rel']:.1e}",
             "agree" if output["agrees"] else "[bold red]differ[/]",
+            "" if output["ok"] else "[bold red]DIFFERS[/]",
         )
     console.print(table)
+    for shapes in report["shapes"]:
+        inputs = (f"{escape(name)} {'×'.join(map(str, shape))}" for name, shape in shapes.items())
+        console.print(f"inputs  {', '.join(inputs)}")
     verdict = "[green]the same[/]" if report["ok"] else "[bold red]different[/]"
     console.print(
         f"{verdict}: {_count(report['cases'], 'case')}, max_rel {report['max_rel']:.1e}, allowed {report['rtol']:.0e}"
@@ -123,12 +128,20 @@ def _row(site: Report) -> tuple[str, ...]:
 
 
 def _show_left_alone(report: Report, console: Console) -> None:
+    """Refusals of one code on one line, with the first node that blocks; then what is no attention."""
+    groups: dict[tuple[str, str | None], list[Report]] = {}
     for candidate in report["candidates"]:
         if candidate["status"] == "refused":
-            console.print(f"[yellow]{candidate['id']} refused[/] {candidate['code']} at {escape(candidate['node'])}")
-            console.print(f"        {escape(candidate['reason'])}")
-            if candidate["remedy"]:
-                console.print(f"        → {escape(candidate['remedy'])}")
+            groups.setdefault((candidate["code"], candidate["remedy"]), []).append(candidate)
+    for (code, remedy), members in groups.items():
+        first = members[0]
+        more = f" and {len(members) - 1} more" if len(members) > 1 else ""
+        console.print(f"[yellow]{first['id']}{more} refused[/] {code} at {escape(first['node'])}")
+        console.print(f"        {escape(first['reason'])}")
+        if remedy:
+            console.print(f"        → {escape(remedy)}")
+    if groups and report["target"] == "tensorrt":
+        console.print("[dim]what is left as it is may land all the same: onnx-attn land tells[/]")
     others = Counter(c["code"] for c in report["candidates"] if c["status"] == "not_attention")
     for code, count in others.items():
         console.print(f"[dim]{count} × not attention: {code}[/]")

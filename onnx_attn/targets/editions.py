@@ -61,6 +61,10 @@ def parse_target(name: str, version: str | None = None) -> Target:
         return Target(name, _DEFAULT_TENSORRT, RUNTIMES[name])
     if version == "rtx":
         return Target(name, version, (RTX,))
+    if not isinstance(version, str):
+        raise UsageError(
+            f"target version {version!r} is no text; give it as '10.13' (as a number 10.1 and 10.10 are the same)"
+        )
     match = re.fullmatch(r"([0-9]{1,2})(?:\.([0-9]{1,3}))?(?:\.[0-9.]+)?", version)
     key = (int(match[1]), int(match[2] or 0)) if match else (0, 0)
     if not _OLDEST <= key < _UNKNOWN:
