@@ -162,11 +162,12 @@ def land(
         raise UsageError("layer_info describes one engine; land the baseline by itself")
     if sm is not None and not isinstance(sm, int):
         raise UsageError(f"sm {sm!r} is no whole number; give the compute capability times ten, as 89")
+    if not timeout > 0:
+        raise UsageError("timeout is in seconds; give a number above 0")
     options = LandOptions(sm, _profile(shapes or {}), compiler, timeout, Path(layer_info) if layer_info else None)
     found = [
         land_model(_own(entry), Path(entry) if isinstance(entry, str | PathLike) else None, options)
-        for entry in (model, baseline)
-        if entry is not None
+        for entry in ([model] if baseline is None else [model, baseline])
     ]
     report = landing_report(*found)
     if expect_all:
@@ -193,6 +194,8 @@ def _profile(shapes: Mapping[str, Shape | Sequence[Shape]]) -> Profile:
         raise UsageError("shapes is a dict: the name of an input, and its shape or shapes")
     every: dict[str, list[Sequence[int]]] = {}
     for name, given in shapes.items():
+        if not isinstance(given, Sequence):
+            raise UsageError(f"shapes: {given!r} is no shape of '{name}'; give one, such as (1, 128), or several")
         single = all(isinstance(size, int | np.integer) for size in given)
         every[name] = [given] if single else list(given)  # type: ignore[list-item, arg-type]
     return {name: as_range(name, given) for name, given in every.items()}

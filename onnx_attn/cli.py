@@ -194,7 +194,7 @@ def _check_json(path: str | None, *taken: Path) -> None:
     try:
         if place.is_dir() or not place.parent.is_dir():
             raise OutputError(f"{path}: the report cannot be written there; name a file in a folder that exists")
-        if place.exists() and place.read_bytes()[:1] not in (b"", b"{"):
+        if place.is_file() and place.open("rb").read(1) not in (b"", b"{"):
             raise UsageError(f"--json {path}: holds something that is no report and would be lost; choose another name")
     except OSError as error:
         raise OutputError(f"{path}: the report cannot be written there ({one_line(error)})") from error

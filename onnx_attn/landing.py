@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnx_attn.engine.compile import choose_toolkit, compile_model
@@ -93,8 +93,8 @@ def land_model(loaded: Loaded, path: Path | None, options: Options) -> Landed:
 def read_layer_info(path: Path, sm: int) -> Engine:
     """The engine that TensorRT's inspector, or trtexec, described in a JSON file. Raises InputError."""
     try:
-        kernels = parse_inspector(json.loads(path.read_text(encoding="utf-8", errors="replace")))
-    except (OSError, ValueError) as error:
+        kernels = parse_inspector(json.loads(path.read_text(encoding="utf-8-sig", errors="replace")))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: cannot be read as layer information ({one_line(error)}); write it with trtexec --exportLayerInfo"
         ) from error
@@ -126,7 +126,10 @@ def _compile(loaded: Loaded, path: Path | None, profile: Profile, options: Optio
         engine = build(profile)
         if not engine.built or is_fixed(profile):
             return engine, engine.moved_bytes if engine.built else None
-        return engine, build(at_usual(profile)).moved_bytes
+        usual = build(at_usual(profile))
+        if usual.built:
+            return engine, usual.moved_bytes
+        return replace(engine, errors=(*engine.errors, *usual.errors)), None
 
 
 def _written(loaded: Loaded, path: Path) -> Path:

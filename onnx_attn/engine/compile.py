@@ -86,7 +86,7 @@ def _ask(request: Path, answer: Path, timeout: float) -> str | None:
 
 def _engine(name: str, sm: int, told: dict[str, Any]) -> Engine:
     kernels: tuple[Kernel, ...] = ()
-    errors = tuple(told["errors"])
+    errors, unread = tuple(told["errors"]), None
     try:
         if told.get("inspector") is not None:
             kernels = parse_inspector(told["inspector"])
@@ -94,8 +94,9 @@ def _engine(name: str, sm: int, told: dict[str, Any]) -> Engine:
             for message in told["layers"] if told["built"] else ():
                 kernels += parse_layers(message)
     except ValueError as error:
-        kernels, errors = (), (*errors, f"the log of {name} cannot be read: {error}")
-    return Engine(name, told.get("sm", sm), told["built"], kernels, errors, frozenset(told["pattern"]))
+        unread = f"the report of {name} cannot be read: {error}"
+        kernels, errors = (), (*errors, unread)
+    return Engine(name, told.get("sm", sm), told["built"], kernels, errors, frozenset(told["pattern"]), unread)
 
 
 def _keep(draft: Path, engine: Path) -> None:

@@ -33,6 +33,13 @@ def parse_inspector(document: Any) -> tuple[Kernel, ...]:
 
     Raises ValueError for what is no such JSON, or where it holds names alone.
     """
+    try:
+        return _parse(document)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"not the layers of an engine ({error})") from error
+
+
+def _parse(document: Any) -> tuple[Kernel, ...]:
     layers = document.get("Layers") if isinstance(document, dict) else document
     if not isinstance(layers, list):
         raise ValueError("no list of layers in it; export it with trtexec --exportLayerInfo")

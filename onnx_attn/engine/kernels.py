@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
-ATTENTION_MARK = "_mha"
-"""Part of the name of every multi-head-attention kernel: `_gemm_mha_v2`, `_gemm_mha_v1`, `_gemv_mha_v1`."""
+ATTENTION = re.compile(r"_*(mye\d+)?_?gem[mv]_mha")
+"""How the name, or the tactic, of every multi-head-attention kernel begins: `_gemm_mha_v2`, `_gemm_mha_v1`, `_gemv_mha_v1`."""
+GENERATED = "kgen"
+"""The type of generated kernels, these among them; others are called after ONNX nodes, in whose names anything may stand."""
 
 EVENTS = frozenset({"wait", "signal", "jmp", "cjmp"})
 """Layer types that compute nothing: events of a stream, jumps of an If. (`shape_call`, `copy` and `memset` count.)"""
@@ -63,7 +66,8 @@ class Kernel:
     @property
     def is_attention(self) -> bool:
         """Whether this is one of the compiler's multi-head-attention kernels."""
-        return ATTENTION_MARK in self.name or ATTENTION_MARK in self.tactic
+        generated = self.layer_type == GENERATED and "_mha" in self.name
+        return generated or any(ATTENTION.match(text) for text in (self.name, self.tactic))
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
@@ -85,7 +89,8 @@ class Engine:
     """What the compiler made of a model, or why it made nothing (`built` is False, `errors` says it).
 
     compiler: name and version. sm: the compute capability times ten (89 is 8.9). pattern: nodes that the compiler said it
-    took for attention, by their inner names, whether or not it had a kernel for them.
+    took for attention, by their inner names, whether or not it had a kernel for them. unread: what in the compiler's report
+    could not be read, so that nothing is known of the kernels.
     """
 
     compiler: str
@@ -94,6 +99,7 @@ class Engine:
     kernels: tuple[Kernel, ...]
     errors: tuple[str, ...]
     pattern: frozenset[str] = frozenset()
+    unread: str | None = None
 
     @property
     def moved_bytes(self) -> int | None:
@@ -101,6 +107,8 @@ class Engine:
 
         None where one of them has no size: a sum over what is left would mean nothing.
         """
+        if self.unread:
+            return None
         sizes = [tensor.size for kernel in self.kernels for tensor in kernel.tensors]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else None

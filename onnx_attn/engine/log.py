@@ -17,10 +17,16 @@ PATTERN = re.compile(r"Found (?P<node>.+) to be part of self-attention pattern\.
 
 _LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<layer_type>\w+), Inputs: \[(?P<inputs>.*?)\]"
-    r"(?:, Constants: \[(?P<constants>.*?)\])?, Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?)"
-    r", StreamId: -?\d+(?:, Metadata:\s*(?P<metadata>.*))?$"
+    r"(?:, Constants: \[(?P<constants>.*?)\])?, Outputs: \[(?P<outputs>.*?)\]"
+    r"(?=, (?:TacticName|ParameterType|StreamId|Metadata): |$)(?P<rest>.*)$",
+    re.DOTALL,
 )
-_TENSOR = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<dims>[-\d,\s]*)\].*?, Datatype: (?P<datatype>\w+)")
+_TACTIC = re.compile(r", TacticName: (.*?)(?=, StreamId: |$)", re.DOTALL)
+_METADATA = re.compile(r", Metadata:\s*(.*)$", re.DOTALL)
+"""Not every layer has these: what moves a shape between host and device (`ShapeHostToDevice`) has no tactic."""
+_TENSOR = re.compile(
+    r"\{ Name: (?P<name>.*?)(?:, Location: \w+)?, Dimensions: \[(?P<dims>[-\d,\s]*)\].*?, Datatype: (?P<datatype>\w+)"
+)
 _EVENT = re.compile(rf"Name: .*?, LayerType: (?:{'|'.join(sorted(EVENTS))})\b")
 _LAYER = "[ONNX Layer: "
 _BETWEEN = re.compile(rf"\][\x1e\x1f]?{re.escape(_LAYER)}")
@@ -33,16 +39,22 @@ def parse_layers(text: str) -> tuple[Kernel, ...]:
     ValueError for a line of another form, rather than count too few.
     """
     kernels = []
-    for line in text.partition(HEADING)[2].strip().split("\n\n")[0].split("\n"):
+    for line in re.split(r"\n(?=\s*Name: )", text.partition(HEADING)[2].strip().split("\n\n")[0]):
         if not line.strip() or _EVENT.match(line.strip()):
             continue
         found = _LINE.match(line.strip())
         if found is None:
             raise ValueError(f"not a line about a kernel: {line[:120]!r}")
         inputs, outputs, constants = (tuple(_tensors(found[part])) for part in ("inputs", "outputs", "constants"))
-        nodes = onnx_layers(found["metadata"])
-        kernels.append(Kernel(found["name"], found["layer_type"], inputs, outputs, nodes, constants, found["tactic"]))
+        nodes = onnx_layers(_first(_METADATA, found["rest"]))
+        tactic = _first(_TACTIC, found["rest"])
+        kernels.append(Kernel(found["name"], found["layer_type"], inputs, outputs, nodes, constants, tactic))
     return tuple(kernels)
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.search(text)
+    return found[1] if found is not None else ""
 
 
 def onnx_layers(metadata: str | None) -> tuple[str, ...]:

@@ -39,7 +39,9 @@ def read_shapes(texts: Iterable[str]) -> dict[str, Range]:
 
 def as_range(name: str, shapes: Sequence[Sequence[int]]) -> Range:
     """One, two or three shapes as smallest, usual, largest. Raises UsageError where they are none."""
-    every = [tuple(shape) for shape in shapes]
+    every = [tuple(shape) if isinstance(shape, Sequence) else (None,) for shape in shapes]
+    if not all(isinstance(size, int) and size >= 0 for shape in every for size in shape):
+        raise UsageError(f"--shapes: a shape of input '{name}' is no list of whole numbers; give one, such as (1, 128)")
     if not 1 <= len(every) <= 3 or len({len(shape) for shape in every}) != 1:
         raise UsageError(
             f"--shapes: give input '{name}' one, two or three shapes of one rank: smallest, usual, largest"

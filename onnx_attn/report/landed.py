@@ -17,6 +17,7 @@ def landing_report(found: Landed, baseline: Landed | None = None) -> dict[str, A
 
 def _document(found: Landed) -> dict[str, Any]:
     engine = found.engine
+    known = engine.built and not engine.unread
     return {
         "model": found.name,
         "compiler": engine.compiler,
@@ -25,8 +26,8 @@ def _document(found: Landed) -> dict[str, Any]:
         "built": engine.built,
         "sites": len(found.landings),
         "landed": found.landed,
-        "kernels": len(engine.kernels) if engine.built else None,
-        "attention_kernels": len(engine.attention_kernels) if engine.built else None,
+        "kernels": len(engine.kernels) if known else None,
+        "attention_kernels": len(engine.attention_kernels) if known else None,
         "moved_bytes": found.moved_bytes,
         "per_site": [_site(landing, found) for landing in found.landings],
         "errors": list(engine.errors),
