@@ -166,3 +166,12 @@ def test_external_data_is_followed_where_names_have_to_change(tmp_path: Path) ->
     report = json_of("land", tmp_path / "m.onnx")
     assert (report["built"], report["sites"], report["landed"]) == (True, 2, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.data", "m.onnx"]
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/dev/stdout"])
+def test_a_report_may_go_to_a_device(place: str) -> None:
+    """Which cannot be read to see whether it holds something else."""
+    run = subprocess.run(
+        [sys.executable, "-m", "onnx_attn", "land", str(SMALLEST), "--json", place], capture_output=True, timeout=100
+    )
+    assert run.returncode == 0, run.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,18 @@ def test_the_tactic_tells_an_attention_kernel_too() -> None:
     assert parse_inspector(layers)[2].is_attention
 
 
+ODD = [
+    {"Name": "a", key: odd} for key in ("LayerType", "Inputs", "Metadata", "TacticName") for odd in ([1], {"a": 1}, 3)
+]
+
+
+@pytest.mark.parametrize("layer", ODD, ids=str)
+def test_fields_of_another_type_are_refused_or_read_over(layer: dict[str, Any]) -> None:
+    """Never anything but an answer or a ValueError."""
+    with contextlib.suppress(ValueError):
+        assert len(parse_inspector([layer])) == 1
+
+
 @pytest.mark.parametrize("broken", [{}, {"Layers": None}, {"Layers": [{}]}, {"Layers": [3]}, 3, None])
 def test_what_is_no_layer_information_is_refused(broken: Any) -> None:
     with pytest.raises(ValueError, match=r"layer"):
@@ -101,7 +114,15 @@ def test_land_reads_a_file_of_layers_in_place_of_a_compiler() -> None:
     assert report["compiler"] == "layer information synthetic_10.json"
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", json.dumps({"Layers": ["a"]})])
+def test_layers_of_another_model_are_refused(tmp_path: Path) -> None:
+    model = attention_model()
+    for node in model.graph.node:
+        node.name = f"other/{node.name}"
+    with pytest.raises(onnx_attn.InputError, match="of an engine built from this very model"):
+        onnx_attn.land(model, layer_info=ENGINES / "synthetic_10.json")
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "[" * 100000, json.dumps({"Layers": ["a"]})])
 def test_a_file_of_layers_that_cannot_be_read_is_one_clear_line(content: str, tmp_path: Path) -> None:
     import onnx
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import pytest
 from checks import same_bytes
 from onnx import TensorProto, helper
 from support import EXPORTS
+from target_cases import model_of
 
 import onnx_attn
+from onnx_attn.engine import compile as compiling
 from onnx_attn.engine import names
 from onnx_attn.engine.names import make_readable
+from onnx_attn.targets.facts import PLAIN
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -226,6 +230,14 @@ def test_a_dynamic_model_is_compiled_for_the_shapes_that_are_given() -> None:
     ranged = onnx_attn.land(PADDED, shapes={"input_ids": [(1, 16), (2, 16), (8, 16)]})
     assert ranged["built"] and ranged["shapes"]["attention_mask"] == [[1, 16], [2, 16], [8, 16]]
     assert ranged["moved_bytes"] == once["moved_bytes"]
+    assert ranged["kernels"] >= once["kernels"] > 20
+
+
+def test_an_engine_for_ranges_holds_layers_of_another_form_and_is_read_all_the_same() -> None:
+    report = onnx_attn.land(PADDED, shapes={"input_ids": [(1, 1), (8, 8)]})
+    assert (report["built"], report["errors"]) == (True, [])
+    assert "ShapeHostToDevice" in {layer["type"] for layer in report["layers"]}
+    assert report["kernels"] > 20 and all(entry["kernel"] for entry in report["per_site"])
 
 
 @pytest.mark.parametrize("sm", [75, 80, 86, 89, 120, 121])
@@ -237,3 +249,107 @@ def test_every_target_of_the_compiler_can_be_asked_for(sm: int) -> None:
 def test_bytes_and_kernels_are_the_same_run_after_run() -> None:
     first, second = onnx_attn.land(VIT), onnx_attn.land(VIT)
     assert {**first, "seconds": None} == {**second, "seconds": None}
+
+
+def test_an_attention_kernel_is_not_told_by_what_nodes_are_called() -> None:
+    report = onnx_attn.land(model(site("q", "o", "/layer0/self_mha/"), element=TensorProto.FLOAT))
+    assert (report["built"], report["landed"], report["attention_kernels"]) == (True, 0, 0)
+
+
+def test_a_site_in_a_loop_is_told_from_one_of_the_same_name_outside() -> None:
+    """The compiler does not write that a node lies in a Loop."""
+    state = [value("state"), value("next")]
+    flags = [value(name, TensorProto.BOOL, []) for name in ("going", "still")]
+    nodes = [*site("state", "next"), helper.make_node("Identity", ["going"], ["still"], "keep")]
+    body = helper.make_graph(
+        nodes, "body", [value("i", TensorProto.INT64, []), flags[0], state[0]], [flags[1], state[1]]
+    )
+    loop = [
+        helper.make_node("Constant", [], ["count"], "count", value_int=3),
+        helper.make_node("Cast", ["count"], ["yes"], "yes", to=TensorProto.BOOL),
+        helper.make_node("Loop", ["count", "yes", "q"], ["x"], "loop", body=body),
+        helper.make_node("Cast", ["x"], ["wide"], "widen", to=TensorProto.FLOAT),
+        *(helper.make_node("Cast", [name], [f"{name}_wide"], f"wide_{name}", to=TensorProto.FLOAT) for name in "kv"),
+        *site("wide", "y", key="k_wide", val="v_wide"),
+        helper.make_node("Cast", ["y"], ["o"], "narrow", to=TensorProto.FLOAT16),
+    ]
+    report = onnx_attn.land(model(loop))
+    assert [(entry["site"], bool(entry["scope"]), entry["landed"]) for entry in report["per_site"]] == [
+        ("softmax", True, True),
+        ("softmax", False, False),
+    ]
+
+
+def test_a_site_in_a_branch_that_is_decided_beforehand_lands() -> None:
+    branches = {
+        "then_branch": helper.make_graph(site("q", "t"), "yes", [], [value("t")]),
+        "else_branch": helper.make_graph([helper.make_node("Neg", ["q"], ["e"])], "no", [], [value("e")]),
+    }
+    true = helper.make_node(
+        "Constant", [], ["flag"], "flag", value=helper.make_tensor("t", TensorProto.BOOL, [], [True])
+    )
+    landed(model([true, helper.make_node("If", ["flag"], ["o"], "choice", **branches)]), 1)
+
+
+def test_equal_calls_of_a_function_share_the_kernel_they_are_merged_into() -> None:
+    inner = helper.make_function("mine", "Sdpa", ["q", "k", "v"], ["o"], site("q", "o"), OPSETS[:1])
+    calls = [helper.make_node("Sdpa", ["q", "k", "v"], [made], made, domain="mine") for made in "xy"]
+    found = landed(model([*calls, helper.make_node("Add", ["x", "y"], ["o"], "add")], [inner]), 2)
+    assert kernels_of(found) == 1
+
+
+def test_sites_that_differ_by_nothing_but_an_identity_are_twins() -> None:
+    nodes = [helper.make_node("Identity", ["q"], ["p"], "same"), *site("q", "x", "a "), *site("p", "y", "b ")]
+    found = landed(model([*nodes, helper.make_node("Add", ["x", "y"], ["o"], "add")]), 2)
+    assert kernels_of(found) == 1
+
+
+def test_a_softmax_over_classes_in_a_function_is_no_site() -> None:
+    nodes = [helper.make_node("Softmax", ["q"], ["o"], "softmax", axis=-1)]
+    inner = helper.make_function("mine", "Classes", ["q"], ["o"], nodes, OPSETS[:1])
+    report = onnx_attn.land(model([helper.make_node("Classes", ["q"], ["o"], "call", domain="mine")], [inner]))
+    assert (report["built"], report["sites"]) == (True, 0)
+
+
+def test_spelled_out_attention_in_a_function_is_a_site() -> None:
+    inner = helper.make_function("mine", "Sdpa", ["q", "k", "v"], ["o"], spelled_out("q", "o"), OPSETS[:1])
+    landed(model([helper.make_node("Sdpa", ["q", "k", "v"], ["o"], "call", domain="mine")], [inner]), 1)
+
+
+def test_attention_kernels_of_what_is_not_read_as_a_site_are_told() -> None:
+    nodes = [
+        helper.make_node("Einsum", ["q", "k"], ["s"], "scores", equation="bhid,bhjd->bhij"),
+        helper.make_node("Softmax", ["s"], ["p"], "softmax", axis=-1),
+        helper.make_node("Einsum", ["p", "v"], ["o"], "values", equation="bhij,bhjd->bhid"),
+    ]
+    report = onnx_attn.land(model(nodes))
+    assert report["sites"] + report["other_attention_kernels"] == report["attention_kernels"] == 1
+
+
+def test_what_lands_and_computes_something_else_is_warned_of() -> None:
+    (entry,) = onnx_attn.land(model_of(replace(PLAIN, scale="negative"), "attention"))["per_site"]
+    assert entry["landed"] and "NaN" in entry["warning"]
+
+
+def test_one_cause_of_several_does_not_promise_what_it_cannot_keep() -> None:
+    (entry,) = onnx_attn.land(model_of(replace(PLAIN, dtype="float32", head_dim=264), "primitives"))["per_site"]
+    assert "float32" in entry["reason"] and "256" in entry["reason"]
+    (entry,) = onnx_attn.land(
+        model_of(replace(PLAIN, dtype="float32", code="scores-changed", softcap=True), "primitives")
+    )["per_site"]
+    assert "Tanh" in entry["reason"] and entry["remedy"] is None
+
+
+def test_a_report_that_cannot_be_read_is_not_zero_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(text: str) -> None:
+        raise ValueError("not a line about a kernel")
+
+    monkeypatch.setattr(compiling, "parse_layers", unreadable)
+    report = onnx_attn.land(model(site("q", "o")))
+    assert [report[key] for key in ("built", "kernels", "moved_bytes", "landed")] == [True, None, None, 0]
+    assert "cannot be read" in report["per_site"][0]["reason"] and "cannot be read" in report["errors"][-1]
+
+
+def test_what_fails_to_parse_is_told_by_the_sentence_that_says_why() -> None:
+    (entry,) = onnx_attn.land(model_of(replace(PLAIN, past=True, presents=True), "attention"))["per_site"]
+    assert "only supports Attention nodes with one output" in entry["reason"]

@@ -6,14 +6,15 @@ contains `_mha`; a spelled-out softmax when its product with V is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import onnx
 
 from onnx_attn.engine.kernels import Engine, Kernel
 from onnx_attn.engine.names import as_written
-from onnx_attn.site import Candidate, Verdict
+from onnx_attn.site import Candidate, Verdict, Written
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,35 @@ def find_landings(model: onnx.ModelProto, candidates: Sequence[Candidate], engin
     """The kernel of every site, in order. `model` is what was compiled, with names that can be told apart (names.py).
 
     Identical sites are merged by the compiler and carry one of the names: a site of which no kernel tells is looked up by
-    those that compute the same from the same values.
+    those that compute the same from the same values, or whose functions are called with the same values.
     """
     sites = [candidate for candidate in candidates if is_site(candidate)]
     kernels = _Index(engine.kernels)
-    found = {id(site): kernels.of(_addresses(site)) for site in sites}
+    found = {id(site): kernels.of(_addresses(_anchor(site), site)) for site in sites}
     lost = [site for site in sites if found[id(site)] is None]
-    twins = _twins(model, [_anchor(site) for site in sites]) if lost else {}
+    twins = _twins(model, {_outermost(site) for site in sites}) if lost else {}
     landings = []
     for site in sites:
         kernel, twin = found[id(site)], None
         if kernel is None:
-            same = [other for other in sites if found[id(other)] and _anchor(other) in twins.get(_anchor(site), ())]
-            if same and not _scope(site):
-                kernel, twin = found[id(same[0])], same[0].name
+            for other in sites:
+                merged = found[id(other)] is not None and _outermost(other) in twins.get(_outermost(site), ())
+                if merged and _inside(other) == _inside(site):
+                    kernel, twin = found[id(other)], other.name
+                    break
         landings.append(Landing(site, kernel, twin))
     return landings
+
+
+def _outermost(site: Candidate) -> str:
+    """The node of the main graph that a site is, or lies beneath."""
+    scope = _scope(site)
+    return scope.split(" | ")[-1].rpartition(" (")[0] if scope else _anchor(site)
+
+
+def _inside(site: Candidate) -> tuple[str, ...]:
+    """The way from that node to the site."""
+    return (_anchor(site), *_scope(site).split(" | ")[:-1]) if _scope(site) else ()
 
 
 class _Index:
@@ -88,25 +102,46 @@ def _scope(site: Candidate) -> str:
     return site.scope if isinstance(site, Verdict) else ""
 
 
-def _addresses(site: Candidate) -> list[str]:
-    scope = f" | {_scope(site)}" if _scope(site) else ""
-    return [name + scope for name in as_written(_anchor(site))]
+_BRANCH = re.compile(r" \((then_branch|else_branch|body)\)$")
+_HOLDER = re.compile(r" \((If|Loop|Scan)\)$")
 
 
-def _twins(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, set[str]]:
+def _addresses(anchor: str, site: Candidate) -> list[str]:
+    """How a report may call a site. The branch is left out where an If is decided when it is compiled, and all that holds a
+    body where that is of Loop or Scan; names are unique without them."""
+    names: tuple[str, ...] = as_written(anchor)
+    if isinstance(site, Written):
+        names = (f"Softmax | {anchor} ({site.node.op})", *names)
+    steps = _scope(site).split(" | ") if _scope(site) else []
+    shorter = [step for step in steps if not _BRANCH.search(step)]
+    ways = dict.fromkeys(map(tuple, (steps, shorter, [step for step in shorter if not _HOLDER.search(step)])))
+    return [" | ".join((name, *way)) for way in ways for name in names]
+
+
+_COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Max", "Min"})
+
+
+def _twins(model: onnx.ModelProto, wanted: Set[str]) -> dict[str, set[str]]:
     """Which of these nodes of the main graph compute the same operator, attributes included, from the same values."""
     numbers: dict[object, int] = {}
     values: dict[str, int] = {}
     groups: dict[int, set[str]] = {}
-    wanted, group_of = set(names), {}
+    group_of: dict[str, int] = {}
 
     def number(key: object) -> int:
         return numbers.setdefault(key, len(numbers))
 
+    def value(name: str) -> int:
+        return values[name] if name in values else number(name)
+
     for node in model.graph.node:
         attributes = tuple(sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute))
-        inputs = tuple(values.get(name, name) for name in node.input)
-        key = number((node.domain, node.op_type, attributes, inputs))
+        if node.op_type == "Identity" and not node.domain:
+            values[node.output[0]] = value(node.input[0])
+            continue
+        inputs = [value(name) for name in node.input]
+        order = sorted(inputs) if node.op_type in _COMMUTATIVE else inputs
+        key = number((node.domain, node.op_type, attributes, tuple(order)))
         for position, name in enumerate(node.output):
             values[name] = number((key, position))
         label = node.name or next((name for name in node.output if name), "")

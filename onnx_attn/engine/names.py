@@ -53,9 +53,12 @@ def as_written(name: str) -> tuple[str, str]:
 
 
 def _scopes(model: onnx.ModelProto) -> Iterator[list[onnx.NodeProto]]:
-    """The nodes of every scope that has names of its own: the main graph, bodies, functions."""
-    stack = [list(model.graph.node), *(list(function.node) for function in model.functions)]
-    while stack:
-        nodes = stack.pop()
+    """The nodes that are told apart by name alone: the main graph with all its bodies, and each function with its own. Of
+    bodies of Loop and Scan, and of an If that is decided when it is compiled, the compiler does not tell the way out."""
+    for start in (model.graph.node, *(function.node for function in model.functions)):
+        nodes, stack = [], [start]
+        while stack:
+            for node in stack.pop():
+                nodes.append(node)
+                stack.extend(graph.node for graph in subgraphs(node))
         yield nodes
-        stack.extend(list(graph.node) for node in nodes for graph in subgraphs(node))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
+from onnx_attn.codes import CODES
 from onnx_attn.domain import DOMAIN, is_attention_function
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.operator import recognize_attention_operator
+from onnx_attn.recognize.probabilities import Product, read_probabilities
 from onnx_attn.recognize.result import Stop
-from onnx_attn.recognize.scopes import nested_nodes
+from onnx_attn.recognize.scopes import Nested, nested_nodes
 from onnx_attn.recognize.softmax import recognize_softmax
-from onnx_attn.recognize.spelled import recognize_spelled
+from onnx_attn.recognize.spelled import is_spelled, recognize_spelled
 from onnx_attn.recognize.written import recognize_written
-from onnx_attn.site import Candidate
+from onnx_attn.site import Candidate, Verdict
 
 STANDARD = ("", "ai.onnx", None)
 SOFTMAXES = ("Softmax", "LogSoftmax")
@@ -30,11 +32,34 @@ def recognize(view: GraphView) -> list[Candidate]:
         if candidate is not None:
             found.append((position, candidate))
     for nested in nested_nodes(view):
-        node, owner = nested.node, nested.owner
-        if node.domain in STANDARD and node.op in (*SOFTMAXES, "Attention"):
-            stop = Stop("nested-graph", owner, nested.place)
-            found.append((view.position(owner), stop.verdict(label(node), nested.scope)))
+        verdict = _in_body(view, nested)
+        if verdict is not None:
+            found.append((view.position(nested.owner), verdict))
     return [candidate for _, candidate in sorted(found, key=lambda pair: pair[0])]
+
+
+def _in_body(view: GraphView, nested: Nested) -> Verdict | None:
+    """A candidate in a body or a function, which is not rewritten; what it is shows in what becomes of its result alone,
+    since shapes and values are known in the main graph only."""
+    node = nested.node
+    stop = Stop("nested-graph", nested.owner, nested.place)
+    if (node.domain in STANDARD and node.op == "Attention") or _is_ready_made(node):
+        return stop.verdict(label(node), nested.scope)
+    if node.domain not in STANDARD or node.op not in (*SOFTMAXES, "Div"):
+        return None
+    if node.op == "Div" and not is_spelled(view, node):
+        return None
+    below = read_probabilities(view, node)
+    if isinstance(below, Stop) and not CODES[below.code].attention:
+        return None if node.op == "Div" else below.verdict(label(node), nested.scope)
+    anchor = label(below.node) if node.op == "Div" and isinstance(below, Product) else ""
+    return stop.verdict(label(node), nested.scope, anchor)
+
+
+def _is_ready_made(node: gs.Node) -> bool:
+    """A call of a function of ours, or an attention operator of ONNX Runtime."""
+    ours = node.domain == DOMAIN and is_attention_function(node.op)
+    return ours or (node.domain == "com.microsoft" and node.op in RUNTIME_OPERATORS)
 
 
 def _candidate(view: GraphView, node: gs.Node) -> Candidate | None:

@@ -28,6 +28,10 @@ def recognize_spelled(view: GraphView, division: gs.Node) -> Verdict | None:
     return stop.verdict(label(division), anchor=label(below.node))
 
 
+def is_spelled(view: GraphView, division: gs.Node) -> bool:
+    return _exponential(view, division) is not None
+
+
 def _exponential(view: GraphView, division: gs.Node) -> gs.Node | None:
     """The Exp that is divided by its own sum."""
     top, bottom = (view.producer(tensor) for tensor in division.inputs[:2])

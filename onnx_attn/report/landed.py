@@ -7,7 +7,7 @@ from typing import Any
 from onnx_attn.engine.kernels import Kernel, TensorInfo
 from onnx_attn.engine.landing import Landing
 from onnx_attn.landing import Landed
-from onnx_attn.report.reasons import why_not
+from onnx_attn.report.reasons import warning, why_not
 
 
 def landing_report(found: Landed, baseline: Landed | None = None) -> dict[str, Any]:
@@ -29,11 +29,18 @@ def _document(found: Landed) -> dict[str, Any]:
         "kernels": len(engine.kernels) if known else None,
         "attention_kernels": len(engine.attention_kernels) if known else None,
         "moved_bytes": found.moved_bytes,
+        "other_attention_kernels": _others(found) if known else None,
         "per_site": [_site(landing, found) for landing in found.landings],
         "errors": list(engine.errors),
         "seconds": {phase: round(seconds, 4) for phase, seconds in found.seconds.items()},
         "layers": [_kernel(kernel, found.labels) for kernel in engine.kernels],
     }
+
+
+def _others(found: Landed) -> int:
+    """Attention kernels that no site is on: attention that was not recognised as such."""
+    reached = {landing.kernel.name for landing in found.landings if landing.kernel is not None}
+    return sum(kernel.name not in reached for kernel in found.engine.attention_kernels)
 
 
 def _site(landing: Landing, found: Landed) -> dict[str, Any]:
@@ -46,6 +53,7 @@ def _site(landing: Landing, found: Landed) -> dict[str, Any]:
         "landed": landing.landed,
         "reason": reason,
         "remedy": remedy,
+        "warning": warning(landing, found),
         "merged_with": found.labels.get(landing.twin, landing.twin) if landing.twin else None,
     }
 

@@ -25,7 +25,10 @@ def show_landing(report: Report, console: Console) -> None:
     console.print(_figures(report))
     if report["built"]:
         _show_kernels(report, console)
+        for error in report["errors"]:
+            console.print(f"[yellow]the compiler says[/] {escape(error)}")
     _show_missing(report, console)
+    _show_warnings(report, console)
 
 
 def _shapes(report: Report) -> str:
@@ -83,6 +86,16 @@ def _show_kernels(report: Report, console: Console) -> None:
     )
     for (family, operands), count in counts.items():
         console.print(f"[green]{count} × {escape(family)}[/] {escape(operands)}")
+
+
+def _show_warnings(report: Report, console: Console) -> None:
+    for site in report["per_site"]:
+        if site["warning"]:
+            console.print(f"[bold red]wrong[/] {escape(site['site'])} {escape(site['warning'])}")
+    if report["other_attention_kernels"]:
+        console.print(
+            f"[yellow]{report['other_attention_kernels']} more attention kernels[/] compute what is not read as a site"
+        )
 
 
 def _family(kernel: str) -> str:

@@ -31,10 +31,15 @@ def rows_for(target: Target, form: str, facts: Facts) -> list[Row]:
     return [row for row in _rows_of(target.editions) if row.matches(form, facts)]
 
 
-def explain(target: Target, form: str, facts: Facts) -> Row | None:
-    """The row that says why a site will not reach an attention kernel, the severest first; None if none is known."""
+def obstacles(target: Target, form: str, facts: Facts) -> list[Row]:
+    """The rows that say why a site will not reach an attention kernel, or not rightly, the severest first."""
     rows = rows_for(target, form, facts)
-    return next((row for outcome in SEVERITY for row in rows if row.outcome == outcome), None)
+    return [row for outcome in SEVERITY for row in rows if row.outcome == outcome]
+
+
+def explain(target: Target, form: str, facts: Facts) -> Row | None:
+    """The severest of them; None if none is known."""
+    return next(iter(obstacles(target, form, facts)), None)
 
 
 def landing(target: Target, form: str, facts: Facts) -> Landing | None:

@@ -81,8 +81,8 @@ def _nested(scope: str) -> str:
     return next((kind for kind in ("If", "Loop", "Scan") if kind in kinds), "function" if scope else "none")
 
 
-def _sign(scale: float) -> str:
-    return "negative" if scale < 0 else "positive"
+def _sign(scale: float | None) -> str | None:
+    return None if scale is None else "negative" if scale < 0 else "positive"
 
 
 def _site(view: GraphView, site: AttentionSite) -> Known:
@@ -155,14 +155,16 @@ def _mask(view: GraphView, mask: gs.Tensor, query: gs.Tensor, key_length: int | 
 
 
 def _operator(view: GraphView, node: gs.Node, visible: bool) -> Known:
-    """The facts of an `Attention` node, whether or not it was read as a site. Shapes are known in the main graph only."""
+    """The facts of an `Attention` node, whether or not it was read as a site. Shapes are known in the main graph only, and
+    attributes of a function in its call only."""
     given = [tensor.name for tensor in node.inputs] + [""] * 7
     made = [bool(tensor.name) for tensor in node.outputs] + [False] * 4
-    attributes = node.attrs
+    attributes = {name: value for name, value in node.attrs.items() if isinstance(value, int | float)}
+    softcap = attributes.get("softcap", None if "softcap" in node.attrs else 0.0)
     known: Known = {
         "causal": bool(attributes.get("is_causal", 0)),
-        "scale": _sign(attributes.get("scale", 1.0)),
-        "softcap": attributes.get("softcap", 0.0) != 0.0,
+        "scale": _sign(attributes.get("scale", None if "scale" in node.attrs else 1.0)),
+        "softcap": None if softcap is None else softcap != 0.0,
         "precision": bool(attributes.get("softmax_precision", 0)),
         "window": any(attributes.get(f"{side}_window_size", -1) >= 0 for side in ("left", "right")),
         "past": bool(given[4] or given[5]),

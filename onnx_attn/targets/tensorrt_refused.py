@@ -106,7 +106,7 @@ REJECTED = (
         "attention-shared-input",
         {"shared": Is(True)},
         "the compiler crashes where two Attention nodes read one model input as Q or K",
-        f"put an Identity with another name between; or {SPELL_OUT}",
+        SPELL_OUT,
         {"shared": True},
     ),
     *(
@@ -217,7 +217,7 @@ WITHOUT_KERNEL = (
     _runs(
         "turned",
         {"turned": Is(True)},
-        "the compiler sees no attention where the softmax runs over the columns of K·Qᵀ, or V stands before the probabilities",
+        "no attention kernel is chosen where the softmax runs over another axis than the last, or V is multiplied from the left",
         "write the block as softmax(Q·Kᵀ)·V with the keys on the last axis",
         {"code": "softmax-axis", "turned": True},
         {"code": "probabilities-changed", "turned": True},
