@@ -187,7 +187,7 @@ class _Case:
         """`softmax(scale·Q·Kᵀ + mask)·V`, changed as the facts' code says."""
         facts = self.facts
         q, k, v = self.operands()
-        if facts.kv_heads != facts.heads:
+        if facts.kv_heads not in (1, facts.heads):  # One head for all is multiplied by broadcasting, as it stands.
             k, v = self.repeated(k, self.h), self.repeated(v, self.w)
         if facts.turned and facts.code != "softmax-axis":
             self.columns(q, k, v)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnx_attn.targets.editions import RTX, TRT_10_0, TRT_10_14, TRT_11
-from onnx_attn.targets.rows import AnyOf, Below, Condition, Example, Is, Outcome, Row, examples
+from onnx_attn.targets.rows import Above, AnyOf, Below, Condition, Example, Is, Outcome, Row, examples
 from onnx_attn.targets.tensorrt import ADDITIVE, ASKED, BOOLEAN, ONE_QUERY, SITE_FORMS, SPELL_OUT, SPELLED, Given
 
 OPERATOR, SPELLED_OUT = ("attention",), ("primitives",)
@@ -197,6 +197,13 @@ WITHOUT_KERNEL = (
                 "the probabilities are multiplied with values of another type than Q and K",
                 "cast the values to the type of Q and K",
                 [{"value_dtype": "other"}],
+            ),
+            (
+                "broadcast-heads",
+                {"kv_heads": Is(1), "heads": Above(1)},
+                "one head of keys for several of queries is multiplied by broadcasting, which no attention kernel does",
+                "repeat K and V for every head with Expand",
+                [{"kv_heads": 1}, {**ONE_QUERY, "kv_heads": 1}],
             ),
             (
                 "one-key",
