@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from onnx_attn.errors import DifferenceError, ExpectationError, UsageError
+from onnx_attn.forms.masks import compute_masks
 from onnx_attn.forms.write import write_site
 from onnx_attn.fusion import Fusion
 from onnx_attn.graph.compose import compose
@@ -140,11 +141,14 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     }
     with fusion.clock("apply"):
         names, cutter = Names(loaded.proto), Cutter(view)
+        written = [decision for decision in plan.decisions if decision.form != "attention"]
+        compute_masks(view, [decision.site for decision in written])
+        reserved = {decision.key for decision in written}
         for decision in plan.decisions:
             if decision.form == "attention":
                 fusion.kept.add(decision.key)
                 continue
-            edit = write_site(view, names, decision.site, decision.form, decision.packing)
+            edit = write_site(view, names, decision.site, decision.form, decision.packing, reserved)
             if decision.form == "primitives" and _stands_already(cutter, decision, edit):
                 fusion.kept.add(decision.key)
             else:

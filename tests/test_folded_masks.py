@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnx_attn
 from onnx_attn.forms import masks
+from onnx_attn.graph import edit
 from onnx_attn.views import folding
 
 LENGTH = 5
@@ -21,10 +22,19 @@ MASK = (1, HEADS, LENGTH, LENGTH)
 
 def relative_bias(net: Net) -> str:
     """A table of relative positions, gathered by an index, as window attention has it; the last node is `bias`."""
-    table = net.const(net.rng.standard_normal((2 * LENGTH - 1, HEADS)), name="table")
+    return relative_bias_of(net, "table")
+
+
+def relative_bias_of(net: Net, name: str) -> str:
+    table = net.const(net.rng.standard_normal((2 * LENGTH - 1, HEADS)), name=name)
     index = net.ints(*[i - j + LENGTH - 1 for i in range(LENGTH) for j in range(LENGTH)])
     spread = net.reshape(net.op("Gather", table, index), LENGTH, LENGTH, HEADS)
-    return net.op("Unsqueeze", net.turn(spread, 2, 0, 1), net.ints(0), name="bias")
+    return net.op(
+        "Transpose",
+        net.op("Unsqueeze", spread, net.ints(0)),
+        perm=[0, 3, 1, 2],
+        name="bias" if name == "table" else f"{name}_bias",
+    )
 
 
 def continuous_bias(net: Net) -> str:
@@ -60,16 +70,17 @@ def fused(model: onnx.ModelProto, sites: int = 1) -> onnx.ModelProto:
 def test_a_computed_bias_becomes_the_number_that_it_is(write: Callable[[Net], str], dtype: type) -> None:
     model = masked(write, dtype)
     after = fused(model)
-    assert {node.op_type for node in after.graph.node} == {"ScaledDotProductAttention_Mask"}
+    made = {node.op_type for node in after.graph.node}
+    assert made == {"ScaledDotProductAttention_Mask", "Identity"}
     assert MASK in weights(after).values()
     assert_same(model, after, rtol=1e-5 if dtype == np.float32 else 2e-3)
 
 
 def test_it_keeps_its_name_and_what_it_was_made_of_goes() -> None:
-    after = fused(masked(relative_bias))
+    after = fused(masked(continuous_bias))
     (name,) = (node.input[3] for node in after.graph.node if node.op_type.startswith("Scaled"))
-    assert weights(after) == {name: MASK}
-    assert name.startswith("Unsqueeze")
+    assert list(weights(after).values()) == [MASK]
+    assert name.startswith("Transpose")
 
 
 def test_sites_that_share_it_share_the_number() -> None:
@@ -205,3 +216,63 @@ def test_a_mask_from_hidden_states_is_not_searched_without_end(monkeypatch: pyte
     monkeypatch.setattr(masks, "MOST_NODES", 8)
     model = masked(deep)
     assert_same(model, fused(model))
+
+
+def test_parts_of_equal_content_are_stored_once() -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    net.const(net.rng.standard_normal((2 * LENGTH - 1, HEADS)), name="shared")
+    for number in range(4):
+        index = net.ints(*[i - j + LENGTH - 1 for i in range(LENGTH) for j in range(LENGTH)])
+        spread = net.reshape(net.op("Gather", "shared", index), 1, LENGTH, LENGTH, HEADS)
+        bias = net.turn(spread, 0, 3, 1, 2)
+        q = net.sdpa(q, kt, v, lambda scores, bias=bias: net.op("Add", net.scaled(scores), bias), name=f"s_{number}")
+    net.output(q)
+    model = net.model()
+    after = fused(model, 4)
+    assert list(weights(after).values()).count(MASK) == 1
+    assert_same(model, after)
+
+
+def test_what_only_repeats_a_weight_is_not_stored_again() -> None:
+    def repeated(net: Net) -> str:
+        bias = net.const(net.rng.standard_normal((1, 1, LENGTH, LENGTH)), name="one_head")
+        return net.op("Expand", net.op("Identity", bias), net.ints(*MASK), name="bias")
+
+    model = masked(repeated)
+    assert weights(stays(model))["one_head"] == (1, 1, LENGTH, LENGTH)
+
+
+def test_the_file_does_not_swell_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edit, "MOST_STORED", 4 * HEADS * LENGTH * LENGTH + 64)
+    net = Net()
+    q, kt, v = heads_in(net)
+    for number in range(3):
+        bias = relative_bias_of(net, f"table_{number}")
+        q = net.sdpa(q, kt, v, lambda scores, bias=bias: net.op("Add", net.scaled(scores), bias), name=f"s_{number}")
+    net.output(q)
+    model = net.model()
+    after = fused(model, 3)
+    assert list(weights(after).values()).count(MASK) == 1
+    assert_same(model, after)
+
+
+def test_a_mask_that_another_site_makes_is_left_to_it() -> None:
+    """An Attention node on weights alone is constant, and a site of its own."""
+    net = Net(23)
+    shape = (1, HEADS, LENGTH, LENGTH)
+    mask = net.op("Attention", *(net.const(net.rng.standard_normal(shape)) for _ in "qkv"), name="inner")
+    given = [net.input(name, 2, HEADS, LENGTH, 24) for name in "qkv"]
+    net.output(net.op("Attention", *given, mask, name="outer"))
+    model = net.model()
+    after = onnx_attn.fuse(model).model
+    onnx.checker.check_model(after, full_check=True)
+    assert_same(model, after)
+
+
+def test_a_table_that_training_changes_stays() -> None:
+    model = masked(relative_bias)
+    binding = model.training_info.add().update_binding.add()
+    binding.key, binding.value = "table", "table_next"
+    after = onnx_attn.fuse(model, verify=False).model
+    assert "bias" in {node.name for node in after.graph.node}

@@ -258,3 +258,7 @@ def test_a_mask_that_a_caller_can_replace_keeps_its_guard() -> None:
     blocked = {mask: np.tril(LOWER, -1)}
     (name,) = functions(assert_fused(model, {**feeds(model), **blocked}))
     assert name.endswith("GuardNaN")
+
+
+def test_a_mask_of_whole_numbers_is_refused() -> None:
+    assert_refused(masked_by_numbers(np.ones((5, 5), np.int64)), "type-not-supported")

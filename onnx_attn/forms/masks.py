@@ -7,44 +7,59 @@ Transpose of its table keeps 10 of 12 sites of a Swin-T off the attention kernel
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 
-import onnx
 import onnx_graphsurgeon as gs
+from onnx import numpy_helper
 
-from onnx_attn.graph.edit import Splice
+from onnx_attn.graph.edit import Splice, Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
-from onnx_attn.views.folding import is_constant, remembered
+from onnx_attn.views.folding import fold, is_constant
 
 MOST_NODES = 256
 """How many nodes above a mask are looked at: some masks are made from the hidden states, and so from the whole model."""
 
 
-def fold_masks(view: GraphView, site: AttentionSite) -> tuple[list[Splice], list[onnx.TensorProto]]:
-    """For each constant part of the site's masks: the splice that takes its last node away, and its value, under the same
-    name. Sites that share a mask share the value."""
-    splices: list[Splice] = []
-    values: list[onnx.TensorProto] = []
-    for mask in site.mask_tensors:
-        for tensor in _constant_parts(view, mask):
-            value, producer = remembered(view, tensor), view.producer(tensor)
-            if value is not None and producer is not None:
-                splices.append(Splice(view.position(producer), (), (tensor.name,)))
-                values.append(value)
-    return splices, values
+def compute_masks(view: GraphView, sites: Iterable[AttentionSite]) -> None:
+    """Compute the constant parts of all masks beforehand, in one run."""
+    fold(view, [part for site in sites for part in constant_parts(view, site)])
 
 
-def _constant_parts(view: GraphView, mask: gs.Tensor) -> Iterator[gs.Tensor]:
-    """The largest constant parts of what a mask is made of. Vectors and numbers are shapes and scales: the runtimes fold
-    these themselves."""
-    queue, seen = [mask], {mask.name}
+def fold_masks(view: GraphView, writer: Writer, site: AttentionSite, reserved: Set[str]) -> list[Splice]:
+    """For each constant part of the site's masks: the splice that puts its value in place of its last node, by way of an
+    Identity, so that parts of equal content share one stored value.
+
+    reserved: what the rewriting of sites makes, which a fold must leave to them.
+    """
+    splices = []
+    for tensor in constant_parts(view, site):
+        value, producer = view.folds.get(tensor.name), view.producer(tensor)
+        if value is None or producer is None or tensor.name in reserved:
+            continue
+        part = Writer(writer.names, tensor.name, initializers=writer.initializers)
+        if not part.names.has_room(value):
+            continue
+        part.add("Identity", [part.constant(numpy_helper.to_array(value), "mask")], "folded", output=tensor.name)
+        splices.append(Splice(view.position(producer), tuple(part.nodes), (tensor.name,)))
+    return splices
+
+
+_VIEWS = frozenset({"Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Expand", "Tile"})
+"""What only says anew what is there, or repeats it: cheaper left than stored."""
+
+
+def constant_parts(view: GraphView, site: AttentionSite) -> Iterator[gs.Tensor]:
+    """The largest constant parts of what a site's masks are made of. Vectors and numbers are shapes and scales: the runtimes
+    fold these themselves."""
+    queue = list(site.mask_tensors)
+    seen = {mask.name for mask in queue}
     while queue and len(seen) <= MOST_NODES:
         tensor = queue.pop()
         node = view.producer(tensor)
         if node is None or not view.in_main_graph(node):
             continue
-        if not is_constant(view, node):
+        if not is_constant(view, node) or node.op in _VIEWS:
             queue.extend(above for above in node.inputs if above.name not in seen)
             seen.update(above.name for above in node.inputs)
         elif _may_be_replaced(view, node, tensor) and (view.rank(tensor) or 0) >= 2:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from onnx_attn.forms.function import write_function_call
 from onnx_attn.forms.masks import fold_masks
 from onnx_attn.forms.operands import write_operands
@@ -14,8 +16,18 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
 
 
-def write_site(view: GraphView, names: Names, site: AttentionSite, form: str, packing: Packing | None) -> SiteEdit:
-    """Write `site` in `form` (`function` or `primitives`), with a packed in-projection if `packing` is given."""
+def write_site(
+    view: GraphView,
+    names: Names,
+    site: AttentionSite,
+    form: str,
+    packing: Packing | None,
+    reserved: Set[str] = frozenset(),
+) -> SiteEdit:
+    """Write `site` in `form` (`function` or `primitives`), with a packed in-projection if `packing` is given.
+
+    reserved: the values that are made anew by this and the other sites.
+    """
     writer = Writer(names, site.name)
     output = site.output.name
     if packing is not None:
@@ -39,6 +51,7 @@ def write_site(view: GraphView, names: Names, site: AttentionSite, form: str, pa
     if packing is not None:
         shapes, shape_writer = redirect_shapes(view, names, site)
         initializers, splices = initializers | shape_writer.initializers, [*shapes, main]
-    folds, values = fold_masks(view, site)
-    splices, weights = [*folds, *splices], (*initializers.values(), *values)
+    folding = Writer(names, site.name)
+    splices = [*fold_masks(view, folding, site, reserved), *splices]
+    weights = tuple((initializers | folding.initializers).values())
     return SiteEdit(site.name, tuple(splices), weights, tuple(functions), packing is not None, rounding)

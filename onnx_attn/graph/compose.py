@@ -51,9 +51,13 @@ def _spliced(
     gone: set[str] = set()
     replaced = {name for edit in edits for name in edit.outputs}
     by_position: dict[int, list[onnx.NodeProto]] = {}
+    made_anew: set[str] = set()
     for edit in edits:
         for splice in edit.splices:
-            by_position.setdefault(splice.position, []).extend(splice.nodes)
+            # Sites that share a value may each bring what makes it; once is enough.
+            if not made_anew.issuperset(splice.outputs):
+                made_anew.update(splice.outputs)
+                by_position.setdefault(splice.position, []).extend(splice.nodes)
     nodes: list[onnx.NodeProto] = []
     for position, node in enumerate(graph.node):
         for fresh in by_position.get(position, ()):

@@ -16,6 +16,9 @@ from onnx import helper, numpy_helper
 
 from onnx_attn.domain import DOMAIN
 
+MOST_STORED = 64 * 2**20
+"""Bytes of constants that one rewriting adds."""
+
 
 @dataclass(frozen=True)
 class Splice:
@@ -62,6 +65,7 @@ class Names:
         """Functions of our domain that the model has already."""
         self._claimed: set[str] = set()
         self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
+        self._stored = 0
 
     def value(self, hint: str) -> str:
         return _unique(hint, self._values)
@@ -81,7 +85,12 @@ class Names:
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
             self._constants[key] = numpy_helper.from_array(array, self.value(hint))
+            self._stored += array.nbytes
         return self._constants[key]
+
+    def has_room(self, value: onnx.TensorProto) -> bool:
+        """Whether a constant that could as well be left to be computed may be stored: a rewriting must not swell the file."""
+        return self._stored + len(value.raw_data) <= MOST_STORED
 
 
 @dataclass

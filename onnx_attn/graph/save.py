@@ -67,7 +67,7 @@ def staged(output: Path) -> Iterator[Path]:
 
 def write(model: onnx.ModelProto, path: Path, external: bool) -> None:
     """Save `model` at `path`, weights beside it in `NAME.data` if `external` or if it is past protobuf's 2 GB."""
-    external = external or model.ByteSize() > PROTOBUF_LIMIT
+    external = external or _too_large(model)
     try:
         if external:
             _mark_external(model, data_path(path).name)
@@ -79,6 +79,13 @@ def write(model: onnx.ModelProto, path: Path, external: bool) -> None:
     for file in path.parent.iterdir():
         if file.is_file():
             os.chmod(file, 0o666 & ~mask)  # onnx makes data files that only their owner can read.
+
+
+def _too_large(model: onnx.ModelProto) -> bool:
+    try:
+        return model.ByteSize() > PROTOBUF_LIMIT
+    except EncodeError:  # Some versions of protobuf cannot even tell the size of what is past it.
+        return True
 
 
 def _mark_external(model: onnx.ModelProto, location: str) -> None:

@@ -65,12 +65,12 @@ def _value(rng: np.random.Generator, view: GraphView, world: World, name: str, k
             allowed[..., 0] = True
         if kind.startswith("row") and allowed.ndim >= 1:
             allowed.reshape(-1, allowed.shape[-1])[0] = False
-        return allowed
+        return np.asarray(allowed)
     if np.issubdtype(dtype, np.integer):
         return rng.integers(0, 2, shape).astype(dtype)
     values = rng.standard_normal(shape)
     if is_mask:
-        return _mask(rng, values, kind, elem_type)
+        return _mask(rng, np.asarray(values), kind, elem_type)
     return values * (LARGE if kind == "large" else 1.0)
 
 

@@ -52,12 +52,13 @@ def prove_site(view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteE
     """
     start = boundary(site, edit.packed)
     outputs = list(edit.outputs)
-    folded = {tensor.name: tensor for tensor in edit.initializers if tensor.name in edit.outputs}
+    values = {name: view.folds.get(name) for name in edit.outputs}
+    folded = {name: value for name, value in values.items() if value is not None}
     own = (cutter.cut(outputs, start.difference(folded)), cutter.cut(outputs, start.difference(folded), edit))
     outputs = [name for name in outputs if name not in folded]
     exact = (
         cutter.cut(outputs, start, kinds="iuf", fixed=folded),
-        cutter.cut(outputs, start, edit, kinds="iuf"),
+        cutter.cut(outputs, start, edit, kinds="iuf", fixed=folded),
     )
     try:
         return _prove(view, site, own, exact, edit.rounding)

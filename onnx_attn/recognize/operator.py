@@ -35,6 +35,8 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
     if len(types) != 1 or not types <= set(FLOATS):
         return Stop("type-not-supported", node).verdict(label(node))
     mask = node.inputs[3] if len(node.inputs) > 3 and node.inputs[3].name else None
+    if mask is not None and view.elem_type(mask) not in (*FLOATS, onnx.TensorProto.BOOL):
+        return Stop("type-not-supported", node, "the mask is neither boolean nor of floats").verdict(label(node))
     # The operator's scale is a float32 attribute; its default is 1/√H.
     scale = float(node.attrs.get("scale", 1.0 / math.sqrt(head_dim)))
     return AttentionSite(

@@ -11,6 +11,7 @@ from onnx_attn.targets.tensorrt import ADDITIVE, ASKED, BOOLEAN, ONE_QUERY, SITE
 OPERATOR, SPELLED_OUT = ("attention",), ("primitives",)
 LATER = (TRT_10_14, TRT_11)
 MASKED = AnyOf(("additive", "boolean"))
+ONE_FOR_ALL: Mapping[str, Condition] = {"kv_heads": Is(1), "heads": Above(1)}
 
 
 def row(
@@ -200,7 +201,7 @@ WITHOUT_KERNEL = (
             ),
             (
                 "broadcast-heads",
-                {"kv_heads": Is(1), "heads": Above(1)},
+                ONE_FOR_ALL,
                 "one head of keys for several of queries is multiplied by broadcasting, which no attention kernel does",
                 "repeat K and V for every head with Expand",
                 [{"kv_heads": 1}, {**ONE_QUERY, "kv_heads": 1}],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
@@ -14,6 +15,8 @@ from onnx_attn.runtime import CannotRun, Session
 
 MOST_BYTES = 16 * 2**20
 """Of one value. A table of relative positions is small, what it is spread to is not: a fold must not swell the file."""
+MOST_BYTES_TOGETHER = 64 * 2**20
+"""Of the values that are computed in one run."""
 _RANDOM = frozenset(
     "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli Multinomial Dropout".split()
 )
@@ -45,7 +48,8 @@ def _verdict(view: GraphView, node: gs.Node) -> tuple[bool | None, list[int]]:
     for tensor in node.inputs:
         producer = view.producer(tensor)
         if producer is None:
-            if tensor.name and not (isinstance(tensor, gs.Constant) and view.is_weight(tensor)):
+            stored = isinstance(tensor, gs.Constant) and view.is_weight(tensor) and tensor.name not in view.pinned
+            if tensor.name and not stored:
                 return False, []
         elif not view.in_main_graph(producer) or (above := view.constancy.get(view.position(producer))) is False:
             return False, []
@@ -68,45 +72,53 @@ def constant_value(view: GraphView, tensor: gs.Tensor) -> np.ndarray | None:
         return None
     if view.producer(tensor) is None:
         return numpy_helper.to_array(view.initializer(tensor.name))
-    value = remembered(view, tensor)
+    fold(view, [tensor])
+    value = view.folds[tensor.name]
     return None if value is None else numpy_helper.to_array(value)
 
 
-def remembered(view: GraphView, tensor: gs.Tensor) -> onnx.TensorProto | None:
-    """`folded`, once a tensor."""
-    if tensor.name not in view.folds:
-        view.folds[tensor.name] = folded(view, tensor)
-    found: onnx.TensorProto | None = view.folds[tensor.name]
-    return found
+def fold(view: GraphView, tensors: Iterable[gs.Tensor]) -> None:
+    """Compute the values of tensors whose nodes are constant, as the model's own nodes do in ONNX Runtime, all in one run:
+    what they share is computed once. A value that is too large, or cannot be computed, is remembered as None."""
+    wanted = [tensor for tensor in {t.name: t for t in tensors}.values() if tensor.name not in view.folds]
+    small = [tensor for tensor in wanted if _bytes(view, tensor) <= MOST_BYTES]
+    view.folds |= dict.fromkeys(tensor.name for tensor in wanted)
+    while small:
+        batch, size = [], 0.0
+        while small and (size := size + _bytes(view, small[-1])) <= MOST_BYTES_TOGETHER:
+            batch.append(small.pop())
+        view.folds |= _run(view, batch)
 
 
-def folded(view: GraphView, tensor: gs.Tensor) -> onnx.TensorProto | None:
-    """The value of a tensor whose node is constant, under the tensor's own name, as the model's own nodes compute it in ONNX
-    Runtime; None where it is too large or cannot be run."""
-    shapes, producer = view.shapes(tensor), view.producer(tensor)
-    if shapes is None or len(set(shapes)) != 1 or producer is None:
-        return None
-    element = view.elem_type(tensor)
-    if math.prod(shapes[0]) * helper.tensor_dtype_to_np_dtype(element).itemsize > MOST_BYTES:
-        return None
-    positions, weights = _ancestors(view, producer)
+def _bytes(view: GraphView, tensor: gs.Tensor) -> float:
+    """Infinite where the size is not known, or not the same whatever the inputs are."""
+    shapes = view.shapes(tensor)
+    if shapes is None or len(set(shapes)) != 1:
+        return math.inf
+    return math.prod(shapes[0]) * helper.tensor_dtype_to_np_dtype(view.elem_type(tensor)).itemsize
+
+
+def _run(view: GraphView, tensors: Sequence[gs.Tensor]) -> dict[str, onnx.TensorProto | None]:
+    positions, weights = _ancestors(view, [view.producer(tensor) for tensor in tensors])
     nodes = [view.proto.graph.node[position] for position in sorted(positions)]
-    output = helper.make_tensor_value_info(tensor.name, element, shapes[0])
-    graph = helper.make_graph(nodes, "constant", [], [output], [view.initializer(name) for name in weights])
+    outputs = [helper.make_tensor_value_info(t.name, view.elem_type(t), view.worlds[0].shape(t.name)) for t in tensors]
+    graph = helper.make_graph(nodes, "constant", [], outputs, [view.initializer(name) for name in weights])
     model = onnx.ModelProto(graph=graph, ir_version=view.proto.ir_version)
     model.opset_import.extend(view.proto.opset_import)
     try:
-        (value,) = Session(model, tensor.name).run({})
+        values = Session(model, tensors[0].name).run({})
     except CannotRun:
-        return None
-    return numpy_helper.from_array(value, tensor.name)
+        if len(tensors) == 1:
+            return {tensors[0].name: None}
+        return {name: value for tensor in tensors for name, value in _run(view, [tensor]).items()}
+    return {t.name: numpy_helper.from_array(value, t.name) for t, value in zip(tensors, values, strict=True)}
 
 
-def _ancestors(view: GraphView, node: gs.Node) -> tuple[set[int], dict[str, None]]:
-    """Positions of the nodes and names of the weights that a constant node is made of, itself included."""
-    positions = {view.position(node)}
+def _ancestors(view: GraphView, nodes: Iterable[gs.Node | None]) -> tuple[set[int], dict[str, None]]:
+    """Positions of the nodes and names of the weights that constant nodes are made of, themselves included."""
+    queue = [node for node in nodes if node is not None]
+    positions = {view.position(node) for node in queue}
     weights: dict[str, None] = {}
-    queue = [node]
     while queue:
         for tensor in queue.pop().inputs:
             producer = view.producer(tensor)
