@@ -26,9 +26,9 @@ class Landing:
     row: Row | None = None
 
 
-def rows_for(target: Target, form: str, facts: Facts) -> list[Row]:
+def rows_for(target: Target, form: str, facts: Facts) -> tuple[Row, ...]:
     """What the table says of a site, of every edition that the target stands for."""
-    return [row for row in _rows_of(target.editions) if row.matches(form, facts)]
+    return _matching(target.editions, form, facts)
 
 
 def obstacles(target: Target, form: str, facts: Facts) -> list[Row]:
@@ -83,6 +83,12 @@ def choose_form(target: Target, form: str, facts: Facts) -> str | Row:
 def _forbids(row: Row) -> bool:
     """Rows without a code forbid nothing, unless they hold for every site: such a model fails in any form."""
     return row.outcome in ("rejected", "wrong", "unwritable") and (row.code is not None or not row.when)
+
+
+@lru_cache(maxsize=1024)
+def _matching(editions: tuple[str, ...], form: str, facts: Facts) -> tuple[Row, ...]:
+    """Remembered: a model has layers, and layers are alike."""
+    return tuple(row for row in _rows_of(editions) if row.matches(form, facts))
 
 
 @lru_cache
