@@ -264,3 +264,15 @@ def test_default_domain_may_be_spelled_out() -> None:
     fused = onnx_attn.fuse(model)
     assert fused.report["fused"] == 2
     assert [entry.domain for entry in fused.model.opset_import if entry.domain != "onnx_attn"] == ["ai.onnx"]
+
+
+def test_before_ir_4_new_weights_stand_among_the_inputs_as_the_old_ones_do() -> None:
+    model = onnx.load(EXPORTS / "handwritten_no_bias.torchscript.17.static.onnx")
+    model.ir_version = 3
+    model.graph.input.extend(
+        onnx.helper.make_tensor_value_info(w.name, w.data_type, list(w.dims)) for w in model.graph.initializer
+    )
+    onnx.checker.check_model(model)
+    result = onnx_attn.fuse(model, form="primitives")
+    assert result.report["fused"] == 1 and result.model.ir_version == 3
+    onnx.checker.check_model(result.model)

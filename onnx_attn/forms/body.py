@@ -108,7 +108,8 @@ def write_body(
         probabilities = write("Where", [bad, zero, probabilities], "probabilities_guarded")
     if form.guard != "row":
         return write("MatMul", [probabilities, value], "attention", output=spelling.output)
-    # Behind the product and not before it: a choice on the probabilities keeps most sites off the attention kernels.
+    # Behind the product and not before it: a choice on the probabilities keeps most sites off the attention kernels. (Where V
+    # is not finite such a row answers 0, as the specification says, and not NaN, as ONNX Runtime's kernel.)
     attention = write("MatMul", [probabilities, value], "attention_everywhere")
     peak = write("ReduceMax", [masks[-1], spelling.last_axis()], "mask_peak")
     bad = write("LessOrEqual", [peak, spelling.scalar("lowest", peak, 0)], "row_masked")

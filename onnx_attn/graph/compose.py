@@ -18,6 +18,7 @@ from onnx_attn.graph.edit import SiteEdit, named_outside, reads
 from onnx_attn.graph.world import overridable
 
 FUNCTIONS_NEED_IR = 8
+INITIALIZERS_ALONE_IR = 4
 
 
 def compose(model: onnx.ModelProto, edits: Sequence[SiteEdit]) -> onnx.ModelProto:
@@ -38,6 +39,7 @@ def compose(model: onnx.ModelProto, edits: Sequence[SiteEdit]) -> onnx.ModelProt
     del graph.node[:]
     graph.node.extend(kept)
     gone |= _replace_initializers(graph, edits, used_before, uses, outputs)
+    _list_among_inputs(model, edits)
     _drop_annotations(graph, gone)
     _add_functions(model, edits)
     return model
@@ -116,6 +118,16 @@ def _replace_initializers(
     fresh = {tensor.name: tensor for edit in edits for tensor in edit.initializers if uses[tensor.name]}
     graph.initializer.extend(fresh.values())
     return gone
+
+
+def _list_among_inputs(model: onnx.ModelProto, edits: Sequence[SiteEdit]) -> None:
+    """Before IR 4 every initializer has to stand among the inputs too."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    fresh = {tensor.name: tensor for edit in edits for tensor in edit.initializers if tensor.name in stored}
+    if model.ir_version < INITIALIZERS_ALONE_IR and not any(edit.functions for edit in edits):
+        model.graph.input.extend(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in fresh.values()
+        )
 
 
 def _runs(positions: list[int]) -> list[tuple[int, int]]:
