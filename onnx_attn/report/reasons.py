@@ -31,7 +31,7 @@ def why_not(landing: Landing, found: Landed) -> tuple[str | None, str | None]:
     if engine.unread:
         return engine.unread, None
     words = _compilers_words(landing, engine) if engine.built else f"does not build: {headline(engine.errors)}"
-    rows = [row for row in _rows(found, site) if engine.built or row.outcome == "rejected"]
+    rows = [row for row in _rows(found, site) if engine.built != (row.outcome == "rejected")]
     if rows:
         remedies = [row.remedy for row in rows]
         remedy = None if None in remedies else "; and ".join(dict.fromkeys(filter(None, remedies)))
