@@ -37,9 +37,9 @@ def fold_masks(view: GraphView, writer: Writer, site: AttentionSite, reserved: S
         value, producer = view.folds.get(tensor.name), view.producer(tensor)
         if value is None or producer is None or tensor.name in reserved:
             continue
-        part = Writer(writer.names, tensor.name, initializers=writer.initializers)
-        if not part.names.has_room(value):
+        if not writer.names.has_room(value):
             continue
+        part = Writer(writer.names, tensor.name, initializers=writer.initializers)
         part.add("Identity", [part.constant(numpy_helper.to_array(value), "mask")], "folded", output=tensor.name)
         splices.append(Splice(view.position(producer), tuple(part.nodes), (tensor.name,)))
     return splices

@@ -47,11 +47,10 @@ def write_site(
     producer = view.producer(site.output)
     assert producer is not None
     main = Splice(view.position(producer), tuple(writer.nodes), (output,))
+    folds = fold_masks(view, writer, site, reserved)
     initializers, splices = writer.initializers, [main]
     if packing is not None:
         shapes, shape_writer = redirect_shapes(view, names, site)
         initializers, splices = initializers | shape_writer.initializers, [*shapes, main]
-    folding = Writer(names, site.name)
-    splices = [*fold_masks(view, folding, site, reserved), *splices]
-    weights = tuple((initializers | folding.initializers).values())
-    return SiteEdit(site.name, tuple(splices), weights, tuple(functions), packing is not None, rounding)
+    weights, folded = tuple(initializers.values()), tuple(name for fold in folds for name in fold.outputs)
+    return SiteEdit(site.name, (*folds, *splices), weights, tuple(functions), packing is not None, rounding, folded)

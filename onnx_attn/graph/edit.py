@@ -35,6 +35,7 @@ class SiteEdit:
 
     packed: Q, K and V come from one projection afterwards.
     rounding: by how much, relatively, the scale had to be rounded to be written in the operands' type.
+    folded: values that were computed and are stored now.
     """
 
     site: str
@@ -43,6 +44,7 @@ class SiteEdit:
     functions: tuple[onnx.FunctionProto, ...]
     packed: bool
     rounding: float = 0.0
+    folded: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -52,8 +52,7 @@ def prove_site(view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteE
     """
     start = boundary(site, edit.packed)
     outputs = list(edit.outputs)
-    values = {name: view.folds.get(name) for name in edit.outputs}
-    folded = {name: value for name, value in values.items() if value is not None}
+    folded = {name: value for name in edit.folded if (value := view.folds[name]) is not None}
     own = (cutter.cut(outputs, start.difference(folded)), cutter.cut(outputs, start.difference(folded), edit))
     outputs = [name for name in outputs if name not in folded]
     exact = (
