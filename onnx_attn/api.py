@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_attn.engine.profiles import Profile, as_range
+from onnx_attn.engine.profiles import Profile, as_range, fitted, sizes_at
 from onnx_attn.errors import ExpectationError, InputError, UsageError, one_line
 from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.load import Loaded, check, load
 from onnx_attn.graph.sizes import worlds_of
-from onnx_attn.graph.world import World, symbol
+from onnx_attn.graph.world import World
 from onnx_attn.landing import Options as LandOptions
 from onnx_attn.landing import land_model
 from onnx_attn.pipeline import Options, fuse_file, fuse_proto, inspect_model
@@ -235,17 +235,5 @@ def _signature(proto: onnx.ModelProto) -> set[tuple[str, int]]:
 
 def _world_of(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> World:
     """The world in which the inputs have the given shapes."""
-    sizes: dict[str, int] = {}
-    known = {value.name: value for value in proto.graph.input}
-    for name, shape in shapes.items():
-        if name not in known:
-            raise UsageError(f"--shapes: the model has no input '{name}'; it has {', '.join(known)}")
-        dims = known[name].type.tensor_type.shape.dim
-        if len(dims) != len(shape):
-            raise UsageError(f"--shapes: input '{name}' has {len(dims)} dimensions, {len(shape)} were given")
-        for axis, (dim, size) in enumerate(zip(dims, shape, strict=True)):
-            if dim.HasField("dim_value") and dim.dim_value != size:
-                raise UsageError(f"--shapes: dimension {axis} of '{name}' is {dim.dim_value}, not {size}")
-            if not dim.HasField("dim_value") and sizes.setdefault(symbol(name, axis, dim), size) != size:
-                raise UsageError(f"--shapes: dimension '{dim.dim_param}' is given two sizes")
-    return Inference(proto).run(sizes)
+    profile = fitted(proto, {name: as_range(name, [shape]) for name, shape in shapes.items()}, "the model")
+    return Inference(proto).run(sizes_at(proto, profile, 0))

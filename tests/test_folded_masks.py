@@ -218,17 +218,25 @@ def test_a_mask_from_hidden_states_is_not_searched_without_end(monkeypatch: pyte
     assert_same(model, fused(model))
 
 
-def test_parts_of_equal_content_are_stored_once() -> None:
+def stacked(count: int, write: Callable[[Net, int], str]) -> onnx.ModelProto:
+    """Sites one after the other, each with a bias of its own."""
     net = Net()
     q, kt, v = heads_in(net)
-    net.const(net.rng.standard_normal((2 * LENGTH - 1, HEADS)), name="shared")
-    for number in range(4):
-        index = net.ints(*[i - j + LENGTH - 1 for i in range(LENGTH) for j in range(LENGTH)])
-        spread = net.reshape(net.op("Gather", "shared", index), 1, LENGTH, LENGTH, HEADS)
-        bias = net.turn(spread, 0, 3, 1, 2)
+    for number in range(count):
+        bias = write(net, number)
         q = net.sdpa(q, kt, v, lambda scores, bias=bias: net.op("Add", net.scaled(scores), bias), name=f"s_{number}")
     net.output(q)
-    model = net.model()
+    return net.model()
+
+
+def test_parts_of_equal_content_are_stored_once() -> None:
+    def gathered(net: Net, number: int) -> str:
+        if not number:
+            net.const(net.rng.standard_normal((2 * LENGTH - 1, HEADS)), name="shared")
+        index = net.ints(*[i - j + LENGTH - 1 for i in range(LENGTH) for j in range(LENGTH)])
+        return net.turn(net.reshape(net.op("Gather", "shared", index), 1, LENGTH, LENGTH, HEADS), 0, 3, 1, 2)
+
+    model = stacked(4, gathered)
     after = fused(model, 4)
     assert list(weights(after).values()).count(MASK) == 1
     assert_same(model, after)
@@ -245,13 +253,7 @@ def test_what_only_repeats_a_weight_is_not_stored_again() -> None:
 
 def test_the_file_does_not_swell_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edit, "MOST_STORED", 4 * HEADS * LENGTH * LENGTH + 64)
-    net = Net()
-    q, kt, v = heads_in(net)
-    for number in range(3):
-        bias = relative_bias_of(net, f"table_{number}")
-        q = net.sdpa(q, kt, v, lambda scores, bias=bias: net.op("Add", net.scaled(scores), bias), name=f"s_{number}")
-    net.output(q)
-    model = net.model()
+    model = stacked(3, lambda net, number: relative_bias_of(net, f"table_{number}"))
     after = fused(model, 3)
     assert list(weights(after).values()).count(MASK) == 1
     assert_same(model, after)

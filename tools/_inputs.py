@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_attn.engine.profiles import Profile, fitted, read_shapes
+from onnx_attn.engine.profiles import Profile, fitted, read_shapes, sizes_at
 from onnx_attn.errors import InputError, printable
 from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.sizes import worlds_of
-from onnx_attn.graph.world import World, symbol
+from onnx_attn.graph.world import World
 from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.runtime import SEED
@@ -47,11 +47,7 @@ def cases_of(proto: onnx.ModelProto, options: Any) -> list[Values]:
 def _asked(proto: onnx.ModelProto, options: Any) -> list[World]:
     """A world for each of the smallest, usual and largest shapes."""
     profile = fitted(proto, read_shapes(options.shapes), str(options.original))
-    dims = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
-    every = [
-        {symbol(name, axis, dim): profile[name][place][axis] for name in profile for axis, dim in enumerate(dims[name])}
-        for place in range(3)
-    ]
+    every = [sizes_at(proto, profile, place) for place in range(3)]
     inference = Inference(proto)
     return [inference.run(sizes) for at, sizes in enumerate(every) if sizes not in every[:at]]
 

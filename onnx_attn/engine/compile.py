@@ -145,27 +145,32 @@ def compile_model(
         raise UsageError(
             "a timing cache is for full TensorRT; TensorRT for RTX times nothing when it builds; leave it out"
         )
+    asked = {
+        "toolkit": chosen,
+        "model": str(model),
+        "sm": sm,
+        "shapes": {key: _plain(every) for key, every in (shapes or {}).items()},
+        "timing_cache": str(timing_cache.resolve()) if timing_cache is not None else None,
+        "level": optimization_level,
+    }
+    told = _told(asked, timeout, engine)
+    return Engine(name, sm, False, (), (told,)) if isinstance(told, str) else _engine(name, sm, told)
+
+
+def _told(asked: dict[str, Any], timeout: float, engine: Path | None) -> dict[str, Any] | str:
+    """The child's answer, its engine put where it is wanted; what went wrong where there is none."""
     with tempfile.TemporaryDirectory(prefix="onnx-attn-") as folder:
         request, answer, draft = (Path(folder, name) for name in ("request.json", "answer.json", "model.engine"))
-        asked = {
-            "toolkit": chosen,
-            "model": str(model),
-            "sm": sm,
-            "shapes": {key: _plain(every) for key, every in (shapes or {}).items()},
-            "engine": str(draft) if engine is not None else None,
-            "timing_cache": str(timing_cache.resolve()) if timing_cache is not None else None,
-            "level": optimization_level,
-        }
-        request.write_text(json.dumps(asked))
+        request.write_text(json.dumps(asked | {"engine": str(draft) if engine is not None else None}))
         wrong = _ask(request, answer, timeout)
         if wrong is not None:
-            return Engine(name, sm, False, (), (wrong,))
-        told = json.loads(answer.read_text())
+            return wrong
+        told: dict[str, Any] = json.loads(answer.read_text())
         if told["refused"]:
             raise UsageError(told["refused"])
         if engine is not None and told["built"]:
             _keep(draft, engine)
-    return _engine(name, sm, told)
+    return told
 
 
 def _plain(every: Sequence[Sequence[int]]) -> list[list[int]]:

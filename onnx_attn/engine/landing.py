@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnx_attn.engine.kernels import Engine, Kernel
-from onnx_attn.engine.names import as_written
+from onnx_attn.engine.names import as_written, called
 from onnx_attn.site import Candidate, Verdict, Written
 
 
@@ -144,7 +144,7 @@ def _twins(model: onnx.ModelProto, wanted: Set[str]) -> dict[str, set[str]]:
         key = number((node.domain, node.op_type, attributes, tuple(order)))
         for position, name in enumerate(node.output):
             values[name] = number((key, position))
-        label = node.name or next((name for name in node.output if name), "")
+        label = called(node)
         if label in wanted:
             groups.setdefault(key, set()).add(label)
             group_of[label] = key

@@ -30,7 +30,7 @@ def make_readable(model: onnx.ModelProto) -> dict[str, str]:
     for nodes in _scopes(model):
         taken: set[str] = set()
         for node in nodes:
-            label = node.name or next((name for name in node.output if name), "")
+            label = called(node)
             holds = not node.name and (
                 (node.domain, node.op_type) in functions or next(iter(subgraphs(node)), None) is not None
             )
@@ -45,6 +45,11 @@ def make_readable(model: onnx.ModelProto) -> dict[str, str]:
                 label = written = node.name
             taken |= {label, written}
     return renamed
+
+
+def called(node: onnx.NodeProto) -> str:
+    """What users call a node: its name, or that of its first value; empty where it has neither."""
+    return node.name or next((name for name in node.output if name), "")
 
 
 def as_written(name: str) -> tuple[str, str]:

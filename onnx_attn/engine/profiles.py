@@ -81,6 +81,17 @@ def fitted(model: onnx.ModelProto, profile: Profile, name: str) -> dict[str, Ran
     return found
 
 
+def sizes_at(model: onnx.ModelProto, profile: Profile, place: int) -> dict[str, int]:
+    """The numbers of the model's varying dimensions at one place of a profile (0: smallest, 1: usual, 2: largest)."""
+    return {
+        symbol(value.name, axis, dim): profile[value.name][place][axis]
+        for value in model.graph.input
+        if value.name in profile
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+        if not dim.HasField("dim_value")
+    }
+
+
 def at_usual(profile: Profile) -> dict[str, Range]:
     """The profile narrowed to its usual shapes."""
     return {name: (usual, usual, usual) for name, (_, usual, _) in profile.items()}

@@ -53,8 +53,7 @@ def landing(target: Target, form: str, facts: Facts) -> Landing | None:
 
 def lands_best(target: Target, form: str, facts: Facts) -> bool:
     """Whether a site lands with every edition of the target, and with no more kernels than the primitives need."""
-    each = [Target(target.name, target.version, (edition,)) for edition in target.editions]
-    rows = [rows_for(edition, form, facts) for edition in each]
+    rows = [_matching((edition,), form, facts) for edition in target.editions]
     return all(found and all(row.outcome == "lands" for row in found) for found in rows)
 
 
