@@ -71,17 +71,19 @@ def fuse(
     target_version: str | None = None,
     form: str = "auto",
     pack: bool = True,
+    algebra: bool = True,
     expect: int | None = None,
     verify: bool = True,
 ) -> Result:
     """Rewrite every attention site in the form that the target takes, prove it, and (with `output`) save the model.
 
-    `model` is never changed. `pack`: also pack Q/K/V projections into one. `expect`: fail unless exactly so many sites
+    `model` is never changed. `pack`: also pack Q/K/V projections into one. `algebra`: also take biases and scales out of packed
+    projections by exact identities. `expect`: fail unless exactly so many sites
     are fused. `verify`: prove each site and the whole model in ONNX Runtime.
 
     Raises InputError, OutputError, UsageError, ExpectationError, DifferenceError; nothing is written then.
     """
-    options = Options(parse_target(target, target_version), form, pack, expect, verify)
+    options = Options(parse_target(target, target_version), form, pack, algebra, expect, verify)
     if isinstance(model, str | PathLike) and output is not None:
         return Result(fuse_file(Path(model), Path(output), options), None, Path(output))
     loaded = _loaded(model)

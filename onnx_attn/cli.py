@@ -65,6 +65,7 @@ def fuse(
     target_version: Version = None,
     form: Annotated[str, typer.Option(help="auto, function or primitives.")] = "auto",
     no_pack: Annotated[bool, typer.Option("--no-pack", help="Leave the Q/K/V projections as they are.")] = False,
+    no_algebra: Annotated[bool, typer.Option("--no-algebra", help="Leave biases and scales where they are.")] = False,
     expect: Annotated[int | None, typer.Option(help="Exit 3 unless exactly N sites are fused.", metavar="N")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Rewrite without proof.")] = False,
     json_path: Json = None,
@@ -79,6 +80,7 @@ def fuse(
             target_version=target_version,
             form=form,
             pack=not no_pack,
+            algebra=not no_algebra,
             expect=expect,
             verify=not no_verify,
         )

@@ -20,6 +20,7 @@ class Fusion:
     """What `fuse` did: the plan, the edits and certificates by the plan's keys, the time.
 
     kept: keys of sites that stand in the wanted form already.
+    plainer: keys of sites that were written without exact algebra after all, and why.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Fusion:
     nodes_after: int = 0
     edits: dict[str, SiteEdit] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
+    plainer: dict[str, str] = field(default_factory=dict)
     certificates: dict[str, Certificate] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -41,6 +43,11 @@ class Fusion:
             isinstance(e, Written) or (isinstance(e, Decision) and (e.key in self.edits or e.key in self.kept))
             for e in entries
         )
+
+    def algebra_left(self, decision: Decision) -> dict[str, str]:
+        """Why identities that have something to do at a site were not applied, by their names."""
+        reason = self.plainer.get(decision.key)
+        return {**decision.algebra.left, **(dict.fromkeys(decision.algebra.names, reason) if reason else {})}
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:

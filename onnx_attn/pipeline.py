@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_attn.algebra.choose import IDENTITIES, NOTHING
 from onnx_attn.errors import DifferenceError, ExpectationError, UsageError
 from onnx_attn.forms.masks import compute_masks
 from onnx_attn.forms.write import write_site
 from onnx_attn.fusion import Fusion
 from onnx_attn.graph.compose import compose
-from onnx_attn.graph.edit import Names, SiteEdit
+from onnx_attn.graph.edit import Names, RoundsBadlyError, SiteEdit
 from onnx_attn.graph.load import Loaded, load
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.graph.view import GraphView
@@ -43,6 +44,7 @@ class Options:
     target: Target = field(default_factory=lambda: parse_target("tensorrt"))
     form: str = "auto"
     pack: bool = True
+    algebra: bool = True
     expect: int | None = None
     verify: bool = True
 
@@ -130,7 +132,7 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     candidates = recognize(view)
     recognized = time.perf_counter()
     target = options.target.taking(view.opset)
-    plan = make_plan(view, candidates, target, options.form, options.pack)
+    plan = make_plan(view, candidates, target, options.form, options.pack, IDENTITIES if options.algebra else ())
     fusion = Fusion(loaded.name, target, view, plan, len(loaded.proto.graph.node))
     fusion.seconds = {
         "load": imported - start,
@@ -148,14 +150,14 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
             if decision.form == "attention":
                 fusion.kept.add(decision.key)
                 continue
-            edit = write_site(view, names, decision.site, decision.form, decision.packing, reserved)
+            edit = _write(fusion, names, decision, reserved)
             if decision.form == "primitives" and _stands_already(cutter, decision, edit):
                 fusion.kept.add(decision.key)
             else:
                 fusion.edits[decision.key] = edit
     if options.verify:
         with fusion.clock("prove"):
-            _prove_sites(fusion, cutter)
+            _prove_sites(fusion, cutter, names, reserved)
     _check_expectation(fusion, options)
     inputs = _trial_inputs(fusion) if options.verify and fusion.edits else []
     with fusion.clock("apply"):
@@ -166,15 +168,29 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
 
 
 def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:
-    start = boundary(decision.site, edit.packed).difference(edit.outputs)
+    start = boundary(decision.site, edit).difference(edit.outputs)
     return same_nodes(cutter.cut(edit.outputs, start), cutter.cut(edit.outputs, start, edit))
 
 
-def _prove_sites(fusion: Fusion, cutter: Cutter) -> None:
+def _write(fusion: Fusion, names: Names, decision: Decision, reserved: Set[str]) -> SiteEdit:
+    """The edit of one site; without algebra where its numbers do not fit their type, or its proof has failed."""
+    algebra = NOTHING if decision.key in fusion.plainer else decision.algebra
+    try:
+        return write_site(fusion.view, names, decision.site, decision.form, decision.packing, algebra, reserved)
+    except RoundsBadlyError as error:
+        fusion.plainer[decision.key] = str(error)
+        return write_site(fusion.view, names, decision.site, decision.form, decision.packing, NOTHING, reserved)
+
+
+def _prove_sites(fusion: Fusion, cutter: Cutter, names: Names, reserved: Set[str]) -> None:
     for decision in fusion.plan.decisions:
         if decision.key not in fusion.edits:
             continue
         certificate = prove_site(fusion.view, cutter, decision.site, fusion.edits[decision.key])
+        if not certificate.ok and certificate.provable and fusion.edits[decision.key].algebra:
+            fusion.plainer[decision.key] = certificate.failure or ""
+            fusion.edits[decision.key] = _write(fusion, names, decision, reserved)
+            certificate = prove_site(fusion.view, cutter, decision.site, fusion.edits[decision.key])
         fusion.certificates[decision.key] = certificate
         if not certificate.ok:
             del fusion.edits[decision.key]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from onnx_attn.algebra.choose import IDENTITIES, NOTHING, Algebra, choose_algebra
 from onnx_attn.forms.packing import Packing, plan_packing
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Candidate, Verdict, Written
@@ -25,6 +26,7 @@ class Decision:
     form: str
     packing: Packing | None
     unpacked: str | None
+    algebra: Algebra = NOTHING
 
     @property
     def key(self) -> str:
@@ -44,7 +46,12 @@ class Plan:
 
 
 def make_plan(
-    view: GraphView, candidates: Sequence[Candidate], target: Target, form: str = "auto", pack: bool = True
+    view: GraphView,
+    candidates: Sequence[Candidate],
+    target: Target,
+    form: str = "auto",
+    pack: bool = True,
+    algebra: Collection[str] = IDENTITIES,
 ) -> Plan:
     """Choose form and packing for every site that the target takes; refuse the others with the table's reason.
 
@@ -68,7 +75,8 @@ def make_plan(
             continue
         packing = plan_packing(view, candidate) if pack else "packing is turned off"
         if isinstance(packing, Packing):
-            entries.append(Decision(candidate, chosen, packing, None))
+            found = choose_algebra(view, candidate, packing, algebra)
+            entries.append(Decision(candidate, chosen, packing, None, found))
         elif form == "auto" and form_of_node(candidate.node) == "attention" and lands_best(target, "attention", facts):
             entries.append(Decision(candidate, "attention", None, packing))
         else:

@@ -22,30 +22,41 @@ class Operand:
 
     tensor: what the original product reads: `(…, S, H)`, for a `transposed` K `(…, H, S)`.
     trace: from the tensor up to its source, through movement and scalar factors.
-    layout: of the canonical `(…, S, H)` over the source; None if the movement is no plain re-arrangement.
+    whole: the same, and on through what repeats its heads: up to the projection's result.
+    layout: of the canonical `(…, S, H)` over the trace's source; None if the movement is no plain re-arrangement.
     """
 
     tensor: gs.Tensor
     trace: Trace
+    whole: Trace
     layout: Layout | None
     transposed: bool = False
 
 
 @dataclass(frozen=True)
-class Projection:
-    """The linear layers behind Q, K and V, all on one source (`Linear.source`, `(…, E)`).
+class Projected:
+    """One operand as the result of a linear layer. layout: of the canonical `(…, S, H)` over the layer's output `(…, C)`."""
 
-    packed: one layer makes all three; triplet: three layers. `layouts` are those of the canonical Q, K and V over
-    each layer's output `(…, C)`.
+    layer: Linear
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The linear layers behind Q, K and V; None for an operand that comes from none (a learned query, a cache).
+
+    packed: one layer makes all three; kv_packed: one makes K and V; triplet: three layers; none: some operand has no layer.
+    Layers need not have one source: that of K and V is another one in cross-attention.
     """
 
-    kind: Literal["packed", "triplet"]
-    layers: tuple[Linear, Linear, Linear]
-    layouts: tuple[Layout, Layout, Layout]
+    kind: Literal["packed", "triplet", "kv_packed", "none"]
+    query: Projected | None
+    key: Projected | None
+    value: Projected | None
 
     @property
-    def source(self) -> gs.Tensor:
-        return self.layers[0].source
+    def operands(self) -> tuple[Projected | None, Projected | None, Projected | None]:
+        return self.query, self.key, self.value
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,10 @@ class AttentionSite:
     value_dim: int
     projection: Projection | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def operands(self) -> tuple[Operand, Operand, Operand]:
+        return self.query, self.key, self.value
 
     @property
     def causal(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from onnx_attn.forms.dims import Dim, digit_dim, layout_dims, reshape_target, tensor_dims, write_reshape
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
@@ -10,9 +12,9 @@ from onnx_attn.views.layout import Digit, Layout
 
 
 def write_operands(
-    writer: Writer, view: GraphView, site: AttentionSite, form: str
+    writer: Writer, view: GraphView, site: AttentionSite, form: str, packed: Mapping[int, str]
 ) -> tuple[tuple[str, str, str], float]:
-    """The names of Q, K and V and the scale that is left to apply.
+    """The names of Q, K and V and the scale that is left to apply; `packed` has those that are written already, by role.
 
     An operand that is read as it stands keeps its tensor. A K that is transposed, and a Q or K that carries part of the
     scale, are written anew from their source, so that the scale is applied once; where that cannot be said in ONNX (two
@@ -20,16 +22,20 @@ def write_operands(
     afterwards, Q is always written anew: writing a site twice must say the same.
     """
     scale, names = site.scores_scale, []
-    for role, operand in (("query", site.query), ("key", site.key)):
+    for role, (hint, operand) in enumerate((("query", site.query), ("key", site.key))):
+        if role in packed:
+            scale *= operand.trace.factor
+            names.append(packed[role])
+            continue
         stands = not operand.transposed and operand.trace.factor == 1.0
-        if stands and not (role == "query" and form == "primitives"):
+        if stands and not (hint == "query" and form == "primitives"):
             names.append(operand.tensor.name)
             continue
-        name = _rewrite(writer, view, operand, role)
+        name = _rewrite(writer, view, operand, hint)
         if name is not None:
             scale *= operand.trace.factor
-        names.append(name or _as_it_stands(writer, view, operand, role))
-    return (names[0], names[1], site.value.tensor.name), scale
+        names.append(name or _as_it_stands(writer, view, operand, hint))
+    return (names[0], names[1], packed.get(2, site.value.tensor.name)), scale
 
 
 def _as_it_stands(writer: Writer, view: GraphView, operand: Operand, role: str) -> str:

@@ -1,194 +1,195 @@
-"""Can a site's projection be packed, and how do Q, K and V read its channels?"""
+"""Which of Q, K and V can come from one product, and how each reads its channels.
+
+Operands on one source form a group: all three in self-attention, K and V in cross-attention. The weights of a group stand
+side by side afterwards, and one product makes what three made.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.dims import Dim, base_dims, layout_dims
+from onnx_attn.forms.heads import HEAD, Heads, read_heads
+from onnx_attn.forms.owning import is_own
 from onnx_attn.graph.view import GraphView
-from onnx_attn.graph.world import Shape
 from onnx_attn.recognize.projection import from_nearer_sources
-from onnx_attn.site import AttentionSite, Projection
-from onnx_attn.views.layout import Layout
+from onnx_attn.site import AttentionSite, Operand, Projected
 from onnx_attn.views.linear import Linear, rows
 
-
-class Heads(NamedTuple):
-    """How one operand reads its layer's channels: `columns[n, h]`, and the source axes in the operand's order."""
-
-    columns: np.ndarray
-    order: tuple[int, ...]
+ROLES = ("query", "key", "value")
 
 
-HEAD = -1
-"""Stands for the head axis among the source axes of `Heads.order`."""
+@dataclass(frozen=True)
+class Member:
+    """One operand of a group: its role (0 query, 1 key, 2 value), its layer, and how it reads that as heads."""
+
+    role: int
+    projected: Projected
+    heads: Heads
+
+    @property
+    def layer(self) -> Linear:
+        return self.projected.layer
+
+
+@dataclass(frozen=True)
+class Group:
+    """Operands that one product on one source makes, in the order query, key, value."""
+
+    members: tuple[Member, ...]
+
+    @property
+    def source(self) -> gs.Tensor:
+        return self.members[0].layer.source
+
+    @property
+    def roles(self) -> tuple[int, ...]:
+        return tuple(member.role for member in self.members)
+
+    @property
+    def reuses_weight(self) -> bool:
+        """True if one layer makes the members in just the order that is wanted: its weights stay as they are."""
+        layer = self.members[0].layer
+        if any(member.layer.output is not layer.output for member in self.members):
+            return False
+        wanted = np.concatenate([member.heads.columns.reshape(-1) for member in self.members])
+        plain = not layer.transposed and (layer.alpha, layer.beta) == (1.0, 1.0)
+        return plain and np.array_equal(wanted, np.arange(layer.channels))
+
+    @property
+    def reuses_output(self) -> bool:
+        """True if the projection can stay as it is, so that only what reads it is written anew."""
+        return self.reuses_weight and not self.members[0].layer.moves
 
 
 @dataclass(frozen=True)
 class Packing:
-    """A packing that can be written: Q, K and V as `(…, N, S, H)` of rank `rank`.
+    """A packing that can be written: the operands of its groups as `(…, N, S, H)` of rank `rank`.
 
-    merged: the sizes (tokens: axes of the projection's source) that the site's output had in the original; None if it
-        has them anyway.
+    merged: the sizes (tokens: axes of Q's source) that the site's output had in the original; None if it has them anyway.
+    heads: of Q.
     """
 
-    projection: Projection
-    heads: tuple[Heads, Heads, Heads]
+    groups: tuple[Group, ...]
     rank: int
     merged: tuple[Dim, ...] | None
     canonical: tuple[Dim, ...]
+    heads: int | None
+
+    @property
+    def members(self) -> dict[int, tuple[Group, Member]]:
+        return {member.role: (group, member) for group in self.groups for member in group.members}
 
 
 def plan_packing(view: GraphView, site: AttentionSite) -> Packing | str:
     """A packing for the site, or in words why there is none."""
-    projection = site.projection
-    if projection is None:
-        return "Q, K and V are not linear in one source"
-    if site.value.trace.factor != 1.0:
+    if site.projection is None or not _shared_sources(site):
+        return "no two of Q, K and V are linear in one source"
+    if site.value.whole.factor != 1.0:
         return "V is scaled"
-    found = _read(view, site, projection)
-    if found is None:
+    if any(operand.whole.factor != operand.trace.factor for operand in site.operands):
+        return "K is scaled before its heads are repeated"
+    groups = [group for members in _by_source(site) for group in _read(view, members)]
+    if not any(len(group.members) > 1 for group in groups):
         return "Q, K and V do not split the projection's channels into heads alike"
-    projection, heads = found
-    shapes = rows(view, projection.layers[0])
-    leading = len(shapes[0]) - 1
-    query = heads[0]
-    rank = leading + 2
-    base = base_dims(shapes)
-    count = query.columns.shape[0]
-    canonical = (*(count if axis == HEAD else base[axis] for axis in query.order), site.value_dim)
-    original = (*layout_dims(projection.layouts[0], base)[:-1], site.value_dim)
-    merged = None if canonical == original else original
-    if merged is not None and not all(_broadcasts(view, mask) for mask in site.mask_tensors):
-        return "the mask's axes follow the original's merged heads"
-    packing = Packing(projection, heads, rank, merged, canonical)
-    if projection.kind == "packed" and _share_channels(packing):
-        return "Q, K and V share channels of their projection"
-    if not reuses_output(packing) and not _is_own(view, projection, site):
-        return "weights-shared: the projection's weights or results are read elsewhere too"
-    return packing
+    found = _aligned(view, site, groups)
+    if isinstance(found, str):
+        return found
+    for group in found.groups:
+        if _share_channels(group):
+            return "Q, K and V share channels of their projection"
+        if not group.reuses_output and not is_own(view, site, [(m.role, m.layer) for m in group.members]):
+            return "weights-shared: the projection's weights or results are read elsewhere too"
+    return found
 
 
-def _read(
-    view: GraphView, site: AttentionSite, projection: Projection
-) -> tuple[Projection, tuple[Heads, Heads, Heads]] | None:
-    """The heads of Q, K and V, and the source over which they can be read: the farthest that serves."""
-    operands = (site.query, site.key, site.value)
-    for candidate in (projection, *from_nearer_sources(view, projection, operands)):
-        heads = [
-            read_heads(layout, layer, rows(view, layer))
-            for layout, layer in zip(candidate.layouts, candidate.layers, strict=True)
-        ]
+def _shared_sources(site: AttentionSite) -> bool:
+    return any(len(members) > 1 for members in _by_source(site))
+
+
+def _by_source(site: AttentionSite) -> list[list[tuple[int, Operand, Projected]]]:
+    """The operands that come from layers, those of one source together. A source is compared as a tensor, never by its
+    dimensions: equal shapes prove nothing."""
+    assert site.projection is not None
+    sources: dict[int, list[tuple[int, Operand, Projected]]] = {}
+    for role, (operand, projected) in enumerate(zip(site.operands, site.projection.operands, strict=True)):
+        if projected is not None:
+            sources.setdefault(id(projected.layer.source), []).append((role, operand, projected))
+    return list(sources.values())
+
+
+def _read(view: GraphView, members: Sequence[tuple[int, Operand, Projected]]) -> list[Group]:
+    """The heads of operands on one source, over the farthest source that serves all of them; of three, K and V alone where
+    Q's do not fit theirs."""
+    for candidate in from_nearer_sources(view, [(operand, projected) for _, operand, projected in members]):
+        heads = [read_heads(p.layout, p.layer, rows(view, p.layer)) for p in candidate]
         if None not in heads and len({each.order for each in heads if each}) == 1:
-            return candidate, tuple(heads)  # type: ignore[return-value]
-    return None
+            roles = [role for role, _, _ in members]
+            return [Group(tuple(map(Member, roles, candidate, heads)))]  # type: ignore[arg-type]
+    return _read(view, members[1:]) if len(members) == 3 else []
 
 
-def read_heads(layout: Layout, layer: Linear, shapes: tuple[Shape, ...]) -> Heads | None:
-    """Read a layout `(…, S, H)` over `(…, C)` as heads: whole source axes, at most one head digit, one feature digit."""
-    channel = len(layout.offsets) - 1
-    *leading, sequence, feature = layout.axes
-    if any(layout.offsets[:-1]) or len(feature) != 1 or feature[0].axis != channel:
-        return None
-    if len(sequence) > 1 or any(digit.axis == channel for digit in sequence):
-        return None
-    order: list[int] = []
-    head_step, head_count = 0, 1
-    for digit in (digit for axis in leading for digit in axis):
-        if digit.axis != channel:
-            if digit.size is not None:
-                return None
-            order.append(digit.axis)
-        elif HEAD in order or digit.size is None:
-            return None
-        else:
-            order.append(HEAD)
-            head_step, head_count = digit.step, digit.size
-    if any(digit.size is not None for digit in sequence):
-        return None
-    if HEAD not in order:
-        order.append(HEAD)
-    order.extend(digit.axis for digit in sequence)
-    if len(set(order)) != len(order):
-        return None
-    # Source axes of size 1 leave no digit: they go first, or, as a sequence of length 1, behind the heads.
-    missing = [axis for axis in range(channel) if axis not in order]
-    if any(shape[axis] != 1 for shape in shapes for axis in missing):
-        return None  # One row of many: a slice, not the sequence.
-    if not sequence and missing:
-        order.append(missing.pop())
-    order[:0] = missing
-    size = layer.channels if feature[0].size is None else feature[0].size
-    columns = layout.offsets[channel] + np.add.outer(
-        np.arange(head_count) * head_step, np.arange(size) * feature[0].step
-    )
-    return Heads(columns, tuple(order))
+def _aligned(view: GraphView, site: AttentionSite, groups: Sequence[Group]) -> Packing | str:
+    """The groups as they fit each other and the operands that are in none."""
+    members = {member.role: member for group in groups for member in group.members}
+    if len({member.heads.order for member in members.values()}) != 1:
+        return "Q, K and V do not split the projection's channels into heads alike"
+    order = next(iter(members.values())).heads.order
+    originals = {role: _original(view, member) for role, member in members.items()}
+    written = {role: _canonical(view, member) for role, member in members.items()}
+    merged: tuple[Dim, ...] | None = None
+    if written != originals:
+        if members.keys() != {0, 1, 2} or not _same_leading(view, site):
+            return "Q, K and V do not split the projection's channels into heads alike"
+        merged = (*originals[0][:-1], site.value_dim)
+        if not all(_broadcasts(view, mask) for mask in site.mask_tensors):
+            return "the mask's axes follow the original's merged heads"
+    heads = members[0].heads.count if 0 in members else site.heads
+    if not all(_shared_evenly(heads, member.heads) for member in members.values()):
+        return "heads of K and V are not shared evenly by those of Q"
+    canonical = (*written[0][:-1], site.value_dim) if 0 in written else ()
+    return Packing(tuple(groups), len(order) + 1, merged, canonical, heads)
 
 
-def _share_channels(packing: Packing) -> bool:
-    columns = np.concatenate([heads.columns.reshape(-1) for heads in packing.heads])
-    return np.unique(columns).size != columns.size
+def _original(view: GraphView, member: Member) -> tuple[Dim, ...]:
+    """The operand's sizes as they were, over its source."""
+    return tuple(layout_dims(member.projected.layout, base_dims(rows(view, member.layer))))
 
 
-def reuses_weight(packing: Packing) -> bool:
-    """True if one layer makes Q, K and V in just the order that is wanted: its weights stay as they are."""
-    layer = packing.projection.layers[0]
-    wanted = np.concatenate([heads.columns.reshape(-1) for heads in packing.heads])
-    return (
-        packing.projection.kind == "packed"
-        and np.array_equal(wanted, np.arange(layer.channels))
-        and not layer.transposed
-        and (layer.alpha, layer.beta) == (1.0, 1.0)
-    )
+def _canonical(view: GraphView, member: Member) -> tuple[Dim, ...]:
+    """The operand's sizes as they are written, its heads' copies included."""
+    base, heads = base_dims(rows(view, member.layer)), member.heads
+    leading = (heads.count * heads.copies if axis == HEAD else base[axis] for axis in heads.order)
+    return (*leading, heads.size)
 
 
-def reuses_output(packing: Packing) -> bool:
-    """True if the projection can stay as it is, so that only what reads it is written anew."""
-    return reuses_weight(packing) and not packing.projection.layers[0].moves
+def _same_leading(view: GraphView, site: AttentionSite) -> bool:
+    """Whether Q, K and V agree in every axis before the last two, so that nothing is broadcast."""
+    shapes = [view.shapes(operand.tensor) for operand in site.operands]
+    return None not in shapes and len({tuple(shape[:-2] for shape in each) for each in shapes if each}) == 1
+
+
+def _shared_evenly(wanted: int | None, heads: Heads) -> bool:
+    """Every head serves equally many of the `wanted` of Q, neighbours: as copies in the graph, or by the operator's rule."""
+    if heads.copies == 1 and heads.count == wanted:
+        return True
+    if not wanted or wanted % heads.count or heads.order[-2] != HEAD:
+        return False
+    return heads.copies in (1, wanted // heads.count)
+
+
+def _share_channels(group: Group) -> bool:
+    layers: dict[int, list[np.ndarray]] = {}
+    for member in group.members:
+        layers.setdefault(id(member.layer.output), []).append(member.heads.columns.reshape(-1))
+    return any(np.unique(np.concatenate(columns)).size != sum(map(len, columns)) for columns in layers.values())
 
 
 def _broadcasts(view: GraphView, mask: gs.Tensor) -> bool:
     """True if a mask says the same of scores with other axes before the last two."""
     shapes = view.shapes(mask)
     return shapes is not None and all(size == 1 for shape in shapes for size in shape[:-2])
-
-
-def _is_own(view: GraphView, projection: Projection, site: AttentionSite) -> bool:
-    """True if packing takes the weights away from nobody: every reader of weights and of results belongs to the site."""
-    operands = (site.query, site.key, site.value)
-    inside = {id(step.node) for operand in operands for step in operand.trace.steps}
-    inside |= {id(site.product), id(view.producer(site.output))}
-    for layer, operand in zip(projection.layers, operands, strict=True):
-        if layer.weight.name in view.pinned or (layer.bias is not None and layer.bias.name in view.pinned):
-            return False
-        if not _one_way(view, layer.weight, layer.output):
-            return False
-        tensors = [layer.output, *(output for step in operand.trace.steps for output in step.node.outputs)]
-        for tensor in tensors:
-            if tensor.name in view.pinned:
-                return False
-            if not all(id(reader) in inside or _reads_shape(view, reader) for reader in view.readers(tensor)):
-                return False
-    return True
-
-
-def _reads_shape(view: GraphView, reader: gs.Node) -> bool:
-    """A reader that can be given the shape from elsewhere."""
-    return reader.op == "Shape" and view.in_main_graph(reader)
-
-
-def _one_way(view: GraphView, weight: gs.Tensor, output: gs.Tensor) -> bool:
-    """From the weight down to the layer's output every tensor has one reader."""
-    tensor = weight
-    while tensor is not output:
-        if tensor.name in view.pinned:
-            return False
-        readers = [reader for reader in view.readers(tensor) if not _reads_shape(view, reader)]
-        if len(readers) != 1:
-            return False
-        tensor = readers[0].outputs[0]
-    return True

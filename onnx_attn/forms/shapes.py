@@ -6,53 +6,52 @@ keep the old projection computing beside the packed one; the sizes are known fro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.dims import Dim, base_dims, layout_dims, write_shape_vector
-from onnx_attn.graph.edit import Names, Splice, Writer
+from onnx_attn.forms.owning import reads_shape
+from onnx_attn.forms.packing import Packing
+from onnx_attn.graph.edit import Splice, Writer
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.site import AttentionSite
 from onnx_attn.views.linear import Linear, rows
-from onnx_attn.views.movement import layout_of
-from onnx_attn.views.trace import Trace
+from onnx_attn.views.movement import Step, layout_of
 
 
-def redirect_shapes(view: GraphView, names: Names, site: AttentionSite) -> tuple[list[Splice], Writer]:
+def redirect_shapes(
+    view: GraphView, writer: Writer, site: AttentionSite, packing: Packing, sources: Mapping[int, str]
+) -> list[Splice]:
     """For every Shape node on Q's, K's or V's way down from a projection that is packed anew: the same sizes, computed
-    from the projection's source."""
-    assert site.projection is not None
-    writer = Writer(names, site.name)
+    from the projection's source, which `sources` names by role."""
     splices: list[Splice] = []
     done: set[int] = set()
-    for layer, operand in zip(site.projection.layers, (site.query, site.key, site.value), strict=True):
-        for tensor, steps in _on_the_way(view, operand.trace):
+    for role, (_, member) in packing.members.items():
+        steps = site.operands[role].whole.steps
+        for tensor, count in _on_the_way(view, member.layer, steps):
             for reader in view.readers(tensor):
-                if reader.op == "Shape" and id(reader) not in done and view.in_main_graph(reader):
+                if id(reader) not in done and reads_shape(view, reader):
                     done.add(id(reader))
-                    dims = _dims(view, operand.trace, layer, steps)
+                    dims = _dims(view, member.layer, steps[:count])
                     if dims is not None:
-                        splices.append(_splice(view, writer, reader, layer.source.name, dims))
-    return splices, writer
+                        splices.append(_splice(view, writer, reader, sources[role], dims))
+    return splices
 
 
-def _on_the_way(view: GraphView, trace: Trace) -> Iterator[tuple[gs.Tensor, int]]:
+def _on_the_way(view: GraphView, layer: Linear, steps: Sequence[Step]) -> Iterator[tuple[gs.Tensor, int]]:
     """The tensors from the projection's result to the operand, with the number of steps behind them; and the product
     before its bias."""
-    yield trace.source, 0
-    for number, step in enumerate(trace.steps, 1):
+    yield layer.output, 0
+    for number, step in enumerate(steps, 1):
         yield step.output, number
-    node = view.producer(trace.source)
-    if node is not None and node.op == "Add":
-        for tensor in node.inputs:
-            if (producer := view.producer(tensor)) is not None and producer.op == "MatMul":
-                yield tensor, 0
+    if layer.product.outputs[0] is not layer.output:
+        yield layer.product.outputs[0], 0
 
 
-def _dims(view: GraphView, trace: Trace, layer: Linear, steps: int) -> list[Dim] | None:
+def _dims(view: GraphView, layer: Linear, steps: Sequence[Step]) -> list[Dim] | None:
     shapes = rows(view, layer)
-    layout = layout_of(view, shapes, trace.steps[:steps], layer.moves)
+    layout = layout_of(view, shapes, steps, layer.moves)
     return layout_dims(layout, base_dims(shapes)) if layout is not None else None
 
 

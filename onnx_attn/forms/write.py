@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from dataclasses import dataclass, replace
+from functools import partial
 
+from onnx_attn.algebra.choose import KEY, NOTHING, QUERY, VALUE, Algebra
 from onnx_attn.forms.function import write_function_call
+from onnx_attn.forms.in_proj import InProj
 from onnx_attn.forms.masks import fold_masks
 from onnx_attn.forms.operands import write_operands
 from onnx_attn.forms.packed_gemm import write_merged, write_packed
-from onnx_attn.forms.packing import Packing
+from onnx_attn.forms.packing import ROLES, Packing
 from onnx_attn.forms.primitives import write_primitives
+from onnx_attn.forms.rebalanced import write_constant_channel, write_out_projection
+from onnx_attn.forms.repeat import own_heads, repeat_heads
 from onnx_attn.forms.shapes import redirect_shapes
 from onnx_attn.graph.edit import Names, SiteEdit, Splice, Writer
 from onnx_attn.graph.view import GraphView
@@ -22,35 +28,100 @@ def write_site(
     site: AttentionSite,
     form: str,
     packing: Packing | None,
+    algebra: Algebra = NOTHING,
     reserved: Set[str] = frozenset(),
 ) -> SiteEdit:
-    """Write `site` in `form` (`function` or `primitives`), with a packed in-projection if `packing` is given.
+    """Write `site` in `form` (`function` or `primitives`), with a packed in-projection if `packing` is given, changed by
+    `algebra`.
 
     reserved: the values that are made anew by this and the other sites.
+
+    Raises RoundsBadlyError where what the algebra makes of the weights does not fit their type.
     """
     writer = Writer(names, site.name)
-    output = site.output.name
-    if packing is not None:
-        operands, scale, rank = write_packed(writer, view, packing), site.scale, packing.rank
-        reshaped = packing.merged is not None
-    else:
-        operands, scale = write_operands(writer, view, site, form)
-        rank, reshaped = view.rank(site.query.tensor) or 0, False
-    attention = names.value(f"{site.name}/attention_heads") if reshaped else output
+    begin = _write_in_projections(writer, view, site, packing, algebra)
+    operands, scale = write_operands(writer, view, site, form, begin.operands)
+    rank = packing.rank if packing is not None else view.rank(site.query.tensor) or 0
+    operands = _with_all_heads(writer, view, site, packing, operands, rank)
+    result = site.output.name if algebra.value_bias is None else names.value(f"{site.name}/attention_without_bias")
+    merged = packing is not None and packing.merged is not None
+    attention = names.value(f"{site.name}/attention_heads") if merged else result
     functions, rounding = [], 0.0
     if form == "function":
-        functions.append(write_function_call(writer, site, operands, scale, rank, attention, view))
+        functions.append(
+            write_function_call(writer, site, operands, 1.0 if algebra.scale else scale, rank, attention, view)
+        )
     else:
-        rounding = write_primitives(writer, view, site, operands, scale, rank, attention)
-    if packing is not None and reshaped:
-        write_merged(writer, packing, attention, output)
+        rounding = write_primitives(writer, view, site, operands, 1.0 if algebra.scale else scale, rank, attention)
+    if packing is not None and merged:
+        write_merged(writer, packing, begin.sources[QUERY], attention, result)
     producer = view.producer(site.output)
     assert producer is not None
-    main = Splice(view.position(producer), tuple(writer.nodes), (output,))
+    nodes = tuple(writer.nodes)
+    splices = [*begin.splices, Splice(view.position(producer), nodes, (result,) if algebra.value_bias is None else ())]
+    if packing is not None and algebra.value_bias is not None:
+        in_proj = InProj(view, site, packing.members[VALUE][0], algebra)
+        moved = partial(in_proj.moved_bias, VALUE)
+        splices += write_out_projection(writer, view, algebra.value_bias, moved, {site.output.name: result})
     folds = fold_masks(view, writer, site, reserved)
-    initializers, splices = writer.initializers, [main]
     if packing is not None:
-        shapes, shape_writer = redirect_shapes(view, names, site)
-        initializers, splices = initializers | shape_writer.initializers, [*shapes, main]
-    weights, folded = tuple(initializers.values()), tuple(name for fold in folds for name in fold.outputs)
-    return SiteEdit(site.name, (*folds, *splices), weights, tuple(functions), packing is not None, rounding, folded)
+        splices = [*redirect_shapes(view, writer, site, packing, begin.sources), *splices]
+    return SiteEdit(
+        site.name,
+        (*folds, *splices),
+        tuple(writer.initializers.values()),
+        tuple(functions),
+        begin.starts,
+        packing is not None,
+        algebra.names,
+        writer.exact,
+        rounding,
+        tuple(name for fold in folds for name in fold.outputs),
+    )
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """The packed projections of a site: their operands and what each is projected from, by role; and what had to be written
+    before them. starts: the values that the site's edit begins with."""
+
+    operands: dict[int, str]
+    sources: dict[int, str]
+    splices: list[Splice]
+    starts: tuple[str, ...]
+
+
+def _write_in_projections(
+    writer: Writer, view: GraphView, site: AttentionSite, packing: Packing | None, algebra: Algebra
+) -> _Begin:
+    begin, starts = _Begin({}, {}, [], ()), []
+    for packing, group in [(packing, group) for group in packing.groups] if packing is not None else ():
+        renamed: dict[str, str] = {}
+        in_proj, constant = InProj(view, site, group, algebra), algebra.constant(group)
+        if constant is not None:
+            begin.splices.extend(write_constant_channel(writer, view, constant, in_proj.channel, renamed))
+        source = renamed.get(group.source.name, group.source.name)
+        begin.operands.update(write_packed(writer, view, packing, group, in_proj, source))
+        begin.sources.update(dict.fromkeys(group.roles, source))
+        starts.append(group.source.name if constant is None else constant.norm.inputs[0].name)
+    starts += [operand.trace.source.name for role, operand in enumerate(site.operands) if role not in begin.operands]
+    return replace(begin, starts=tuple(dict.fromkeys(starts)))
+
+
+def _with_all_heads(
+    writer: Writer,
+    view: GraphView,
+    site: AttentionSite,
+    packing: Packing | None,
+    operands: tuple[str, str, str],
+    rank: int,
+) -> tuple[str, str, str]:
+    """K and V with a head for each of Q's."""
+    names, sizes = list(operands), (site.head_dim, site.head_dim, site.value_dim)
+    members = packing.members if packing is not None else {}
+    heads = packing.heads if packing is not None else site.heads
+    for role in (KEY, VALUE):
+        count = members[role][1].heads.count if role in members else own_heads(view, site, site.operands[role].tensor)
+        if count is not None and heads is not None:
+            names[role] = repeat_heads(writer, names[role], rank, heads, count, sizes[role], ROLES[role])
+    return names[0], names[1], names[2]

@@ -57,7 +57,7 @@ def _spliced(
     for edit in edits:
         for splice in edit.splices:
             # Sites that share a value may each bring what makes it; once is enough.
-            if not made_anew.issuperset(splice.outputs):
+            if not splice.outputs or not made_anew.issuperset(splice.outputs):
                 made_anew.update(splice.outputs)
                 by_position.setdefault(splice.position, []).extend(splice.nodes)
     nodes: list[onnx.NodeProto] = []

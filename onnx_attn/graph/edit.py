@@ -6,10 +6,11 @@ model, so nothing can be lost from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -20,9 +21,14 @@ MOST_STORED = 64 * 2**20
 """Bytes of constants that one rewriting adds."""
 
 
+Exact = Callable[[], np.ndarray]
+"""Computes a weight in float64: kept as a way to it, not as numbers, since few are asked for at a time."""
+
+
 @dataclass(frozen=True)
 class Splice:
-    """New nodes that stand where the original's node at `position` stood, and take over the values `outputs`."""
+    """New nodes that stand where the original's node at `position` stood, and take over the values `outputs`; without
+    any they stand before that node, which stays."""
 
     position: int
     nodes: tuple[onnx.NodeProto, ...]
@@ -33,7 +39,10 @@ class Splice:
 class SiteEdit:
     """All that the rewriting of one site puts into the model. Original nodes that nobody needs any more go by themselves.
 
-    packed: Q, K and V come from one projection afterwards.
+    sources: the values that the site's edit begins with, before and after.
+    packed: Q, K and V, or K and V, come from one projection afterwards.
+    algebra: the exact identities that were applied.
+    exact: weights in float64, before they were rounded to be written, by name.
     rounding: by how much, relatively, the scale had to be rounded to be written in the operands' type.
     folded: values that were computed and are stored now.
     """
@@ -42,7 +51,10 @@ class SiteEdit:
     splices: tuple[Splice, ...]
     initializers: tuple[onnx.TensorProto, ...]
     functions: tuple[onnx.FunctionProto, ...]
+    sources: tuple[str, ...]
     packed: bool
+    algebra: tuple[str, ...] = ()
+    exact: Mapping[str, Exact] = field(default_factory=dict)
     rounding: float = 0.0
     folded: tuple[str, ...] = ()
 
@@ -53,6 +65,10 @@ class SiteEdit:
     @property
     def nodes(self) -> tuple[onnx.NodeProto, ...]:
         return tuple(node for splice in self.splices for node in splice.nodes)
+
+
+class RoundsBadlyError(ArithmeticError):
+    """New weights do not fit the model's type."""
 
 
 class Names:
@@ -103,6 +119,7 @@ class Writer:
     prefix: str
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    exact: dict[str, Exact] = field(default_factory=dict)
 
     def add(
         self,
@@ -147,6 +164,22 @@ class Writer:
         """A weight of this site's own."""
         name = self.names.value(f"{self.prefix}/{hint}")
         self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def computed_weight(self, exact: Exact, dtype: np.dtype, hint: str) -> str:
+        """A weight that is computed in float64 and rounded once.
+
+        Raises RoundsBadlyError where the type cannot hold it to its own precision.
+        """
+        wide = exact()
+        with np.errstate(over="ignore"):
+            rounded = wide.astype(dtype)
+        # Column by column: a channel whose weights overflow, or sink below the smallest normal number, is lost in a sum.
+        lost = np.linalg.norm(wide - rounded.astype(np.float64), axis=0)
+        if not (lost <= ml_dtypes.finfo(dtype).eps * np.linalg.norm(wide, axis=0)).all():
+            raise RoundsBadlyError(f"{hint} cannot be held in {dtype}")
+        name = self.weight(rounded, hint)
+        self.exact[name] = exact
         return name
 
 

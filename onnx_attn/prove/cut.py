@@ -29,14 +29,10 @@ class Cut:
     known: tuple[str, ...]
 
 
-def boundary(site: AttentionSite, packed: bool) -> set[str]:
-    """Where a site begins: the projection's source if it was packed, else what Q, K and V read, and its masks. A mask is
-    part of the site where its rewriting rests on what is in it."""
-    if packed and site.projection is not None:
-        sources = {site.projection.source.name}
-    else:
-        sources = {operand.trace.source.name for operand in (site.query, site.key, site.value)}
-    return sources if site.rests_on_mask else sources | {mask.name for mask in site.mask_tensors}
+def boundary(site: AttentionSite, edit: SiteEdit) -> set[str]:
+    """Where a site begins: what its edit starts from, and its masks. A mask is part of the site where its rewriting rests on
+    what is in it."""
+    return set(edit.sources) | (set() if site.rests_on_mask else {mask.name for mask in site.mask_tensors})
 
 
 def same_nodes(before: Cut, after: Cut) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import Operand
+from onnx_attn.views.layout import REPEAT
 from onnx_attn.views.movement import layout_of
 from onnx_attn.views.trace import trace
 
@@ -17,12 +20,24 @@ def read_operand(view: GraphView, tensor: gs.Tensor, transposed: bool = False) -
     layout = layout_of(view, shapes, found.steps) if shapes else None
     if layout is not None and transposed:
         layout = layout.swapped()
-    return Operand(tensor, found, layout, transposed)
+    return Operand(tensor, found, trace(view, tensor, through_repeats=True), layout, transposed)
 
 
 def head_size(view: GraphView, operand: Operand) -> int | None:
     """The static size of the operand's feature axis."""
     return view.static(operand.tensor, -2 if operand.transposed else -1)
+
+
+def kv_head_count(view: GraphView, key: Operand) -> int | None:
+    """Heads that K has of its own: those that are repeated for several heads of Q count once."""
+    repeated, shapes = head_count(view, key), view.shapes(key.whole.source)
+    if repeated is None or shapes is None or len(key.whole.steps) == len(key.trace.steps):
+        return repeated
+    layout = layout_of(view, shapes, key.whole.steps)
+    if layout is None or len(layout.axes) < 3:
+        return repeated
+    copies = [digit.size for digit in layout.axes[-3] if digit.axis == REPEAT and digit.size is not None]
+    return repeated // math.prod(copies)
 
 
 def head_count(view: GraphView, operand: Operand) -> int | None:

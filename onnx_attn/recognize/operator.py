@@ -13,7 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView, label
-from onnx_attn.recognize.operands import head_count, head_size, read_operand
+from onnx_attn.recognize.operands import head_count, head_size, kv_head_count, read_operand
 from onnx_attn.recognize.projection import read_projection
 from onnx_attn.recognize.result import Stop
 from onnx_attn.site import AttentionSite, Guard, ScoreTerm, Verdict
@@ -53,7 +53,7 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
         guard=_guard(view, node, mask),
         output=node.outputs[0],
         heads=head_count(view, query),
-        kv_heads=head_count(view, key),
+        kv_heads=kv_head_count(view, key),
         head_dim=head_dim,
         value_dim=value_dim,
         projection=read_projection(view, query, key, value),

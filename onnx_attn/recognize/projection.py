@@ -1,4 +1,4 @@
-"""The in-projection of a site: three linear layers on one source, or one that makes Q, K and V together."""
+"""The in-projection of a site: the linear layers that make Q, K and V, each on its source."""
 
 from __future__ import annotations
 
@@ -7,47 +7,54 @@ from dataclasses import replace
 from typing import Literal
 
 from onnx_attn.graph.view import GraphView
-from onnx_attn.site import Operand, Projection
+from onnx_attn.site import Operand, Projected, Projection
 from onnx_attn.views.linear import Linear, linear, rows
 from onnx_attn.views.movement import layout_of
 
 
 def read_projection(view: GraphView, query: Operand, key: Operand, value: Operand) -> Projection | None:
-    """The site's projection if Q, K and V are linear in one and the same tensor, else None.
-
-    The source is compared as a tensor, never by its dimensions: equal shapes prove nothing.
-    """
-    operands = (query, key, value)
-    layers = [linear(view, operand.trace.source) for operand in operands]
-    if any(layer is None for layer in layers) or any(layer.source is not layers[0].source for layer in layers):  # type: ignore[union-attr]
+    """The site's projection; None if neither Q, K nor V is the result of a linear layer."""
+    found = [_projected(view, operand) for operand in (query, key, value)]
+    if not any(found):
         return None
-    outputs = {id(layer.output) for layer in layers if layer}
-    if len(outputs) == 2:
-        return None  # K and V share a layer and Q has its own: kept as it is until packing knows that shape.
-    return _projection(view, "packed" if len(outputs) == 1 else "triplet", layers, operands)  # type: ignore[arg-type]
+    return Projection(_kind(found), *found)
 
 
-def from_nearer_sources(view: GraphView, projection: Projection, operands: Sequence[Operand]) -> Iterator[Projection]:
-    """The same projection read from each later tensor on its rows' way to the product, the farthest first.
+def _projected(view: GraphView, operand: Operand) -> Projected | None:
+    layer = linear(view, operand.whole.source)
+    return read_over(view, operand, layer) if layer is not None else None
+
+
+def read_over(view: GraphView, operand: Operand, layer: Linear) -> Projected | None:
+    """The operand over a layer's output; None if it is no plain re-arrangement of it."""
+    layout = layout_of(view, rows(view, layer), operand.whole.steps, layer.moves)
+    if layout is None:
+        return None
+    return Projected(layer, layout.swapped() if operand.transposed else layout)
+
+
+def _kind(found: Sequence[Projected | None]) -> Literal["packed", "triplet", "kv_packed", "none"]:
+    query, key, value = (id(each.layer.output) if each else None for each in found)
+    if key is not None and key == value:
+        return "packed" if query == key else "kv_packed"
+    return "none" if None in found else "triplet"
+
+
+def from_nearer_sources(
+    view: GraphView, members: Sequence[tuple[Operand, Projected]]
+) -> Iterator[tuple[Projected, ...]]:
+    """Layers on one source, and then the same layers read from each later tensor on their rows' way to the product.
 
     Over windows of a map, heads are no whole axes of the map; they are of what the windows were cut into.
     """
-    first, *others = (layer.moves for layer in projection.layers)
+    yield tuple(projected for _, projected in members)
+    first, *others = (projected.layer.moves for _, projected in members)
     for count, step in enumerate(first, 1):
         if any(moves[:count] != first[:count] for moves in others):
             return
-        layers = [replace(layer, source=step.output, moves=layer.moves[count:]) for layer in projection.layers]
-        if (found := _projection(view, projection.kind, layers, operands)) is not None:
-            yield found
-
-
-def _projection(
-    view: GraphView, kind: Literal["packed", "triplet"], layers: Sequence[Linear], operands: Sequence[Operand]
-) -> Projection | None:
-    layouts = []
-    for operand, layer in zip(operands, layers, strict=True):
-        layout = layout_of(view, rows(view, layer), operand.trace.steps, layer.moves)
-        if layout is None:
-            return None
-        layouts.append(layout.swapped() if operand.transposed else layout)
-    return Projection(kind, tuple(layers), tuple(layouts))  # type: ignore[arg-type]
+        found = [
+            read_over(view, operand, replace(layer, source=step.output, moves=layer.moves[count:]))
+            for operand, layer in ((operand, projected.layer) for operand, projected in members)
+        ]
+        if all(found):
+            yield tuple(each for each in found if each is not None)

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.codes import CODES
 from onnx_attn.graph.view import GraphView, label
-from onnx_attn.recognize.operands import head_count, head_size, read_operand
+from onnx_attn.recognize.operands import head_count, head_size, kv_head_count, read_operand
 from onnx_attn.recognize.probabilities import Product, read_probabilities
 from onnx_attn.recognize.projection import read_projection
 from onnx_attn.recognize.result import Stop
@@ -91,7 +91,7 @@ def _site(view: GraphView, softmax: gs.Node, scores: Scores, product: Product) -
         guard=product.guard,
         output=product.node.outputs[0],
         heads=head_count(view, query),
-        kv_heads=head_count(view, key),
+        kv_heads=kv_head_count(view, key),
         head_dim=head_dim,
         value_dim=value_dim,
         projection=read_projection(view, query, key, value),

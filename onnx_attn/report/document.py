@@ -92,7 +92,8 @@ def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Deci
     document = _entry(entry, fusion.target, fusion.view)
     if not isinstance(entry, Decision):
         form = "function" if isinstance(entry, Written) else None
-        return {**document, "form": form, "packed": False, "unpacked_because": None, "notes": [], "certificate": None}
+        nothing = {"packed": False, "algebra": [], "algebra_left": {}, "unpacked_because": None, "notes": []}
+        return {**document, "form": form, **nothing, "certificate": None}
     certificate = fusion.certificates.get(entry.key)
     edit = fusion.edits.get(entry.key)
     if edit is None and certificate is not None:
@@ -108,6 +109,8 @@ def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Deci
         **document,
         "form": entry.form if written else None,
         "packed": written and entry.packing is not None,
+        "algebra": list(edit.algebra) if edit is not None else [],
+        "algebra_left": fusion.algebra_left(entry),
         "unpacked_because": entry.unpacked,
         "notes": list(entry.site.notes),
         "certificate": _certificate(certificate),
@@ -156,8 +159,17 @@ def _certificate(certificate: Certificate | None) -> dict[str, Any] | None:
         **_difference(certificate.own),
         "cases": certificate.cases,
         "float64": _difference(certificate.exact),
+        "error_against_float64": _errors(certificate),
         "failure": certificate.failure,
     }
+
+
+def _errors(certificate: Certificate) -> dict[str, dict[str, float]] | None:
+    """Of a site whose weights were rounded anew: its own distance from the truth, beside the original's."""
+    if certificate.errors is None:
+        return None
+    before, after = certificate.errors
+    return {"before": _difference(before), "after": _difference(after)}
 
 
 def _difference(found: Difference) -> dict[str, float]:

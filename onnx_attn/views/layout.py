@@ -20,9 +20,16 @@ import numpy as np
 Shape = tuple[int, ...]
 
 
+REPEAT = -1
+"""Stands for an axis of the source where there is none: the same elements are read again, as Expand and Tile do."""
+
+
 @dataclass(frozen=True)
 class Digit:
-    """`size` steps of `step` along one axis of the source; size None: the whole axis, whatever its size."""
+    """`size` steps of `step` along one axis of the source; size None: the whole axis, whatever its size.
+
+    Of axis `REPEAT`: the same elements, `size` times.
+    """
 
     axis: int
     step: int
@@ -91,7 +98,7 @@ def _runs(line: np.ndarray) -> list[tuple[int, int]] | None:
         steps = np.arange(line.size, dtype=np.int64) * stride
         breaks = np.flatnonzero(line != steps)
         size = int(breaks[0]) if breaks.size else line.size
-        if stride <= 0 or line.size % size:
+        if stride < 0 or line.size % size:
             return None
         blocks = line.reshape(-1, size)
         if not np.array_equal(blocks, blocks[:, :1] + steps[:size]):
@@ -103,6 +110,8 @@ def _runs(line: np.ndarray) -> list[tuple[int, int]] | None:
 
 def _digits(stride: int, size: int, source: Shape, strides: list[int]) -> list[Digit] | None:
     """Break a run at the borders of the source's axes, inner to outer, and give the digits outer to inner."""
+    if stride == 0:
+        return [Digit(REPEAT, 0, size)]
     digits: list[Digit] = []
     for axis in range(len(source) - 1, -1, -1):
         length, unit = source[axis], strides[axis]
@@ -129,7 +138,7 @@ def _stays_inside(axes: list[tuple[Digit, ...]], offsets: list[int], source: Sha
     """Offsets plus steps must not carry from one source axis into the next, else digits would not be independent."""
     reach = list(offsets)
     for digits in axes:
-        for digit in digits:
+        for digit in (digit for digit in digits if digit.axis != REPEAT):
             size = source[digit.axis] if digit.size is None else digit.size
             reach[digit.axis] += digit.step * (size - 1)
     return all(end < length for end, length in zip(reach, source, strict=True))

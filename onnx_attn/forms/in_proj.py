@@ -1,0 +1,140 @@
+"""The numbers of a group's projection: weights side by side, with what exact algebra makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from onnx import numpy_helper
+
+from onnx_attn.algebra.choose import QUERY, Algebra
+from onnx_attn.algebra.constant_channel import affine, fold_bias, whole_bias
+from onnx_attn.forms.packing import Group, Member
+from onnx_attn.graph.edit import Writer
+from onnx_attn.graph.view import GraphView
+from onnx_attn.site import AttentionSite
+
+Numbers = tuple[np.ndarray, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class InProj:
+    """The projection of one group under an algebra."""
+
+    view: GraphView
+    site: AttentionSite
+    group: Group
+    algebra: Algebra
+
+    @property
+    def stands(self) -> bool:
+        """Whether the projection's own result serves as it is."""
+        return self.group.reuses_output and not self.algebra.changes(self.group)
+
+    @property
+    def biased(self) -> tuple[int, ...]:
+        """The roles whose operands have a bias added."""
+        return tuple(member.role for member in self.group.members if self._has_bias(member))
+
+    def weight(self, writer: Writer) -> str:
+        """The packed weights `(E, C)`."""
+        if self._is_computed:
+            return self._computed(writer, "in_proj_weight", lambda numbers: numbers[0])
+        if self.group.reuses_weight:
+            return self.group.members[0].layer.weight.name
+        return writer.weight(np.concatenate([self._weight(m) for m in self.group.members], axis=1), "in_proj_weight")
+
+    def bias(self, writer: Writer) -> str:
+        """The packed bias `(C,)`, with zeros where a layer has none; "" if there is none at all."""
+        if not self.biased:
+            return ""
+        if self._is_computed:
+            return self._computed(writer, "in_proj_bias", lambda numbers: numbers[1])
+        if self.group.reuses_weight:
+            bias = self.group.members[0].layer.bias
+            assert bias is not None
+            return bias.name
+        return writer.weight(np.concatenate([self._bias(m) for m in self.group.members]), "in_proj_bias")
+
+    @cached_property
+    def channel(self) -> int:
+        """The channel that carries the constant."""
+        return self._folded()[1]
+
+    @property
+    def _is_computed(self) -> bool:
+        """Whether numbers change, and so are rounded anew."""
+        factors = [factor for m in self.group.members for factor in (m.layer.alpha, m.layer.beta)]
+        return self.algebra.changes(self.group) or any(factor != 1.0 for factor in factors)
+
+    def moved_bias(self, role: int) -> np.ndarray:
+        """All that an operand's layer adds to each row, by the layer's channels `(C,)`, in float64."""
+        layer = next(member.layer for member in self.group.members if member.role == role)
+        assert layer.bias is not None
+        bias = array(self.view, layer.bias.name).astype(np.float64).reshape(-1) * layer.beta
+        constant = self.algebra.constant(self.group)
+        if constant is None:
+            return bias
+        weight = array(self.view, layer.weight.name).astype(np.float64) * layer.alpha
+        return whole_bias(bias, weight.T if layer.transposed else weight, affine(self.view, constant.norm)[1])
+
+    def _has_bias(self, member: Member) -> bool:
+        """Whether a bias is added to the operand's product."""
+        constant = self.algebra.constant(self.group) is not None
+        return member.layer.bias is not None and not constant and not self.algebra.takes_bias(member.role)
+
+    def _computed(self, writer: Writer, hint: str, part: Callable[[Numbers], np.ndarray | None]) -> str:
+        def exact() -> np.ndarray:
+            found = part(self._numbers())
+            assert found is not None
+            return found
+
+        return writer.computed_weight(exact, self._dtype, hint)
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return array(self.view, self.group.members[0].layer.weight.name).dtype
+
+    def _numbers(self) -> Numbers:
+        """Weights `(E, C)` and bias `(C,)` in float64."""
+        if self.algebra.constant(self.group) is not None:
+            return self._folded()[0], None
+        weights, biases = self._plain()
+        return weights, biases if self.biased else None
+
+    def _folded(self) -> tuple[np.ndarray, int]:
+        constant = self.algebra.constant(self.group)
+        assert constant is not None
+        weights, biases = self._plain()
+        gone = [self.algebra.takes_bias(m.role) for m in self.group.members for _ in range(m.heads.columns.size)]
+        return fold_bias(weights, biases, *affine(self.view, constant.norm), np.asarray(gone))
+
+    def _plain(self) -> tuple[np.ndarray, np.ndarray]:
+        """The members side by side in float64: Q scaled, biases that are gone left out."""
+        constant = self.algebra.constant(self.group) is not None
+        weights, biases = [], []
+        for member in self.group.members:
+            factor = self.site.scale if member.role == QUERY and self.algebra.scale else 1.0
+            weights.append(self._weight(member).astype(np.float64) * (member.layer.alpha * factor))
+            kept = member.layer.bias is not None and (constant or self._has_bias(member))
+            biases.append(self._bias(member).astype(np.float64) * (member.layer.beta * factor if kept else 0.0))
+        return np.concatenate(weights, axis=1), np.concatenate(biases)
+
+    def _weight(self, member: Member) -> np.ndarray:
+        """`(E, C)`: the member's columns."""
+        weight, columns = array(self.view, member.layer.weight.name), member.heads.columns.reshape(-1)
+        return weight[columns].T if member.layer.transposed else weight[:, columns]
+
+    def _bias(self, member: Member) -> np.ndarray:
+        """`(C,)`: the member's part of its layer's bias; zeros where it has none."""
+        columns, bias = member.heads.columns.reshape(-1), member.layer.bias
+        if bias is None:
+            return np.zeros(columns.size, self._dtype)
+        return array(self.view, bias.name).reshape(-1)[columns]
+
+
+def array(view: GraphView, name: str) -> np.ndarray:
+    """A weight as numpy sees it, without a copy where the file keeps raw bytes."""
+    return numpy_helper.to_array(view.initializer(name))

@@ -1,0 +1,48 @@
+"""Whose are a projection's weights and results? What others read must not be packed away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_graphsurgeon as gs
+
+from onnx_attn.graph.view import GraphView
+from onnx_attn.site import AttentionSite
+from onnx_attn.views.linear import Linear
+
+
+def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Linear]]) -> bool:
+    """True if packing these layers (each with its operand's role) takes nothing away from anybody: every reader of their
+    weights and of their results, down to the site's products, belongs to the site."""
+    inside = {id(step.node) for operand in site.operands for step in operand.whole.steps}
+    inside |= {id(site.product), id(view.producer(site.output))}
+    for role, layer in layers:
+        if layer.weight.name in view.pinned or (layer.bias is not None and layer.bias.name in view.pinned):
+            return False
+        if not _one_way(view, layer.weight, layer.output):
+            return False
+        steps = site.operands[role].whole.steps
+        for tensor in [layer.output, *(output for step in steps for output in step.node.outputs)]:
+            if tensor.name in view.pinned:
+                return False
+            if not all(id(reader) in inside or reads_shape(view, reader) for reader in view.readers(tensor)):
+                return False
+    return True
+
+
+def reads_shape(view: GraphView, reader: gs.Node) -> bool:
+    """A reader that can be given the shape from elsewhere."""
+    return reader.op == "Shape" and view.in_main_graph(reader)
+
+
+def _one_way(view: GraphView, weight: gs.Tensor, output: gs.Tensor) -> bool:
+    """From the weight down to the layer's output every tensor has one reader."""
+    tensor = weight
+    while tensor is not output:
+        if tensor.name in view.pinned:
+            return False
+        readers = [reader for reader in view.readers(tensor) if not reads_shape(view, reader)]
+        if len(readers) != 1:
+            return False
+        tensor = readers[0].outputs[0]
+    return True
