@@ -95,7 +95,9 @@ def _write_in_projections(
     writer: Writer, view: GraphView, site: AttentionSite, packing: Packing | None, algebra: Algebra
 ) -> _Begin:
     begin, starts = _Begin({}, {}, [], ()), []
-    for packing, group in [(packing, group) for group in packing.groups] if packing is not None else ():
+    if packing is None:
+        return replace(begin, starts=tuple(operand.trace.source.name for operand in site.operands))
+    for group in packing.groups:
         renamed: dict[str, str] = {}
         in_proj, constant = InProj(view, site, group, algebra), algebra.constant(group)
         if constant is not None:
