@@ -12,9 +12,11 @@ from onnx_attn.forms.owning import is_own
 from onnx_attn.forms.packing import Group, Packing
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
+from onnx_attn.views.linear import rows
 
 CONSTANT_CHANNEL, KEY_BIAS, VALUE_BIAS, SCALE = IDENTITIES = ("constant-channel", "key-bias", "value-bias", "scale")
 QUERY, KEY, VALUE = range(3)
+VARIES = "sizes vary, where a projection without biases takes as many kernels as one with them"
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def choose_algebra(
     constants: dict[int, ConstantChannel] = {}
     for group in own if CONSTANT_CHANNEL in allowed else ():
         if any(member.layer.bias is not None for member in group.members):
-            found = read_constant_channel(view, group)
+            found = VARIES if len(set(rows(view, group.members[0].layer))) > 1 else read_constant_channel(view, group)
             if isinstance(found, str):
                 left[CONSTANT_CHANNEL] = found
             else:

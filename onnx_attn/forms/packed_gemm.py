@@ -2,7 +2,8 @@
 
 The layout is a compiler fact (TensorRT for RTX 1.7.1, ViT block): without biases, a split on the last axis lets the MHA
 kernel read Q, K and V where the projection wrote them (7 kernels a layer); with a bias, the split on the head axis after
-`reshape [B, S, 3·N, H]` and one transpose costs least (8 kernels, 10 as exported).
+`reshape [B, S, 3·N, H]` and one transpose costs least (8 kernels, 10 as exported). Where sizes vary, that is the better one
+without biases too (ViT-B/16, batch 1 to 8: 102 kernels, 150 split on the last axis).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from onnx_attn.forms.in_proj import InProj
 from onnx_attn.forms.packing import ROLES, Group, Packing
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
+from onnx_attn.views.linear import rows
 
 
 def write_packed(
@@ -33,7 +35,8 @@ def write_packed(
         return tensor if perm == sorted(perm) else writer.add("Transpose", [tensor], hint, perm=perm)
 
     hints = [ROLES[role] for role in group.roles]
-    if biased and len(set(sizes)) == 1:
+    varies = len(set(rows(view, group.members[0].layer))) > 1
+    if (biased or varies) and len(set(sizes)) == 1:
         packed = turned(projected, sum(counts), sizes[0], "_".join(hints))
         parts = _split(writer, packed, counts, order.index(HEAD))
     else:

@@ -14,7 +14,7 @@ from onnx_attn.graph.world import Shape, World
 from onnx_attn.views.layout import Layout, common, decode
 
 SAME_ORDER = frozenset(
-    {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Mul", "Div", "Neg", "Dropout"}
+    {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Mul", "Div", "Neg", "Dropout", "Pad"}
 )
 """Nodes of a trace that leave the elements in their order: their result is the input, reshaped."""
 
@@ -51,9 +51,17 @@ def is_noop_cast(view: GraphView, node: gs.Node) -> bool:
     return node.op == "Cast" and view.elem_type(node.inputs[0]) == node.attrs["to"] != 0
 
 
+def is_empty_pad(view: GraphView, node: gs.Node) -> bool:
+    """A Pad that adds nothing, at whatever size: windows pad their map up to a multiple of their own size."""
+    if node.op != "Pad":
+        return False
+    pads = view.constant(node.inputs[1]) if len(node.inputs) > 1 else np.asarray(node.attrs.get("pads", 1))
+    return pads is not None and not pads.any()
+
+
 def is_identity(view: GraphView, node: gs.Node) -> bool:
-    """Identity, a Cast to the type that is there already, or Dropout that does nothing at inference."""
-    if node.op == "Identity" or is_noop_cast(view, node):
+    """Identity, a Cast to the type that is there already, a Pad by nothing, or Dropout that does nothing at inference."""
+    if node.op == "Identity" or is_noop_cast(view, node) or is_empty_pad(view, node):
         return True
     return node.op == "Dropout" and dropout_is_inference(view, node)
 
