@@ -61,7 +61,7 @@ def test_no_weight_is_stored_twice(export: object, tmp_path: Path) -> None:
 
 def test_an_already_packed_projection_keeps_its_weights(tmp_path: Path) -> None:
     path = EXPORTS / "gpt2.torchscript.17.dynamic.onnx"
-    before, after = onnx.load(path), onnx_attn.fuse(path, tmp_path / "f.onnx").model
+    before, after = onnx.load(path), onnx_attn.fuse(path, tmp_path / "f.onnx", algebra=False).model
     kept = {tensor.name for tensor in after.graph.initializer}
     assert {tensor.name for tensor in before.graph.initializer if "c_attn" in tensor.name} <= kept
 

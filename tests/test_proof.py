@@ -22,12 +22,14 @@ GPT2 = EXPORTS / "gpt2.torchscript.17.dynamic.onnx"
 
 
 def spoiled(change: Callable[[SiteEdit], None], site: int) -> Callable[..., SiteEdit]:
-    """`write_site` as it is, but for one site, whose edit is changed."""
-    count = iter(range(100))
+    """`write_site` as it is, but for one site, whose every edit is changed, with algebra and without."""
+    seen: list[str] = []
 
     def write(*arguments: object) -> SiteEdit:
         edit = write_site(*arguments)  # type: ignore[arg-type]
-        if next(count) == site:
+        if edit.site not in seen:
+            seen.append(edit.site)
+        if seen.index(edit.site) == site:
             change(edit)
         return edit
 
@@ -68,6 +70,22 @@ def test_a_wrong_site_is_rolled_back_and_the_others_stay(
     assert (result.report["sites"], result.report["fused"], result.report["refused"]) == (2, 1, 1)
     assert result.report["proof"]["ok"]
     assert [node.name for node in result.model.graph.node if node.op_type == "Softmax"] == [second["softmax"]]
+
+
+def test_a_site_whose_algebra_is_wrong_is_written_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def spoil(edit: SiteEdit) -> None:
+        if edit.algebra:
+            scale_by(1.0001)(edit)
+
+    monkeypatch.setattr(pipeline, "write_site", spoiled(spoil, site=1))
+    report = onnx_attn.fuse(VIT, tmp_path / "fused.onnx").report
+    first, second = (c for c in report["candidates"] if c["status"] != "not_attention")
+    assert (first["status"], second["status"], report["fused"]) == ("site", "site", 2)
+    assert first["algebra"] == ["constant-channel", "key-bias", "value-bias", "scale"]
+    assert second["algebra"] == []
+    assert second["packed"]
+    assert set(second["algebra_left"]) == set(first["algebra"])
+    assert "float64" in second["algebra_left"]["scale"]
 
 
 def test_a_lost_mask_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -159,11 +159,13 @@ def test_keys_back_to_front_give_the_same_numbers() -> None:
     three = Three()
     net, heads = three.net, [three.net.split_heads(three.layer()) for _ in range(3)]
     heads[1] = net.op("Slice", heads[1], net.ints(-1), net.ints(-10), net.ints(2), net.ints(-1))
-    assert_fused(three.finish(*heads, split=False), packed=False)
+    fused = assert_fused(three.finish(*heads, split=False), packed=True)
+    assert sum(node.op_type == "MatMul" for node in fused.graph.node) == 2  # Q and V from one, K from its own.
 
 
 def test_query_that_is_a_weight_is_fused() -> None:
     three = Three()
     k, v = (three.net.split_heads(three.layer()) for _ in range(2))
     q = three.net.scaled(three.net.weight(1, HEADS, 3, HEAD_DIM))
-    assert_fused(three.finish(q, k, v, split=False), packed=False, scale=ROOT**2)
+    fused = assert_fused(three.finish(q, k, v, split=False), packed=True, projection="none", scale=ROOT**2)
+    assert sum(node.op_type == "MatMul" for node in fused.graph.node) == 1

@@ -17,23 +17,41 @@ import onnx_attn
 ROOT = HEAD_DIM**-0.5
 
 
+def products(model: onnx.ModelProto) -> list[str]:
+    """What each product of the main graph reads."""
+    return [node.input[0] for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
+
+
 @pytest.mark.parametrize("keys", [5, 7])
-def test_cross_attention_is_not_packed_as_self_attention(keys: int) -> None:
+def test_cross_attention_packs_keys_and_values_alone(keys: int) -> None:
     three = Three()
     y = three.net.input("y", 2, keys, WIDTH)
-    assert_fused(three.finish(k=three.layer(y), v=three.layer(y)), packed=False, projection="none")
+    fused = assert_fused(three.finish(k=three.layer(y), v=three.layer(y)), packed=True, projection="triplet")
+    assert sorted(products(fused)) == ["x", "y"]
+
+
+def test_keys_and_values_of_one_layer_stay_packed() -> None:
+    three = Three()
+    y = three.net.input("y", 2, 7, WIDTH)
+    k, v = three.net.op(
+        "Split", three.net.linear(y, 2 * CHANNELS), three.net.ints(CHANNELS, CHANNELS), outputs=2, axis=-1
+    )
+    fused = assert_fused(three.finish(k=k, v=v), packed=True, projection="kv_packed")
+    assert sorted(products(fused)) == ["x", "y"]
 
 
 def test_three_sources_of_one_shape_are_not_packed() -> None:
     three = Three()
     y, z = (three.net.input(name, 2, 5, WIDTH) for name in "yz")
-    assert_fused(three.finish(k=three.layer(y), v=three.layer(z)), packed=False, projection="none")
+    fused = assert_fused(three.finish(k=three.layer(y), v=three.layer(z)), packed=False, projection="triplet")
+    assert sorted(products(fused)) == ["x", "y", "z"]
 
 
-def test_value_from_another_source_is_not_packed() -> None:
+def test_value_from_another_source_is_not_packed_with_the_others() -> None:
     three = Three()
     shifted = three.net.op("Add", three.x, three.net.weight(5, WIDTH))
-    assert_fused(three.finish(v=three.layer(shifted)), packed=False, projection="none")
+    fused = assert_fused(three.finish(v=three.layer(shifted)), packed=True, projection="triplet")
+    assert sorted(products(fused)) == sorted(["x", shifted])
 
 
 def test_unnamed_dynamic_dimensions_are_not_taken_for_equal() -> None:
@@ -42,7 +60,8 @@ def test_unnamed_dynamic_dimensions_are_not_taken_for_equal() -> None:
     q, k, v = (net.split_heads(net.linear(source, CHANNELS)) for source in (x, y, y))
     net.output(net.merge_heads(net.sdpa(q, net.swap(k), v)), 3)
     inputs = feeds(net.model(), {"x:0": 3, "x:1": 5, "y:0": 3, "y:1": 8})
-    assert_fused(net.model(), inputs, packed=False, projection="none")
+    fused = assert_fused(net.model(), inputs, packed=True, projection="triplet")
+    assert sorted(products(fused)) == ["x", "y"]
 
 
 def test_sources_with_dimensions_of_one_name_are_not_taken_for_one() -> None:
@@ -50,7 +69,8 @@ def test_sources_with_dimensions_of_one_name_are_not_taken_for_one() -> None:
     x, y = (net.input(name, "batch", "sequence", WIDTH) for name in "xy")
     q, k, v = (net.split_heads(net.linear(source, CHANNELS)) for source in (x, y, y))
     net.output(net.merge_heads(net.sdpa(q, net.swap(k), v)), 3)
-    assert_fused(net.model(), packed=False, projection="none")
+    fused = assert_fused(net.model(), packed=True, projection="triplet")
+    assert sorted(products(fused)) == ["x", "y"]
 
 
 def test_weight_that_another_node_reads_is_not_packed_away() -> None:
@@ -152,7 +172,8 @@ def test_gemm_bias_broadcasts_as_before(bias: tuple[int, ...]) -> None:
     three = Three()
     net = three.net
     flat = net.op("Gemm", net.reshape(three.x, -1, WIDTH), net.weight(WIDTH, CHANNELS), net.weight(*bias), beta=1.3)
-    assert_fused(three.finish(net.reshape(flat, 2, 5, CHANNELS)), packed=bias == (CHANNELS,))
+    fused = assert_fused(three.finish(net.reshape(flat, 2, 5, CHANNELS)), packed=True)
+    assert ("Gemm" in {node.op_type for node in fused.graph.node}) == (bias != (CHANNELS,))
 
 
 def test_gemm_that_turns_its_input_gives_the_same_numbers() -> None:
@@ -181,17 +202,19 @@ def test_query_with_heads_in_another_order_gives_the_same_numbers() -> None:
 
 @pytest.mark.parametrize("row", [0, 2])
 def test_query_of_one_token_is_not_packed_as_if_all_asked(row: int) -> None:
-    """Class attention: the layer makes all queries, one of them is used."""
+    """Class attention: the layer makes all queries, one of them is used. Keys and values pack alone."""
     three = Three()
     net = three.net
     q = net.op("Slice", three.layer(), net.ints(row), net.ints(row + 1), net.ints(1))
-    assert_fused(three.finish(q), packed=False)
+    fused = assert_fused(three.finish(q), packed=True)
+    assert products(fused) == ["x", "x"]
 
 
 def test_query_of_the_first_tokens_is_not_packed_as_if_all_asked() -> None:
     three = Three()
     net = three.net
-    assert_fused(three.finish(net.op("Slice", three.layer(), net.ints(0), net.ints(3), net.ints(1))), packed=False)
+    first = net.op("Slice", three.layer(), net.ints(0), net.ints(3), net.ints(1))
+    assert products(assert_fused(three.finish(first), packed=True)) == ["x", "x"]
 
 
 def test_keys_of_the_first_token_are_not_packed_as_if_all_were_keys() -> None:
@@ -201,11 +224,11 @@ def test_keys_of_the_first_token_are_not_packed_as_if_all_were_keys() -> None:
     assert_fused(three.finish(None, k, v), packed=False)
 
 
-def test_query_taken_from_the_source_alone_is_not_packed() -> None:
+def test_query_taken_from_the_source_is_not_packed_with_keys_and_values() -> None:
     three = Three()
     net = three.net
     first = net.op("Slice", three.x, net.ints(0), net.ints(1), net.ints(1))
-    assert_fused(three.finish(three.layer(first)), packed=False, projection="none")
+    assert_fused(three.finish(three.layer(first)), packed=True, projection="triplet")
 
 
 def test_scaled_values_give_the_same_numbers() -> None:
