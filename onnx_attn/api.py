@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.engine.profiles import Profile, as_range, fitted, sizes_at
 from onnx_attn.errors import ExpectationError, InputError, UsageError, one_line
 from onnx_attn.graph.inference import Inference
@@ -20,6 +21,8 @@ from onnx_attn.graph.world import World
 from onnx_attn.landing import Options as LandOptions
 from onnx_attn.landing import land_model
 from onnx_attn.pipeline import Options, fuse_file, fuse_proto, inspect_model
+from onnx_attn.plan import Choice
+from onnx_attn.plan_file import load_plan
 from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.prove.whole import compare_models, default_rtol
@@ -33,14 +36,22 @@ Model: TypeAlias = "str | PathLike[str] | onnx.ModelProto | gs.Graph"
 
 
 class Result:
-    """What `fuse` gives back: `model` and `report`.
+    """What `fuse` gives back: `model`, `report` and `plan`.
 
     model: a gs.Graph for a gs.Graph, else a ModelProto; where the result was saved, it is read from the file when asked
     for, so that a large model is not held in memory for nobody. report: a dict as the JSON interface documents it.
+    plan: what was decided for each site, to be edited and given to `fuse` again.
     """
 
-    def __init__(self, report: dict[str, Any], model: onnx.ModelProto | gs.Graph | None, path: Path | None = None):
+    def __init__(
+        self,
+        report: dict[str, Any],
+        plan: dict[str, Any],
+        model: onnx.ModelProto | gs.Graph | None,
+        path: Path | None = None,
+    ):
         self.report = report
+        self.plan = plan
         self._model = model
         self._path = path
 
@@ -74,6 +85,7 @@ def fuse(
     algebra: bool = True,
     expect: int | None = None,
     verify: bool = True,
+    plan: dict[str, Any] | str | PathLike[str] | None = None,
 ) -> Result:
     """Rewrite every attention site in the form that the target takes, prove it, and (with `output`) save the model.
 
@@ -81,16 +93,27 @@ def fuse(
     projections by exact identities. `expect`: fail unless exactly so many sites
     are fused. `verify`: prove each site and the whole model in ONNX Runtime.
 
+    `plan`: an earlier result's plan, perhaps edited (its file or itself); it says target, form, packing and algebra of
+    every site.
+
     Raises InputError, OutputError, UsageError, ExpectationError, DifferenceError; nothing is written then.
     """
-    options = Options(parse_target(target, target_version), form, pack, algebra, expect, verify)
+    choice = Choice(form, pack, IDENTITIES if algebra else ())
+    if plan is None:
+        options = Options(parse_target(target, target_version), choice, expect, verify)
+    else:
+        given = load_plan(plan if isinstance(plan, dict) else Path(plan))
+        asked = parse_target(target, target_version)
+        if choice != Choice() or ((target, target_version) != ("tensorrt", None) and asked != given.target):
+            raise UsageError(f"{given.name}: the plan says target, form, packing and algebra; leave these options out")
+        options = Options(given.target, choice, expect, verify, given)
     if isinstance(model, str | PathLike) and output is not None:
-        return Result(fuse_file(Path(model), Path(output), options), None, Path(output))
+        return Result(*fuse_file(Path(model), Path(output), options), None, Path(output))
     loaded = _loaded(model)
     if output is not None:
         raise UsageError("output needs a path as model; save the result's .model yourself")
-    report, proto = fuse_proto(loaded.proto, loaded.name, options)
-    return Result(report, gs.import_onnx(proto) if isinstance(model, gs.Graph) else proto)
+    report, document, proto = fuse_proto(loaded.proto, loaded.name, options)
+    return Result(report, document, gs.import_onnx(proto) if isinstance(model, gs.Graph) else proto)
 
 
 def verify(

@@ -63,16 +63,22 @@ def fuse(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The fused model.")],
     target: Target = "tensorrt",
     target_version: Version = None,
-    form: Annotated[str, typer.Option(help="auto, function or primitives.")] = "auto",
+    form: Annotated[str, typer.Option(help="auto, function, primitives, attention or (onnxruntime) contrib.")] = "auto",
     no_pack: Annotated[bool, typer.Option("--no-pack", help="Leave the Q/K/V projections as they are.")] = False,
     no_algebra: Annotated[bool, typer.Option("--no-algebra", help="Leave biases and scales where they are.")] = False,
     expect: Annotated[int | None, typer.Option(help="Exit 3 unless exactly N sites are fused.", metavar="N")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Rewrite without proof.")] = False,
+    plan: Annotated[Path | None, typer.Option(metavar="IN.json", help="Do what this plan says.")] = None,
+    write_plan: Annotated[
+        Path | None, typer.Option(metavar="OUT.json", help="Write what was decided, to be edited and given to --plan.")
+    ] = None,
     json_path: Json = None,
 ) -> None:
     """Rewrite every attention site in the form that the target takes, prove it, and write the model."""
     with _errors():
-        _check_json(json_path, model, output, data_path(output))
+        read = [plan] if plan is not None else []
+        _check_json(json_path, model, output, data_path(output), *read, *([write_plan] if write_plan else []))
+        _check_json(str(write_plan) if write_plan else None, model, output, data_path(output), option="--write-plan")
         result = api.fuse(
             model,
             output,
@@ -83,7 +89,10 @@ def fuse(
             algebra=not no_algebra,
             expect=expect,
             verify=not no_verify,
+            plan=plan,
         )
+        if write_plan is not None:
+            _write_json(result.plan, str(write_plan))
         if not _write_json(result.report, json_path):
             show_fusion(result.report, str(output), _console())
 
@@ -186,18 +195,20 @@ def _console() -> Console:
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
 
 
-def _check_json(path: str | None, *taken: Path) -> None:
+def _check_json(path: str | None, *taken: Path, option: str = "--json") -> None:
     """Before any work: the report must have a place, and not that of a model or of any file that is no report."""
     if path is None or path == "-":
         return
     place = Path(path)
     if place.resolve() in [other.resolve() for other in taken]:
-        raise UsageError(f"--json {path}: is one of the models; give the report a name of its own")
+        raise UsageError(f"{option} {path}: is one of the models; give the report a name of its own")
     try:
         if place.is_dir() or not place.parent.is_dir():
             raise OutputError(f"{path}: the report cannot be written there; name a file in a folder that exists")
         if place.is_file() and place.open("rb").read(1) not in (b"", b"{"):
-            raise UsageError(f"--json {path}: holds something that is no report and would be lost; choose another name")
+            raise UsageError(
+                f"{option} {path}: holds something that is no report and would be lost; choose another name"
+            )
     except OSError as error:
         raise OutputError(f"{path}: the report cannot be written there ({one_line(error)})") from error
 

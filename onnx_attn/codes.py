@@ -98,6 +98,37 @@ _TABLE = (
         "Q and K are not of one floating-point type, or Q, K or V is of none",
         "cast Q and K to one floating-point type before their product",
     ),
+    Code("left-by-plan", True, 'the plan says "apply": false', 'write "apply": true for the site in the plan'),
+    Code(
+        "head-size",
+        True,
+        "the target does not take a head of this size in the form that was asked for",
+        "choose --form auto, or another head size",
+    ),
+    Code(
+        "value-head-size",
+        True,
+        "the target does not take values of another head size than the keys' in the form that was asked for",
+        "choose --form auto",
+    ),
+    Code(
+        "mask-shape",
+        True,
+        "the mask cannot be given to the form that was asked for",
+        "choose --form auto, which adds it to the scores",
+    ),
+    Code(
+        "masked-row-differs",
+        True,
+        "a query whose keys may all be masked would get another result in the form that was asked for",
+        "choose --form auto, which writes the softmax as it stands",
+    ),
+    Code(
+        "form-not-taken",
+        True,
+        "the target does not take the site in the form that was asked for",
+        "choose --form auto",
+    ),
     Code(
         "attention-feature",
         True,

@@ -19,6 +19,7 @@ from onnx_attn.targets.editions import Target
 class Fusion:
     """What `fuse` did: the plan, the edits and certificates by the plan's keys, the time.
 
+    opsets: the model's own, and the one that it was raised to.
     kept: keys of sites that stand in the wanted form already.
     plainer: keys of sites that were written without exact algebra after all, and why.
     """
@@ -29,6 +30,7 @@ class Fusion:
     plan: Plan
     nodes_before: int
     nodes_after: int = 0
+    opsets: tuple[int, ...] = ()
     edits: dict[str, SiteEdit] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     plainer: dict[str, str] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_attn.algebra.choose import IDENTITIES, NOTHING
+from onnx_attn.algebra.choose import NOTHING
 from onnx_attn.errors import DifferenceError, ExpectationError, UsageError
 from onnx_attn.forms.masks import compute_masks
 from onnx_attn.forms.write import write_site
@@ -22,9 +22,11 @@ from onnx_attn.fusion import Fusion
 from onnx_attn.graph.compose import compose
 from onnx_attn.graph.edit import Names, RoundsBadlyError, SiteEdit
 from onnx_attn.graph.load import Loaded, load
+from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.graph.view import GraphView
-from onnx_attn.plan import Decision, Plan, make_plan
+from onnx_attn.plan import ATTENTION_OPSET, Choice, Decision, Plan, make_plan
+from onnx_attn.plan_file import ReadPlan, check_fits, fingerprint, plan_document
 from onnx_attn.prove.cut import Cutter, boundary, same_nodes
 from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.site import prove_site
@@ -32,9 +34,11 @@ from onnx_attn.prove.whole import Model, WholeProof, compare_models, default_rto
 from onnx_attn.recognize.candidates import recognize
 from onnx_attn.report.document import fusion_report, proof_document
 from onnx_attn.runtime import CannotRun
+from onnx_attn.site import AttentionSite, Candidate, Verdict
 from onnx_attn.targets.editions import Target, parse_target
 
 Report = dict[str, Any]
+PlanDocument = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,31 @@ class Options:
     """What `fuse` was asked for."""
 
     target: Target = field(default_factory=lambda: parse_target("tensorrt"))
-    form: str = "auto"
-    pack: bool = True
-    algebra: bool = True
+    choice: Choice = field(default_factory=Choice)
     expect: int | None = None
     verify: bool = True
+    plan: ReadPlan | None = None
+
+    @property
+    def forms(self) -> set[str]:
+        """The forms that are asked for by name."""
+        if self.plan is None:
+            return {self.choice.form}
+        return {choice.form for choice in self.plan.choices if choice is not None and choice.apply}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the proof of the whole model needs to know: inputs (two sizes where dimensions are dynamic) and the bound."""
+    """What the proof of the whole model needs to know: inputs (two sizes where dimensions are dynamic) and the bound.
+
+    plan: what was decided, as a document.
+    """
 
     name: str
     changed: bool
     inputs: list[dict[str, np.ndarray]]
     rtol: float
+    plan: dict[str, Any]
 
 
 def inspect_model(loaded: Loaded, target: Target) -> tuple[GraphView, Plan]:
@@ -65,7 +79,7 @@ def inspect_model(loaded: Loaded, target: Target) -> tuple[GraphView, Plan]:
     return view, make_plan(view, recognize(view), target.taking(view.opset))
 
 
-def fuse_file(path: Path, output: Path, options: Options) -> Report:
+def fuse_file(path: Path, output: Path, options: Options) -> tuple[Report, PlanDocument]:
     """Fuse the model at `path` into `output`, which is written whole or not at all.
 
     What is proved is the very file that will be delivered; the model in memory is given up before it is run.
@@ -81,17 +95,20 @@ def fuse_file(path: Path, output: Path, options: Options) -> Report:
         start = time.perf_counter()
         commit(draft, output)
         _add_seconds(report, "save", start)
-    return report
+    return report, trial.plan
 
 
-def fuse_proto(proto: onnx.ModelProto, name: str, options: Options) -> tuple[Report, onnx.ModelProto]:
+def fuse_proto(proto: onnx.ModelProto, name: str, options: Options) -> tuple[Report, PlanDocument, onnx.ModelProto]:
     """Fuse a model in memory; `proto` stays as it is."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     report, trial, model = rewrite(Loaded(copy, name), options)
+    if not trial.changed:
+        model = onnx.ModelProto()
+        model.CopyFrom(proto)
     if options.verify:
         _prove_whole(report, trial, proto, model)
-    return report, model
+    return report, trial.plan, model
 
 
 def _write_draft(path: Path, output: Path, draft: Path, options: Options) -> tuple[Report, Trial]:
@@ -102,8 +119,10 @@ def _write_draft(path: Path, output: Path, draft: Path, options: Options) -> tup
     report, trial, model = rewrite(loaded, options)
     report["seconds"]["load"] += seconds
     start = time.perf_counter()
-    if trial.changed or loaded.external:
+    if trial.changed:
         write(model, draft, loaded.external)
+    elif loaded.external:
+        write(load(path).proto, draft, external=True)
     else:
         shutil.copyfile(path, draft)
     _add_seconds(report, "save", start)
@@ -131,9 +150,23 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     imported = time.perf_counter()
     candidates = recognize(view)
     recognized = time.perf_counter()
+    nodes_before = len(loaded.proto.graph.node)
+    opsets, stuck = [view.opset], None
+    found = fingerprint(loaded.proto)
+    if options.plan is not None:
+        check_fits(options.plan, loaded.name, found, [c.name for c in candidates if is_attention(c)])
+    if "attention" in options.forms and view.opset < ATTENTION_OPSET and _has_sites(candidates):
+        # Before anything is added: the converter would drop our functions.
+        stuck = raise_opset(loaded.proto, ATTENTION_OPSET)
+        if stuck is None:
+            view = GraphView(loaded.proto)
+            candidates = recognize(view)
+            opsets.append(view.opset)
     target = options.target.taking(view.opset)
-    plan = make_plan(view, candidates, target, options.form, options.pack, IDENTITIES if options.algebra else ())
-    fusion = Fusion(loaded.name, target, view, plan, len(loaded.proto.graph.node))
+    plan = make_plan(view, candidates, target, options.choice, options.plan.choices if options.plan else ())
+    if stuck is not None:
+        plan = plan.explained("opset-too-low", stuck)
+    fusion = Fusion(loaded.name, target, view, plan, nodes_before, opsets=tuple(opsets))
     fusion.seconds = {
         "load": imported - start,
         "recognize": recognized - imported,
@@ -143,11 +176,11 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     }
     with fusion.clock("apply"):
         names, cutter = Names(loaded.proto), Cutter(view)
-        written = [decision for decision in plan.decisions if decision.form != "attention"]
+        written = [decision for decision in plan.decisions if not decision.stays]
         compute_masks(view, [decision.site for decision in written])
         reserved = {decision.key for decision in written}
         for decision in plan.decisions:
-            if decision.form == "attention":
+            if decision.stays:
                 fusion.kept.add(decision.key)
                 continue
             edit = _write(fusion, names, decision, reserved)
@@ -163,8 +196,19 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     with fusion.clock("apply"):
         model = compose(loaded.proto, list(fusion.edits.values()))
     fusion.nodes_after = len(model.graph.node)
-    trial = Trial(loaded.name, bool(fusion.edits), inputs, default_rtol([model]))
+    if not fusion.edits:  # What was raised for nothing is not delivered.
+        fusion.opsets, fusion.nodes_after = fusion.opsets[:1], nodes_before
+    document = plan_document(loaded.name, found, options.target, plan)
+    trial = Trial(loaded.name, bool(fusion.edits), inputs, default_rtol([model]), document)
     return fusion_report(fusion), trial, model
+
+
+def is_attention(candidate: Candidate) -> bool:
+    return not isinstance(candidate, Verdict) or candidate.attention
+
+
+def _has_sites(candidates: Sequence[Candidate]) -> bool:
+    return any(isinstance(candidate, AttentionSite) for candidate in candidates)
 
 
 def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from onnx_attn.algebra.choose import IDENTITIES, NOTHING, Algebra, choose_algebra
+from onnx_attn.algebra.choose import CONSTANT_CHANNEL, IDENTITIES, NOTHING, Algebra, choose_algebra
+from onnx_attn.forms.attention import attention_refused
+from onnx_attn.forms.contrib import contrib_refused
 from onnx_attn.forms.packing import Packing, plan_packing
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Candidate, Verdict, Written
 from onnx_attn.targets.editions import Target
-from onnx_attn.targets.lookup import check_form, choose_form, lands_best
+from onnx_attn.targets.lookup import check_form, choose_form, code_of, lands_best
 from onnx_attn.targets.reading import facts_of, form_of_node
 from onnx_attn.targets.rows import Row
+
+ATTENTION_OPSET = 23
+"""The first that has the Attention operator."""
 
 
 @dataclass(frozen=True)
 class Decision:
     """A site and how it will be written. `unpacked` says why the projection is left as it is, where it is.
 
-    The form "attention" is never written: such a site stays the `Attention` node that it is.
+    stays: it is the `Attention` node that it was, in the form "attention".
     """
 
     site: AttentionSite
@@ -27,6 +32,7 @@ class Decision:
     packing: Packing | None
     unpacked: str | None
     algebra: Algebra = NOTHING
+    stays: bool = False
 
     @property
     def key(self) -> str:
@@ -44,41 +50,84 @@ class Plan:
     def decisions(self) -> tuple[Decision, ...]:
         return tuple(entry for entry in self.entries if isinstance(entry, Decision))
 
+    @property
+    def attention(self) -> tuple[Candidate | Decision, ...]:
+        """The candidates that are attention, refused ones included."""
+        return tuple(entry for entry in self.entries if not isinstance(entry, Verdict) or entry.attention)
+
+    def explained(self, code: str, detail: str) -> Plan:
+        """The same with a further reason for what is refused under this code."""
+        return Plan(
+            tuple(
+                replace(entry, detail=f"{entry.detail}; {detail}" if entry.detail else detail)
+                if isinstance(entry, Verdict) and entry.code == code
+                else entry
+                for entry in self.entries
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is asked for a site: its form, whether to pack, which identities are allowed, or to leave it alone."""
+
+    form: str = "auto"
+    pack: bool = True
+    algebra: Collection[str] = IDENTITIES
+    apply: bool = True
+
 
 def make_plan(
     view: GraphView,
     candidates: Sequence[Candidate],
     target: Target,
-    form: str = "auto",
-    pack: bool = True,
-    algebra: Collection[str] = IDENTITIES,
+    choice: Choice = Choice(),
+    choices: Sequence[Choice | None] = (),
 ) -> Plan:
     """Choose form and packing for every site that the target takes; refuse the others with the table's reason.
 
+    choice: for every site; `choices`: for each by itself, in graph order, where a plan was given (None: it was refused).
+
     An `Attention` node that lands as it stands, in no more kernels than spelled out, stays where nothing can be packed.
     """
-    check_form(target, form)
+    for asked in {choice.form, *(each.form for each in choices if each is not None and each.apply)}:
+        check_form(target.taking(ATTENTION_OPSET) if asked == "attention" else target, asked)
     entries: list[Candidate | Decision] = []
+    own = iter(choices)
     for candidate in candidates:
+        attention = not isinstance(candidate, Verdict) or candidate.attention
+        wanted = next(own, None) or choice if attention else choice
         if isinstance(candidate, Verdict):
             entries.append(candidate)
-            continue
-        facts = facts_of(view, candidate)
-        chosen = choose_form(target, form, facts)
-        if isinstance(candidate, Written):
-            stays = chosen == "function"
-            entries.append(candidate if stays else Verdict(candidate.name, "already-fused", candidate.name))
-            continue
-        if isinstance(chosen, Row):
-            assert chosen.code is not None  # so of every row that forbids a form that is written
-            entries.append(Verdict(candidate.name, chosen.code, candidate.name, chosen.told(facts)))
-            continue
-        packing = plan_packing(view, candidate) if pack else "packing is turned off"
-        if isinstance(packing, Packing):
-            found = choose_algebra(view, candidate, packing, algebra)
-            entries.append(Decision(candidate, chosen, packing, None, found))
-        elif form == "auto" and form_of_node(candidate.node) == "attention" and lands_best(target, "attention", facts):
-            entries.append(Decision(candidate, "attention", None, packing))
+        elif not wanted.apply:
+            entries.append(Verdict(candidate.name, "left-by-plan", candidate.name))
         else:
-            entries.append(Decision(candidate, chosen, None, packing))
+            entries.append(_decide(view, candidate, target, wanted))
     return Plan(tuple(entries))
+
+
+def _decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
+    facts = facts_of(view, site)
+    if wanted.form == "attention" and facts.mask not in (None, "none"):
+        facts = replace(facts, mask_rank=4, mask_queries="all")  # As it is written.
+    chosen = choose_form(target, wanted.form, facts)
+    if isinstance(site, Written):
+        return site if chosen == "function" else Verdict(site.name, "already-fused", site.name)
+    if isinstance(chosen, Row):
+        return Verdict(site.name, code_of(chosen), site.name, chosen.told(facts))
+    says = {"attention": attention_refused, "contrib": contrib_refused}.get(chosen)
+    if says is not None and (refused := says(view, site)) is not None:
+        return Verdict(site.name, refused[0], site.name, refused[1])
+    packing = plan_packing(view, site) if wanted.pack else "packing is turned off"
+    if isinstance(packing, Packing):
+        algebra = choose_algebra(view, site, packing, _useful(wanted.algebra, target))
+        return Decision(site, chosen, packing, None, algebra)
+    operator = form_of_node(site.node) == "attention"
+    if operator and (chosen == "attention" or (wanted.form == "auto" and lands_best(target, "attention", facts))):
+        return Decision(site, "attention", None, packing, stays=True)
+    return Decision(site, chosen, None, packing)
+
+
+def _useful(algebra: Collection[str], target: Target) -> Collection[str]:
+    """The identities that a target gains by: that a LayerNorm carries biases saves a kernel of TensorRT's, and nothing else."""
+    return algebra if target.name == "tensorrt" else [name for name in algebra if name != CONSTANT_CHANNEL]

@@ -112,7 +112,7 @@ def test_version_of_a_target_without_versions(model: Path) -> None:
     fails(model, 2, "inspect", model, "--target", "onnx", "--target-version", "10.0", mentions="onnx", advice=False)
 
 
-@pytest.mark.parametrize("form", ["nonsense", "attention", ""])
+@pytest.mark.parametrize("form", ["nonsense", "contrib", ""])
 def test_form_that_is_not_taken(form: str, model: Path) -> None:
     fails(model, 2, "fuse", model, "-o", model.parent / "fused.onnx", "--form", form, mentions=f"'{form}'")
 

@@ -106,8 +106,8 @@ def test_output_that_nobody_reads_is_no_feature() -> None:
 # --- refused -----------------------------------------------------------------------------------------------------------------
 
 
-def few_key_heads(net: Net) -> None:
-    given = [net.input("q", 2, 4, 5, HEAD_DIM), *(net.input(name, 2, 2, 5, HEAD_DIM) for name in "kv")]
+def uneven_key_heads(net: Net) -> None:
+    given = [net.input("q", 2, "heads", 5, HEAD_DIM), *(net.input(name, 2, 2, 5, HEAD_DIM) for name in "kv")]
     net.output(net.op("Attention", *given, name="softmax"))
 
 
@@ -137,7 +137,7 @@ def present_key_is_read(net: Net) -> None:
 
 
 @pytest.mark.parametrize(
-    "write", [few_key_heads, three_axes, past, scores_are_read, present_key_is_read], ids=lambda f: f.__name__
+    "write", [uneven_key_heads, three_axes, past, scores_are_read, present_key_is_read], ids=lambda f: f.__name__
 )
 def test_feature_that_is_not_read_is_refused(write: Callable[[Net], None]) -> None:
     net = Net(23)

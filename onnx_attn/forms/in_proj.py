@@ -91,10 +91,10 @@ class InProj:
             assert found is not None
             return found
 
-        return writer.computed_weight(exact, self._dtype, hint)
+        return writer.computed_weight(exact, self.dtype, hint)
 
     @property
-    def _dtype(self) -> np.dtype:
+    def dtype(self) -> np.dtype:
         return array(self.view, self.group.members[0].layer.weight.name).dtype
 
     def _numbers(self) -> Numbers:
@@ -131,7 +131,7 @@ class InProj:
         """`(C,)`: the member's part of its layer's bias; zeros where it has none."""
         columns, bias = member.heads.columns.reshape(-1), member.layer.bias
         if bias is None:
-            return np.zeros(columns.size, self._dtype)
+            return np.zeros(columns.size, self.dtype)
         return array(self.view, bias.name).reshape(-1)[columns]
 
 

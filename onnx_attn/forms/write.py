@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from onnx_attn.algebra.choose import KEY, NOTHING, QUERY, VALUE, Algebra
+from onnx_attn.forms.attention import rests_on_constant, write_attention
+from onnx_attn.forms.contrib import packs_into_attention, write_multi_head_attention, write_packed_attention
 from onnx_attn.forms.function import write_function_call
 from onnx_attn.forms.in_proj import InProj
 from onnx_attn.forms.masks import fold_masks
 from onnx_attn.forms.operands import write_operands
 from onnx_attn.forms.packed_gemm import write_merged, write_packed
-from onnx_attn.forms.packing import ROLES, Packing
+from onnx_attn.forms.packing import ROLES, Group, Packing
 from onnx_attn.forms.primitives import write_primitives
 from onnx_attn.forms.rebalanced import write_constant_channel, write_out_projection
 from onnx_attn.forms.repeat import own_heads, repeat_heads
@@ -31,28 +33,36 @@ def write_site(
     algebra: Algebra = NOTHING,
     reserved: Set[str] = frozenset(),
 ) -> SiteEdit:
-    """Write `site` in `form` (`function` or `primitives`), with a packed in-projection if `packing` is given, changed by
-    `algebra`.
+    """Write `site` in `form` (`function`, `primitives`, `attention`, `contrib`), with a packed in-projection if `packing` is
+    given, changed by `algebra`.
 
     reserved: the values that are made anew by this and the other sites.
 
     Raises RoundsBadlyError where what the algebra makes of the weights does not fit their type.
     """
     writer = Writer(names, site.name)
-    begin = _write_in_projections(writer, view, site, packing, algebra)
-    operands, scale = write_operands(writer, view, site, form, begin.operands)
-    rank = packing.rank if packing is not None else view.rank(site.query.tensor) or 0
-    operands = _with_all_heads(writer, view, site, packing, operands, rank)
+    whole = packs_into_attention(view, packing) if form == "contrib" and packing is not None else None
+    begin = _write_in_projections(writer, view, site, packing, algebra, whole)
     result = site.output.name if algebra.value_bias is None else names.value(f"{site.name}/attention_without_bias")
     merged = packing is not None and packing.merged is not None
     attention = names.value(f"{site.name}/attention_heads") if merged else result
     functions, rounding = [], 0.0
-    if form == "function":
-        functions.append(
-            write_function_call(writer, site, operands, 1.0 if algebra.scale else scale, rank, attention, view)
-        )
+    if whole is not None:
+        write_packed_attention(writer, view, site, whole, algebra, 1.0 if algebra.scale else site.scale, attention)
     else:
-        rounding = write_primitives(writer, view, site, operands, 1.0 if algebra.scale else scale, rank, attention)
+        operands, scale = write_operands(writer, view, site, form, begin.operands)
+        scale = 1.0 if algebra.scale else scale
+        rank = packing.rank if packing is not None else view.rank(site.query.tensor) or 0
+        if not (form == "attention" and rank == 4):
+            operands = _with_all_heads(writer, view, site, packing, operands, rank)
+        if form == "function":
+            functions.append(write_function_call(writer, site, operands, scale, rank, attention, view))
+        elif form == "attention":
+            write_attention(writer, view, site, operands, scale, rank, attention)
+        elif form == "contrib":
+            write_multi_head_attention(writer, view, site, operands, scale, attention)
+        else:
+            rounding = write_primitives(writer, view, site, operands, scale, rank, attention)
     if packing is not None and merged:
         write_merged(writer, packing, begin.sources[QUERY], attention, result)
     producer = view.producer(site.output)
@@ -77,6 +87,7 @@ def write_site(
         writer.exact,
         rounding,
         tuple(name for fold in folds for name in fold.outputs),
+        site.rests_on_mask or (form == "attention" and rests_on_constant(view, site)),
     )
 
 
@@ -92,8 +103,14 @@ class _Begin:
 
 
 def _write_in_projections(
-    writer: Writer, view: GraphView, site: AttentionSite, packing: Packing | None, algebra: Algebra
+    writer: Writer,
+    view: GraphView,
+    site: AttentionSite,
+    packing: Packing | None,
+    algebra: Algebra,
+    left: Group | None = None,
 ) -> _Begin:
+    """`left`: the group that an operator projects itself."""
     begin, starts = _Begin({}, {}, [], ()), []
     if packing is None:
         return replace(begin, starts=tuple(operand.trace.source.name for operand in site.operands))
@@ -103,10 +120,11 @@ def _write_in_projections(
         if constant is not None:
             begin.splices.extend(write_constant_channel(writer, view, constant, in_proj.channel, renamed))
         source = renamed.get(group.source.name, group.source.name)
-        begin.operands.update(write_packed(writer, view, packing, group, in_proj, source))
+        if group is not left:
+            begin.operands.update(write_packed(writer, view, packing, group, in_proj, source))
         begin.sources.update(dict.fromkeys(group.roles, source))
         starts.append(group.source.name if constant is None else constant.norm.inputs[0].name)
-    starts += [operand.trace.source.name for role, operand in enumerate(site.operands) if role not in begin.operands]
+    starts += [operand.trace.source.name for role, operand in enumerate(site.operands) if role not in packing.members]
     return replace(begin, starts=tuple(dict.fromkeys(starts)))
 
 

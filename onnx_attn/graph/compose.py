@@ -42,6 +42,7 @@ def compose(model: onnx.ModelProto, edits: Sequence[SiteEdit]) -> onnx.ModelProt
     _list_among_inputs(model, edits)
     _drop_annotations(graph, gone)
     _add_functions(model, edits)
+    _add_domains(model, edits)
     return model
 
 
@@ -161,6 +162,13 @@ def _add_functions(model: onnx.ModelProto, edits: Sequence[SiteEdit]) -> None:
         model.ir_version = max(model.ir_version, FUNCTIONS_NEED_IR)
         if not any(entry.domain == DOMAIN for entry in model.opset_import):
             model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+
+
+def _add_domains(model: onnx.ModelProto, edits: Sequence[SiteEdit]) -> None:
+    """Operators of a runtime's own domain want it imported."""
+    imported = {entry.domain for entry in model.opset_import} | {"", DOMAIN}
+    for domain in sorted({node.domain for edit in edits for node in edit.nodes} - imported):
+        model.opset_import.append(helper.make_opsetid(domain, VERSION))
 
 
 def _uses(nodes: Iterable[onnx.NodeProto]) -> Counter[str]:

@@ -45,6 +45,7 @@ class SiteEdit:
     exact: weights in float64, before they were rounded to be written, by name.
     rounding: by how much, relatively, the scale had to be rounded to be written in the operands' type.
     folded: values that were computed and are stored now.
+    rests_on_mask: the numbers of a constant mask decided how the site is written.
     """
 
     site: str
@@ -57,6 +58,7 @@ class SiteEdit:
     exact: Mapping[str, Exact] = field(default_factory=dict)
     rounding: float = 0.0
     folded: tuple[str, ...] = ()
+    rests_on_mask: bool = False
 
     @property
     def outputs(self) -> tuple[str, ...]:

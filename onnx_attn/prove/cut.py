@@ -32,7 +32,7 @@ class Cut:
 def boundary(site: AttentionSite, edit: SiteEdit) -> set[str]:
     """Where a site begins: what its edit starts from, and its masks. A mask is part of the site where its rewriting rests on
     what is in it."""
-    return set(edit.sources) | (set() if site.rests_on_mask else {mask.name for mask in site.mask_tensors})
+    return set(edit.sources) | (set() if edit.rests_on_mask else {mask.name for mask in site.mask_tensors})
 
 
 def same_nodes(before: Cut, after: Cut) -> bool:
@@ -159,7 +159,7 @@ class Cutter:
         graph = helper.make_graph(nodes, "cut", typed_inputs, [self._typed(name) for name in outputs], weights)
         functions = {(f.domain, f.name): f for f in (*proto.functions, *(edit.functions if edit else ()))}
         opsets = {entry.domain: entry.version for entry in proto.opset_import}
-        for domain, _ in functions:
+        for domain in {domain for domain, _ in functions} | {node.domain for node in nodes}:
             opsets.setdefault(domain, 1)
         model = helper.make_model(
             graph,

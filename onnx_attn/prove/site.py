@@ -12,18 +12,22 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnx_attn.forms.attention import is_operator
+from onnx_attn.forms.contrib import MICROSOFT
 from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.prove.cases import LARGE, Case, cases
 from onnx_attn.prove.compare import RTOL, Difference, difference, worst
 from onnx_attn.prove.cut import Cut, Cutter, boundary
-from onnx_attn.prove.double import to_double
+from onnx_attn.prove.double import widened
 from onnx_attn.runtime import CannotRun, Session
 from onnx_attn.site import AttentionSite
 
 DOUBLE_RTOL = 1e-6
 DOUBLE_RTOL_LARGE = 1e-4
 """The scale is stored as float32: off by up to 6e-8, times logits of up to about 1e3 where these are made large."""
+SINGLE_RTOL_LARGE = 1e-3
+"""The same where each product is rounded to float32 as well."""
 
 
 Pair = tuple[Cut, Cut]
@@ -72,25 +76,27 @@ def prove_site(view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteE
 
 
 def _prove(view: GraphView, site: AttentionSite, own_cuts: Pair, exact_cuts: Pair, edit: SiteEdit) -> Certificate:
-    exact_sessions = [Session(to_double(cut.model), site.name) for cut in exact_cuts]
+    wide = widest(exact_cuts)
+    exact_sessions = [Session(widened(cut.model, wide), site.name) for cut in exact_cuts]
     own_sessions = _own_sessions(view, site, own_cuts)
     exact: list[Difference] = []
     own: list[Difference] = []
     errors: list[tuple[Difference, Difference]] = []
     failure, tried, rtol = None, 0, RTOL[_type_name(view, site)]
-    for case in cases(view, site, _union(*own_cuts, *exact_cuts)):
-        limit = _exact_limit(case, edit.rounding)
+    operator = any(is_operator(node) for cut in exact_cuts for node in cut.model.graph.node)
+    for case in cases(view, site, _union(*own_cuts, *exact_cuts), operator):
+        limit = _exact_limit(case, edit.rounding, wide)
         tried += (case.exact and limit < 1.0) or (case.own and bool(own_sessions))
         if case.exact and limit < 1.0:
-            found = _compare(*_run(exact_sessions, exact_cuts, case))
+            found = _compare(*_run(exact_sessions, exact_cuts, _in_type(case, wide)))
             exact.append(found)
-            failure = failure or _failure(f"{case.name} in float64", found, limit)
+            failure = failure or _failure(f"{case.name} in {_name(wide)}", found, limit)
         if case.own and own_sessions:
             typed = _typed(view, case)
             results = _run(own_sessions, own_cuts, typed)
             own.append(found := _compare(*results))
             if edit.exact and case.exact:
-                errors.append(_errors(exact_sessions[0], exact_cuts[0], typed, results))
+                errors.append(_errors(exact_sessions[0], exact_cuts[0], _in_type(typed, wide), results))
             # What is rounded anew is held against the truth where it is not close to what the original's rounding makes.
             if not (errors and errors[-1][1].within(rtol)):
                 failure = failure or _failure(case.name, found, rtol)
@@ -99,12 +105,20 @@ def _prove(view: GraphView, site: AttentionSite, own_cuts: Pair, exact_cuts: Pai
     return Certificate(failure is None, worst(own), worst(exact), tried, pair, failure)
 
 
-def _exact_limit(case: Case, rounding: float) -> float:
+def widest(cuts: Pair) -> int:
+    """The type in which the mathematics is compared: float64, or float32 where an operator of ONNX Runtime's own has no wider
+    kernel."""
+    own = any(node.domain == MICROSOFT for cut in cuts for node in cut.model.graph.node)
+    return onnx.TensorProto.FLOAT if own else onnx.TensorProto.DOUBLE
+
+
+def _exact_limit(case: Case, rounding: float, wide: int) -> float:
     """The bound in float64. Logits that are off by a share δ of themselves move the result by up to 2·δ·max|logit|, and
-    random cases have logits up to 8, large ones up to 8·LARGE²."""
+    random cases have logits up to 8, large ones up to 8·LARGE². In float32 every logit is off by 6e-8 of itself."""
     if case.own:
-        return max(DOUBLE_RTOL, 16 * rounding)
-    return max(DOUBLE_RTOL_LARGE, 16 * LARGE**2 * rounding)
+        return max(DOUBLE_RTOL if wide == onnx.TensorProto.DOUBLE else RTOL["float32"], 16 * rounding)
+    limit = DOUBLE_RTOL_LARGE if wide == onnx.TensorProto.DOUBLE else SINGLE_RTOL_LARGE
+    return max(limit, 16 * LARGE**2 * rounding)
 
 
 def _failure(case: str, found: Difference, limit: float) -> str | None:
@@ -139,15 +153,22 @@ def _compare(before: Results, after: Results) -> Difference:
 
 
 def _errors(session: Session, cut: Cut, case: Case, results: tuple[Results, Results]) -> tuple[Difference, Difference]:
-    """How far results before and after are from those of the original in float64, on the very same inputs."""
-    wide = {name: _widened(value) for name, value in case.inputs.items()}
-    truth = _values(session, cut, Case(case.name, wide, case.own, case.exact))
-    before, after = (_compare(truth, {name: _widened(found[name]) for name in truth}) for found in results)
+    """How far results before and after are from the truth: the original in the widest type, on the very same inputs."""
+    truth = _values(session, cut, case)
+    before, after = (
+        _compare(truth, {name: found[name].astype(value.dtype) for name, value in truth.items()}) for found in results
+    )
     return before, after
 
 
-def _widened(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.float64) if value.dtype.kind == "f" else value
+def _in_type(case: Case, wide: int) -> Case:
+    dtype = helper.tensor_dtype_to_np_dtype(wide)
+    inputs = {name: value.astype(dtype) if value.dtype.kind == "f" else value for name, value in case.inputs.items()}
+    return Case(case.name, inputs, case.own, case.exact)
+
+
+def _name(elem_type: int) -> str:
+    return np.dtype(helper.tensor_dtype_to_np_dtype(elem_type)).name
 
 
 def _typed(view: GraphView, case: Case) -> Case:
@@ -161,7 +182,7 @@ def _typed(view: GraphView, case: Case) -> Case:
 
 
 def _type_name(view: GraphView, site: AttentionSite) -> str:
-    return np.dtype(helper.tensor_dtype_to_np_dtype(view.elem_type(site.query.tensor))).name
+    return _name(view.elem_type(site.query.tensor))
 
 
 def _union(*cuts: Cut) -> Cut:

@@ -84,13 +84,21 @@ def _terms(view: GraphView, node: gs.Node, mask: gs.Tensor | None) -> tuple[Scor
     return tuple(terms)
 
 
+def _shares_heads(view: GraphView, node: gs.Node) -> bool:
+    """As many heads of K and V as of Q, or a number that divides it: each is then shared by neighbours."""
+    heads, *kv_heads = (view.static(tensor, 1) for tensor in node.inputs[:3])
+    if heads is None:
+        return kv_heads == [None, None]
+    return kv_heads[0] == kv_heads[1] and bool(kv_heads[0]) and heads % kv_heads[0] == 0  # type: ignore[operator]
+
+
 def _unread_feature(view: GraphView, node: gs.Node) -> str | None:
     """The first thing about this node that the site's vocabulary cannot say yet."""
-    query, key = node.inputs[0], node.inputs[1]
+    query, key = node.inputs[:2]
     if view.rank(query) == 3:
         return "3-D inputs"
-    if view.rank(query) == 4 and view.static(query, 1) != view.static(key, 1):
-        return "fewer key/value heads than query heads"
+    if view.rank(query) == 4 and not _shares_heads(view, node):
+        return "heads of keys and values that those of the query do not share evenly"
     if any(tensor.name for tensor in node.inputs[4:]):
         return "past_key, past_value or nonpad_kv_seqlen"
     if any(tensor.name and (tensor.outputs or view.is_output(tensor)) for tensor in node.outputs[1:]):

@@ -34,6 +34,7 @@ def fusion_report(fusion: Fusion) -> dict[str, Any]:
         "fused": sum(candidate["status"] == "site" for candidate in candidates),
         "nodes_before": fusion.nodes_before,
         "nodes_after": fusion.nodes_after,
+        "opset_raised": list(fusion.opsets) if len(fusion.opsets) > 1 else None,
         "seconds": {phase: round(seconds, 4) for phase, seconds in fusion.seconds.items()},
         "proof": None,
         "candidates": candidates,

@@ -12,7 +12,9 @@ from onnx_attn.targets.rows import Outcome, Row
 from onnx_attn.targets.table import TABLE
 
 WRITTEN = ("function", "primitives")
-"""The forms that `fuse` writes, the preferred one first."""
+"""The forms that `fuse` chooses from by itself, the preferred one first."""
+ON_REQUEST = ("attention", "contrib")
+"""The forms that it writes where they are asked for."""
 
 SEVERITY: tuple[Outcome, ...] = ("rejected", "wrong", "runs")
 """What keeps a site off an attention kernel. What is not built cannot compute wrongly either."""
@@ -61,9 +63,14 @@ def check_form(target: Target, form: str) -> None:
     """Raise UsageError for a form that this target never takes."""
     if form == "auto":
         return
-    if form not in WRITTEN:
-        raise UsageError(f"form '{form}' is not available; choose auto, {' or '.join(WRITTEN)}")
-    if any(not row.when and row.outcome == "rejected" and form in row.forms for row in _rows_of(target.editions)):
+    if form not in (*WRITTEN, *ON_REQUEST):
+        raise UsageError(
+            f"form '{form}' is not available; choose auto, {', '.join(WRITTEN)} or {' or '.join(ON_REQUEST)}"
+        )
+    foreign = form == "contrib" and target.name != "onnxruntime"
+    if foreign or any(
+        not row.when and row.outcome == "rejected" and form in row.forms for row in _rows_of(target.editions)
+    ):
         version = f" {target.version}" if target.version else ""
         raise UsageError(f"{target.name}{version} does not take the form '{form}'; use --form auto")
 
@@ -72,16 +79,29 @@ def choose_form(target: Target, form: str, facts: Facts) -> str | Row:
     """The form to write a site in: the asked one, or the first that every edition takes; else the row that forbids it."""
     forbidding = None
     for wanted in WRITTEN if form == "auto" else (form,):
-        forbidding = next((row for row in rows_for(target, wanted, facts) if _forbids(row)), None)
+        forbidding = next((row for row in rows_for(target, wanted, facts) if _forbids(wanted, row)), None)
         if forbidding is None:
             return wanted
     assert forbidding is not None
     return forbidding
 
 
-def _forbids(row: Row) -> bool:
-    """Rows without a code forbid nothing, unless they hold for every site: such a model fails in any form."""
-    return row.outcome in ("rejected", "wrong", "unwritable") and (row.code is not None or not row.when)
+def _forbids(form: str, row: Row) -> bool:
+    """Rows without a code forbid nothing by themselves: such a model fails in any form. But who asks for a form that fails
+    where others do not is told so."""
+    if row.outcome not in ("rejected", "wrong", "unwritable"):
+        return False
+    return row.code is not None or not row.when or form in ON_REQUEST
+
+
+_CODES = {"dtype": "type-not-supported", "value_dtype": "type-not-supported", "head_dim": "head-size"}
+_CODES |= {"value_head": "value-head-size", "mask": "mask-shape", "mask_type": "type-not-supported"}
+_CODES |= {"mask_queries": "mask-shape", "mask_keys": "mask-shape", "opset": "opset-too-low"}
+
+
+def code_of(row: Row) -> str:
+    """The code under which a row refuses a site: its own, or that of the first fact it speaks of."""
+    return row.code or next((_CODES[fact] for fact in row.when if fact in _CODES), "form-not-taken")
 
 
 @lru_cache(maxsize=1024)
