@@ -33,7 +33,9 @@ MODELS = [
 def test_a_plan_replayed_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     plan, first, again = tmp_path / "plan.json", tmp_path / "first.onnx", tmp_path / "again.onnx"
     assert run_command("fuse", EXPORTS / name, "-o", first, "--write-plan", plan).code == 0
-    assert run_command("fuse", EXPORTS / name, "-o", again, "--plan", plan, "--write-plan", tmp_path / "2.json").code == 0
+    assert (
+        run_command("fuse", EXPORTS / name, "-o", again, "--plan", plan, "--write-plan", tmp_path / "2.json").code == 0
+    )
     assert first.read_bytes() == again.read_bytes()
     assert plan.read_text() == (tmp_path / "2.json").read_text()
 
@@ -104,7 +106,9 @@ def test_a_plan_of_another_model_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"form": "function"}, {"pack": False}, {"algebra": False}, {"target": "onnx"}, {"target_version": "rtx"}], ids=str
+    "options",
+    [{"form": "function"}, {"pack": False}, {"algebra": False}, {"target": "onnx"}, {"target_version": "rtx"}],
+    ids=str,
 )
 def test_options_that_the_plan_settles_are_wrong_usage_beside_it(options: dict[str, Any]) -> None:
     with pytest.raises(onnx_attn.UsageError, match="leave these options out"):
@@ -152,7 +156,9 @@ def test_a_plan_is_never_written_over_a_model(tmp_path: Path) -> None:
     assert path.read_bytes() == VIT.read_bytes()
 
 
-VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5), st.lists(st.text(max_size=5), max_size=2))
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.text(max_size=5), st.lists(st.text(max_size=5), max_size=2)
+)
 PLAN = plan_of(VIT)
 
 
@@ -164,7 +170,9 @@ def test_any_value_anywhere_is_read_or_refused_in_words(data: st.DataObject) -> 
     plan = copy.deepcopy(PLAN)
     place: dict[str, Any] = data.draw(st.sampled_from([plan, *plan["sites"]]))
     place[data.draw(st.sampled_from([*place, "other"]))] = data.draw(VALUES)
+    said = ""
     try:
         read_plan(plan, "plan")
     except onnx_attn.UsageError as error:
-        assert str(error).startswith(("plan:", "unknown", "--target-version", "target version"))
+        said = str(error)
+    assert said.startswith(("plan:", "unknown", "--target-version", "target version")) or not said

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView, label
+from onnx_attn.match import HERE, Match, const, follow, op, require, var
 from onnx_attn.recognize.result import Stop
 from onnx_attn.recognize.scores import MOVES, is_constant
 from onnx_attn.site import Guard
@@ -19,6 +20,19 @@ CHANGES = MOVES | frozenset(
 )
 """What probabilities may go through and still be multiplied with values afterwards."""
 MOST_NODES = 64
+
+GUARD = require(
+    op("Where", op("IsNaN", HERE), const(0.0), HERE),
+    lambda match: match.view.shapes(match.nodes[-1].inputs[0]) == match.view.shapes(match.nodes[0].outputs[0]),
+    "the guard widens the probabilities",
+)
+"""`Where(IsNaN(P), 0, P)`: rows that are masked throughout become 0."""
+PRODUCT = require(
+    op("MatMul", HERE, var("value"), name="product"),
+    lambda match: not is_constant(match.view, match["value"]) and match["value"] is not match.nodes[0].inputs[0],
+    "the second operand is no value of its own",
+)
+"""`P·V`."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +52,21 @@ def read_probabilities(view: GraphView, softmax: gs.Node) -> Product | Stop:
     talking-heads where a product follows all the same; else class-softmax, gating or no-value-product.
     """
     tensor, found = softmax.outputs[0], Product(softmax)
+    bodies = not view.in_main_graph(softmax)
     while True:
-        readers = _distinct(view.readers(tensor))
-        where = _nan_guard(view, tensor, readers)
-        if where is not None and found.guard is None:
-            tensor, found = where.outputs[0], replace(found, guard="nan")
+        guarded = follow([GUARD], view, tensor, bodies=bodies) if found.guard is None else None
+        if isinstance(guarded, Match):
+            tensor, found = guarded.value, replace(found, guard="nan")
             continue
+        product = follow([PRODUCT], view, tensor, bodies=bodies)
+        if isinstance(product, Match):
+            return replace(found, node=product.node("product"))
+        readers = _distinct(view.readers(tensor))
         if len(readers) != 1 or view.is_output(tensor):
             return _several(view, tensor, readers)
         node = readers[0]
         if node.op == "MatMul":
-            return _product(view, tensor, node, found)
+            return _no_values(view, tensor, node)
         below = _through(view, node, found)
         if isinstance(below, Stop):
             return below
@@ -73,30 +91,12 @@ def _through(view: GraphView, node: gs.Node, found: Product) -> Product | Stop |
     return None
 
 
-def _product(view: GraphView, tensor: gs.Tensor, node: gs.Node, found: Product) -> Product | Stop:
+def _no_values(view: GraphView, tensor: gs.Tensor, node: gs.Node) -> Stop:
+    """A product that is not P·V: of the probabilities with themselves, the other way round, or with weights."""
     left, right = node.inputs
     if left is right:
         return Stop("probabilities-used", node, "both operands of the product are the probabilities")
-    if right is tensor:
-        return Stop("operand-order", node)
-    if is_constant(view, right):
-        return _changed(view, node)
-    return replace(found, node=node)
-
-
-def _nan_guard(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> gs.Node | None:
-    """`Where(IsNaN(P), 0, P)`: the Where, if these two are all that reads P."""
-    if len(readers) != 2 or view.is_output(tensor):
-        return None
-    isnan, where = sorted(readers, key=lambda node: node.op)
-    if (isnan.op, where.op) != ("IsNaN", "Where"):
-        return None
-    mask, zero, kept = where.inputs
-    if mask is not isnan.outputs[0] or kept is not tensor or view.scalar(zero) != 0.0:
-        return None
-    if view.shapes(where.outputs[0]) != view.shapes(tensor):
-        return None
-    return where if len(view.readers(mask)) == 1 and not view.is_output(mask) else None
+    return Stop("operand-order", node) if right is tensor else _changed(view, node)
 
 
 def _several(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> Stop:

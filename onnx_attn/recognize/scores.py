@@ -7,11 +7,19 @@ from dataclasses import dataclass, replace
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView, label
+from onnx_attn.match import Match, match_value, op, require, var
 from onnx_attn.recognize.result import Stop
 from onnx_attn.site import ScoreTerm
 from onnx_attn.views.linear import weight_tensor
 from onnx_attn.views.movement import is_identity
 from onnx_attn.views.trace import FLOATS, scalar_factor
+
+PRODUCT = require(
+    op("MatMul", var("query"), var("key")),
+    lambda match: not is_constant(match.view, match["key"]),
+    "constant keys are weights",
+)
+"""`Q·Kᵀ`: a matrix product of two activations; a constant query is allowed (learned queries)."""
 
 MOVES = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze"})
 MOST_BRANCHES = 64
@@ -67,8 +75,7 @@ def read_scores(view: GraphView, scores: gs.Tensor, softmax: gs.Node) -> Scores 
 
 
 def _is_product(view: GraphView, node: gs.Node) -> bool:
-    """A matrix product of two activations. A constant query is allowed (learned queries), constant keys are weights."""
-    return node.op == "MatMul" and not is_constant(view, node.inputs[1])
+    return isinstance(match_value(PRODUCT, view, node.outputs[0]), Match)
 
 
 def is_constant(view: GraphView, tensor: gs.Tensor) -> bool:
