@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.inputs import additive_padding, additive_scores, normal
+from models.inputs import additive_padding, additive_scores, allowed_scores, normal
 from models.modules import (
     ConvClassifier,
+    GroupedBlock,
+    GroupedScaledDotProduct,
     Handwritten,
     HandwrittenPlain,
     MaskedScaledDotProduct,
@@ -64,6 +66,31 @@ def sdpa(
     args = (*args, additive_scores(_SEQUENCES, setting.length, seed=3))
     every: list[Axes] = [axes, axes, axes, {0: BATCH, 2: SEQUENCE, 3: SEQUENCE}]
     return Built(MaskedScaledDotProduct(), args, ["q", "k", "v", "mask"], ["output"], every, [axes])
+
+
+def sdpa_mask_bool(setting: Setting) -> Built:
+    """F.scaled_dot_product_attention with a boolean mask that leaves every query a key."""
+    built = sdpa(setting)
+    args = (*built.args, allowed_scores(_SEQUENCES, setting.length))
+    axes: list[Axes] = [*built.input_axes, {0: BATCH, 2: SEQUENCE, 3: SEQUENCE}]
+    return Built(MaskedScaledDotProduct(), args, ["q", "k", "v", "mask"], ["output"], axes, built.output_axes)
+
+
+def sdpa_gqa(setting: Setting, kv_heads: int = 2) -> Built:
+    """F.scaled_dot_product_attention with enable_gqa: several query heads share a head of K and V."""
+    heads, size = (TINY_HEADS, TINY_HEAD) if setting.tiny else (8, 64)
+    axes: Axes = {0: BATCH, 2: SEQUENCE}
+    args = tuple(
+        normal(_SEQUENCES, count, setting.length, size, seed=seed)
+        for seed, count in enumerate((heads, kv_heads, kv_heads))
+    )
+    return Built(GroupedScaledDotProduct(), args, ["q", "k", "v"], ["output"], [axes] * 3, [axes])
+
+
+def gqa_block(setting: Setting) -> Built:
+    """Projections of unequal widths around grouped-query attention."""
+    width, heads = _width(setting)
+    return _one_source(GroupedBlock(width, heads, heads // 2), setting)
 
 
 def handwritten(setting: Setting, dropout: float = 0.0) -> Built:

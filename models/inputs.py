@@ -38,3 +38,19 @@ def additive_scores(batch: int, length: int, seed: int = 0) -> Tensor:
     """A float mask over queries and keys, (batch, 1, length, length): a varied bias, and padding."""
     bias = torch.randn(batch, 1, length, length, generator=_generator(seed))
     return bias + additive_padding(batch, length)
+
+
+def causal_scores(length: int) -> Tensor:
+    """A float mask `(length, length)` that blocks later keys."""
+    return torch.full((length, length), MASKED).triu(1)
+
+
+def blocked_keys(batch: int, length: int) -> Tensor:
+    """The padding mask as torch's modules take it, `(batch, length)`: True blocks."""
+    return padding(batch, length) == 0
+
+
+def allowed_scores(batch: int, length: int) -> Tensor:
+    """A boolean mask `(batch, 1, length, length)` as F.scaled_dot_product_attention takes it: True attends."""
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    return causal[None, None] & (padding(batch, length) == 1)[:, None, None, :]

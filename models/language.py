@@ -1,4 +1,4 @@
-"""Builders of the text models of transformers: BERT and GPT-2, two layers each, vocabulary cut."""
+"""Builders of the text models of transformers, two layers each, vocabulary cut."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.inputs import padding, tokens
+from models.inputs import normal, padding, tokens
 from models.reference import BATCH, SEQUENCE, TINY_HEADS, TINY_INNER, TINY_WIDTH, Axes, Built, Setting
 
 _SEQUENCES = 2
@@ -105,3 +105,75 @@ def gpt2_no_mask(setting: Setting) -> Built:
     args = (tokens(_SEQUENCES, setting.length, _vocabulary(setting)),)
     module = PlainText(_gpt2_model(setting))
     return Built(module, args, ["input_ids"], ["last_hidden_state"], [_TEXT], [_TEXT])
+
+
+def t5_encoder(setting: Setting) -> Built:
+    """T5EncoderModel: no scale, relative position buckets computed in the graph, RMS norms without biases."""
+    from transformers import T5Config, T5EncoderModel
+
+    width, heads, inner, _ = _TINY if setting.tiny else (512, 8, 2048, 512)
+    config = T5Config(
+        vocab_size=_vocabulary(setting),
+        d_model=width,
+        d_kv=width // heads,
+        num_heads=heads,
+        d_ff=inner,
+        num_layers=_LAYERS,
+        dropout_rate=0.0,
+        **_implementation(setting),
+    )
+    return _masked(setting, MaskedText(T5EncoderModel(config), ("last_hidden_state",)), ["last_hidden_state"], [_TEXT])
+
+
+def clip_text(setting: Setting) -> Built:
+    """CLIPTextModel: causal, from token numbers alone."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    width, heads, inner, positions = _TINY if setting.tiny else (512, 8, 2048, 128)
+    config = CLIPTextConfig(
+        vocab_size=_vocabulary(setting),
+        hidden_size=width,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        max_position_embeddings=positions,
+        num_hidden_layers=_LAYERS,
+        bos_token_id=0,
+        eos_token_id=2,
+        **_implementation(setting),
+    )
+    args = (tokens(_SEQUENCES, setting.length, _vocabulary(setting)),)
+    return Built(PlainText(CLIPTextModel(config)), args, ["input_ids"], ["last_hidden_state"], [_TEXT], [_TEXT])
+
+
+class Spectrogram(nn.Module):
+    """A speech encoder, from features to a plain tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_features: Tensor) -> Tensor:
+        """The last hidden state."""
+        return self.model(input_features).last_hidden_state
+
+
+def whisper_encoder(setting: Setting) -> Built:
+    """Whisper's encoder: biases on Q and V and none on K, pre-norm; the number of frames is fixed."""
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    width, heads, inner, _ = _TINY if setting.tiny else (384, 6, 1536, 0)
+    frames = 16 if setting.tiny else 128
+    config = WhisperConfig(
+        d_model=width,
+        encoder_attention_heads=heads,
+        encoder_ffn_dim=inner,
+        encoder_layers=_LAYERS,
+        max_source_positions=frames,
+        num_mel_bins=16,
+        dropout=0.0,
+        **_implementation(setting),
+    )
+    batch: Axes = {0: BATCH}
+    args = (normal(_SEQUENCES, 16, 2 * frames),)
+    return Built(Spectrogram(WhisperEncoder(config)), args, ["input_features"], ["last_hidden_state"], [batch], [batch])

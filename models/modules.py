@@ -61,6 +61,36 @@ class MaskedScaledDotProduct(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
+class GroupedScaledDotProduct(nn.Module):
+    """F.scaled_dot_product_attention whose query heads share heads of K and V."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The attention output."""
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+
+class GroupedBlock(nn.Module):
+    """Biased projections of unequal widths, heads of K and V repeated, and an output layer."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.size = heads, kv_heads, width // heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, kv_heads * self.size)
+        self.value = nn.Linear(width, kv_heads * self.size)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The attention output."""
+        batch, sequence, _ = x.shape
+        q = self.query(x).view(batch, sequence, self.heads, self.size).transpose(1, 2)
+        k, v = (
+            layer(x).view(batch, sequence, self.kv_heads, self.size).transpose(1, 2) for layer in (self.key, self.value)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.out(y.transpose(1, 2).reshape(batch, sequence, self.heads * self.size))
+
+
 class _Handwritten(nn.Module):
     """Three projections of one source to heads, and the way back."""
 

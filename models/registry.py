@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from models import basic, language, swin, vision
+from models import basic, language, multihead, swin, vision
 from models.reference import Attn, Built, Reference, Setting, Size
 from models.variation import vary
 
@@ -14,6 +14,9 @@ _mha = partial(Reference, fixed_sequence=("torchscript",))
 _REFERENCES = (
     Reference("vit_b_16", "torchvision ViT-B/16", vision.vit_b_16),
     Reference("vit_small_patch16_224", "timm ViT-S/16", vision.vit_small_patch16_224),
+    Reference(
+        "deit_tiny_distilled", "timm DeiT-Ti/16 distilled, two tokens beside the patches", vision.deit_tiny_distilled
+    ),
     Reference("swin_t", "torchvision Swin-T, shifted windows, relative position bias", swin.swin_t),
     Reference("swin_v2_t", "torchvision Swin-V2-T, cosine attention, a scale a head", swin.swin_v2_t),
     Reference(
@@ -23,6 +26,9 @@ _REFERENCES = (
     Reference("gpt2", "transformers GPT2Model, padding mask, 2 layers", language.gpt2),
     Reference("gpt2_no_mask", "transformers GPT2Model, token numbers alone", language.gpt2_no_mask),
     Reference("clip_vision", "transformers CLIPVisionModel, 2 layers", vision.clip_vision),
+    Reference("clip_text", "transformers CLIPTextModel, causal, 2 layers", language.clip_text),
+    Reference("t5_encoder", "transformers T5EncoderModel, position buckets, no scale, 2 layers", language.t5_encoder),
+    Reference("whisper_encoder", "transformers WhisperEncoder, no bias on K, 2 layers", language.whisper_encoder),
     _mha("mha", "nn.MultiheadAttention, batch first", basic.mha),
     _mha("mha_seq_first", "nn.MultiheadAttention, sequence first", partial(basic.mha, batch_first=False)),
     _mha("mha_no_bias", "nn.MultiheadAttention without biases", partial(basic.mha, bias=False)),
@@ -33,6 +39,33 @@ _REFERENCES = (
         basic.mha_weights,
         leave_alone="the attention weights are an output of the model",
     ),
+    _mha(
+        "mha_weights_heads",
+        "the weights of every head a second output",
+        partial(multihead.mha_self, per_head=True),
+        leave_alone="the attention weights are an output of the model",
+    ),
+    _mha("mha_mask", "a float attn_mask", partial(multihead.mha_self, mask="float")),
+    _mha("mha_mask_bool", "a boolean attn_mask", partial(multihead.mha_self, mask="bool")),
+    _mha("mha_padding", "a key_padding_mask", partial(multihead.mha_self, mask="padding")),
+    _mha("mha_zero_attn", "add_zero_attn: one more key of zeros", partial(multihead.mha_self, zero_attn=True)),
+    _mha("mha_bias_kv", "bias_k and bias_v: one more key that is learned", partial(multihead.mha_self, bias_kv=True)),
+    _mha("mha_cross", "keys and values from another sequence", multihead.mha_cross),
+    _mha("mha_kdim", "keys and values of other widths, from two sequences", multihead.mha_kdim),
+    _mha("encoder_layer", "nn.TransformerEncoderLayer, post-norm, ReLU", multihead.encoder_layer),
+    _mha(
+        "encoder_layer_pre",
+        "nn.TransformerEncoderLayer, pre-norm, GELU",
+        partial(multihead.encoder_layer, norm_first=True),
+    ),
+    _mha("decoder_layer", "nn.TransformerDecoderLayer, post-norm", multihead.decoder_layer),
+    _mha(
+        "decoder_layer_pre", "nn.TransformerDecoderLayer, pre-norm", partial(multihead.decoder_layer, norm_first=True)
+    ),
+    Reference("sdpa_mask_bool", "scaled_dot_product_attention with a boolean mask", basic.sdpa_mask_bool),
+    Reference("sdpa_gqa", "the same with enable_gqa", basic.sdpa_gqa),
+    Reference("sdpa_mqa", "the same with one head of K and V", partial(basic.sdpa_gqa, kv_heads=1)),
+    Reference("gqa_block", "projections of unequal widths around it", basic.gqa_block),
     Reference("sdpa", "scaled_dot_product_attention", basic.sdpa),
     Reference("sdpa_scale", "the same with scale=0.3", partial(basic.sdpa, scale=0.3)),
     Reference("sdpa_causal", "the same with is_causal=True", partial(basic.sdpa, causal=True)),

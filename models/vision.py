@@ -65,6 +65,29 @@ def vit_small_patch16_224(setting: Setting) -> Built:
     return Built(module, _image(setting), ["image"], ["logits"], [_BATCH], [_BATCH])
 
 
+def deit_tiny_distilled(setting: Setting) -> Built:
+    """timm's DeiT-Ti/16 distilled: a class token and a distillation token, two heads on top."""
+    import timm
+    from timm.models.deit import VisionTransformerDistilled
+
+    if setting.tiny:
+        module: nn.Module = VisionTransformerDistilled(
+            img_size=_TINY_EDGE,
+            patch_size=_TINY_PATCH,
+            embed_dim=TINY_WIDTH,
+            depth=2,
+            num_heads=TINY_HEADS,
+            mlp_ratio=TINY_INNER / TINY_WIDTH,
+            num_classes=10,
+        )
+    else:
+        module = timm.create_model("deit_tiny_distilled_patch16_224", pretrained=False)
+    for part in module.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = setting.attn == "sdpa"
+    return Built(module, _image(setting), ["image"], ["logits"], [_BATCH], [_BATCH])
+
+
 class ImageTower(nn.Module):
     """CLIP's image tower, from pixels to a plain pair of tensors."""
 

@@ -46,7 +46,7 @@ def read_value_bias(view: GraphView, site: AttentionSite, value: Projected) -> O
         return found
     layer, steps, shapes = found
     channels = _channels(view, site, value, steps)
-    width = layer.weight.shape[1 if layer.transposed else 0]
+    width = layer.width
     if channels is None or channels.size != width:
         return "what follows P·V mixes its rows before the out-projection"
     return OutProjection(layer, steps, channels, shapes)
@@ -102,6 +102,11 @@ def _channels(view: GraphView, site: AttentionSite, value: Projected, steps: tup
             return None
         channels = index % shape[-1]
         if not np.array_equal(channels, np.broadcast_to(channels[..., :1, :], channels.shape)):
+            return None
+        if channels.ndim > 3 and output[number][-3] % channels.shape[-3] == 0:
+            # Heads that the operator shares by itself: each serves neighbours of Q.
+            channels = channels.repeat(output[number][-3] // channels.shape[-3], axis=-3)
+        if np.broadcast_shapes(channels[..., :1, :].shape, output[number]) != output[number]:
             return None
         moved = np.broadcast_to(channels[..., :1, :], output[number])
         merged = index_map(world, moved, steps)

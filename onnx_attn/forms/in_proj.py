@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 
 from onnx_attn.algebra.choose import QUERY, Algebra
 from onnx_attn.algebra.constant_channel import affine, fold_bias, whole_bias
 from onnx_attn.forms.packing import Group, Member
-from onnx_attn.graph.edit import Writer
+from onnx_attn.graph.edit import RoundsBadlyError, Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
+from onnx_attn.views.folding import constant_value
 
 Numbers = tuple[np.ndarray, np.ndarray | None]
 
@@ -73,11 +75,11 @@ class InProj:
         """All that an operand's layer adds to each row, by the layer's channels `(C,)`, in float64."""
         layer = next(member.layer for member in self.group.members if member.role == role)
         assert layer.bias is not None
-        bias = array(self.view, layer.bias.name).astype(np.float64).reshape(-1) * layer.beta
+        bias = array(self.view, layer.bias).astype(np.float64).reshape(-1) * layer.beta
         constant = self.algebra.constant(self.group)
         if constant is None:
             return bias
-        weight = array(self.view, layer.weight.name).astype(np.float64) * layer.alpha
+        weight = array(self.view, layer.weight).astype(np.float64) * layer.alpha
         return whole_bias(bias, weight.T if layer.transposed else weight, affine(self.view, constant.norm)[1])
 
     def _has_bias(self, member: Member) -> bool:
@@ -95,7 +97,7 @@ class InProj:
 
     @property
     def dtype(self) -> np.dtype:
-        return array(self.view, self.group.members[0].layer.weight.name).dtype
+        return array(self.view, self.group.members[0].layer.weight).dtype
 
     def _numbers(self) -> Numbers:
         """Weights `(E, C)` and bias `(C,)` in float64."""
@@ -124,7 +126,7 @@ class InProj:
 
     def _weight(self, member: Member) -> np.ndarray:
         """`(E, C)`: the member's columns."""
-        weight, columns = array(self.view, member.layer.weight.name), member.heads.columns.reshape(-1)
+        weight, columns = array(self.view, member.layer.weight), member.heads.columns.reshape(-1)
         return weight[columns].T if member.layer.transposed else weight[:, columns]
 
     def _bias(self, member: Member) -> np.ndarray:
@@ -132,9 +134,14 @@ class InProj:
         columns, bias = member.heads.columns.reshape(-1), member.layer.bias
         if bias is None:
             return np.zeros(columns.size, self.dtype)
-        return array(self.view, bias.name).reshape(-1)[columns]
+        return array(self.view, bias).reshape(-1)[columns]
 
 
-def array(view: GraphView, name: str) -> np.ndarray:
+def array(view: GraphView, weight: gs.Tensor) -> np.ndarray:
     """A weight as numpy sees it, without a copy where the file keeps raw bytes."""
-    return numpy_helper.to_array(view.initializer(name))
+    if isinstance(weight, gs.Constant):
+        return numpy_helper.to_array(view.initializer(weight.name))
+    value = constant_value(view, weight)
+    if value is None:
+        raise RoundsBadlyError(f"'{weight.name}' cannot be computed beforehand")
+    return value

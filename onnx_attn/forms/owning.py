@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
 from onnx_attn.views.linear import Linear
+from onnx_attn.views.movement import moves
 
 
 def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Linear]]) -> bool:
@@ -25,7 +26,7 @@ def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Lin
         for tensor in [layer.output, *(output for step in steps for output in step.node.outputs)]:
             if tensor.name in view.pinned:
                 return False
-            if not all(id(reader) in inside or reads_shape(view, reader) for reader in view.readers(tensor)):
+            if not all(id(reader) in inside or asks_shape(view, reader) for reader in view.readers(tensor)):
                 return False
     return True
 
@@ -33,6 +34,17 @@ def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Lin
 def reads_shape(view: GraphView, reader: gs.Node) -> bool:
     """A reader that can be given the shape from elsewhere."""
     return reader.op == "Shape" and view.in_main_graph(reader)
+
+
+def asks_shape(view: GraphView, reader: gs.Node) -> bool:
+    """The same, or a movement that is there for nothing but to be asked for its shape."""
+    if reads_shape(view, reader):
+        return True
+    if not view.in_main_graph(reader) or len(reader.outputs) != 1 or not moves(view, reader, reader.outputs[0]):
+        return False
+    result = reader.outputs[0]
+    readers = view.readers(result)
+    return bool(readers) and result.name not in view.pinned and all(reads_shape(view, below) for below in readers)
 
 
 def _one_way(view: GraphView, weight: gs.Tensor, output: gs.Tensor) -> bool:

@@ -57,7 +57,8 @@ class Group:
         if any(member.layer.output is not layer.output for member in self.members):
             return False
         wanted = np.concatenate([member.heads.columns.reshape(-1) for member in self.members])
-        plain = not layer.transposed and (layer.alpha, layer.beta) == (1.0, 1.0)
+        stored = all(weight is None or isinstance(weight, gs.Constant) for weight in (layer.weight, layer.bias))
+        plain = stored and not layer.transposed and (layer.alpha, layer.beta) == (1.0, 1.0)
         return plain and np.array_equal(wanted, np.arange(layer.channels))
 
     @property

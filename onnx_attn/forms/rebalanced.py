@@ -18,8 +18,8 @@ def write_constant_channel(
 ) -> list[Splice]:
     """The LayerNorm with γ = 1, β = 0 but γ_c = 0, β_c = 1, and its rows on their way to the projection."""
     gamma_tensor, *rest = [tensor for tensor in constant.norm.inputs[1:] if tensor.name]
-    dtype = array(view, gamma_tensor.name).dtype
-    width = array(view, gamma_tensor.name).size
+    dtype = array(view, gamma_tensor).dtype
+    width = array(view, gamma_tensor).size
     gamma, beta = np.ones(width, dtype), np.zeros(width, rest[0].dtype if rest else dtype)
     gamma[channel], beta[channel] = 0.0, 1.0
     norm, *path = write_again(writer, view, (constant.norm, *constant.path), renamed)
@@ -41,12 +41,12 @@ def write_out_projection(
     splices += write_shapes_again(view, out.shapes, renamed)
 
     def exact() -> np.ndarray:
-        weight = array(view, layer.weight.name).astype(np.float64)
+        weight = array(view, layer.weight).astype(np.float64)
         weight = weight.T if layer.transposed else weight
-        own = 0.0 if layer.bias is None else array(view, layer.bias.name).astype(np.float64).reshape(-1) * layer.beta
+        own = 0.0 if layer.bias is None else array(view, layer.bias).astype(np.float64).reshape(-1) * layer.beta
         return (value_bias()[out.channels] @ weight) * layer.alpha + own
 
-    bias = writer.computed_weight(exact, array(view, layer.weight.name).dtype, "out_proj_bias")
+    bias = writer.computed_weight(exact, array(view, layer.weight).dtype, "out_proj_bias")
     if layer.product.op == "Gemm":
         node = copied(view, layer.product, renamed)
         node.input[:] = [*node.input[:2], bias]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.dims import Dim, base_dims, layout_dims, write_shape_vector
-from onnx_attn.forms.owning import reads_shape
+from onnx_attn.forms.owning import asks_shape, reads_shape
 from onnx_attn.forms.packing import Packing
 from onnx_attn.graph.edit import Splice, Writer
 from onnx_attn.graph.view import GraphView, label
@@ -28,25 +28,27 @@ def redirect_shapes(
     splices: list[Splice] = []
     done: set[int] = set()
     for role, (_, member) in packing.members.items():
-        steps = site.operands[role].whole.steps
-        for tensor, count in _on_the_way(view, member.layer, steps):
+        for tensor, steps in _on_the_way(view, member.layer, site.operands[role].whole.steps):
             for reader in view.readers(tensor):
                 if id(reader) not in done and reads_shape(view, reader):
                     done.add(id(reader))
-                    dims = _dims(view, member.layer, steps[:count])
+                    dims = _dims(view, member.layer, steps)
                     if dims is not None:
                         splices.append(_splice(view, writer, reader, sources[role], dims))
     return splices
 
 
-def _on_the_way(view: GraphView, layer: Linear, steps: Sequence[Step]) -> Iterator[tuple[gs.Tensor, int]]:
-    """The tensors from the projection's result to the operand, with the number of steps behind them; and the product
-    before its bias."""
-    yield layer.output, 0
-    for number, step in enumerate(steps, 1):
-        yield step.output, number
+def _on_the_way(view: GraphView, layer: Linear, steps: Sequence[Step]) -> Iterator[tuple[gs.Tensor, tuple[Step, ...]]]:
+    """The tensors from the projection's result to the operand, with the steps behind them, and what is moved aside from
+    these to be asked for its shape; and the product before its bias."""
+    way = [(layer.output, ()), *((step.output, tuple(steps[:number])) for number, step in enumerate(steps, 1))]
+    for tensor, behind in way:
+        yield tensor, behind
+        for reader in view.readers(tensor):
+            if not reads_shape(view, reader) and asks_shape(view, reader):
+                yield reader.outputs[0], (*behind, Step(reader, reader.outputs[0]))
     if layer.product.outputs[0] is not layer.output:
-        yield layer.product.outputs[0], 0
+        yield layer.product.outputs[0], ()
 
 
 def _dims(view: GraphView, layer: Linear, steps: Sequence[Step]) -> list[Dim] | None:

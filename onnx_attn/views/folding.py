@@ -66,6 +66,11 @@ def is_fixed(view: GraphView, tensor: gs.Tensor) -> bool:
     return view.in_main_graph(producer) and is_constant(view, producer)
 
 
+def may_fold(view: GraphView, tensor: gs.Tensor) -> bool:
+    """Whether a tensor's numbers are decided by no input, and few enough to be computed here."""
+    return is_fixed(view, tensor) and _bytes(view, tensor) <= MOST_BYTES
+
+
 def constant_value(view: GraphView, tensor: gs.Tensor) -> np.ndarray | None:
     """The numbers of a tensor that no input decides; None if one does, or where they cannot be had."""
     if not is_fixed(view, tensor):

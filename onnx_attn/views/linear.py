@@ -1,5 +1,7 @@
 """Read a tensor as a linear layer's result: MatMul, MatMul + Add, or Gemm.
 
+Weights are stored, or computed from what is stored: exporters cut one matrix into those of Q, K and V as the model runs.
+
 A product with weights works row by row, so reshaping or transposing the rows first is the same as doing it afterwards.
 The layer's source is therefore what stands before such movement: nn.MultiheadAttention's way to sequence-first and back
 is not part of the projection.
@@ -13,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import Shape
+from onnx_attn.views.folding import may_fold
 from onnx_attn.views.movement import Step
 from onnx_attn.views.trace import trace
 
@@ -27,13 +30,14 @@ class Linear:
 
     source: gs.Tensor
     moves: tuple[Step, ...]
-    weight: gs.Constant
+    weight: gs.Tensor
     transposed: bool
-    bias: gs.Constant | None
+    bias: gs.Tensor | None
     alpha: float
     beta: float
     output: gs.Tensor
     channels: int
+    width: int
     product: gs.Node
 
 
@@ -54,7 +58,7 @@ def linear(view: GraphView, tensor: gs.Tensor) -> Linear | None:
         if bias is None or bias[1] or inner is None or inner.op != "MatMul":
             continue
         found = _matmul(view, inner, bias[0], tensor)
-        if found is not None and _is_vector(bias[0], found.channels):
+        if found is not None and _is_vector(_sizes(view, bias[0]), found.channels):
             return found
     return None
 
@@ -66,25 +70,35 @@ def rows(view: GraphView, layer: Linear) -> tuple[Shape, ...]:
     return tuple((*shape[:-1], layer.channels) for shape in shapes)
 
 
-def weight_tensor(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Constant, bool] | None:
-    """The initializer behind a tensor, through Identity and one Transpose of a matrix: (initializer, transposed)."""
+def weight_tensor(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Tensor, bool] | None:
+    """The weight behind a tensor, through Identity and one Transpose of a matrix: (weight, transposed). It is an initializer, or
+    what constant nodes make of some."""
     transposed = False
     while not isinstance(tensor, gs.Constant):
         node = view.producer(tensor)
-        if node is None or node.op not in ("Identity", "Transpose"):
+        if node is None or not view.in_main_graph(node):
             return None
         if node.op == "Transpose":
             if (node.attrs.get("perm") or [1, 0]) != [1, 0]:
                 return None
             transposed = not transposed
+        elif node.op != "Identity":
+            return (tensor, transposed) if node.op != "Constant" and may_fold(view, tensor) else None
         tensor = node.inputs[0]
     return tensor, transposed
 
 
-def _matmul(view: GraphView, node: gs.Node, bias: gs.Constant | None, output: gs.Tensor) -> Linear | None:
+def _sizes(view: GraphView, weight: gs.Tensor) -> tuple[int, ...]:
+    if isinstance(weight, gs.Constant):
+        return tuple(weight.shape)
+    shapes = view.shapes(weight)
+    return shapes[0] if shapes else ()
+
+
+def _matmul(view: GraphView, node: gs.Node, bias: gs.Tensor | None, output: gs.Tensor) -> Linear | None:
     source, right = node.inputs
     weight = weight_tensor(view, right)
-    if weight is None or len(weight[0].shape) != 2 or view.is_weight(source):
+    if weight is None or len(_sizes(view, weight[0])) != 2 or view.is_weight(source):
         return None
     return _on_rows(view, node, weight, bias, (1.0, 1.0), output)
 
@@ -92,7 +106,7 @@ def _matmul(view: GraphView, node: gs.Node, bias: gs.Constant | None, output: gs
 def _gemm(view: GraphView, node: gs.Node) -> Linear | None:
     """Gemm with a constant second operand and a plain first one: `alpha · A·B' + beta · C`."""
     weight = weight_tensor(view, node.inputs[1])
-    if weight is None or len(weight[0].shape) != 2 or node.attrs.get("transA", 0):
+    if weight is None or len(_sizes(view, weight[0])) != 2 or node.attrs.get("transA", 0):
         return None
     weight = (weight[0], weight[1] != bool(node.attrs.get("transB", 0)))
     bias = None
@@ -103,20 +117,20 @@ def _gemm(view: GraphView, node: gs.Node) -> Linear | None:
         bias = read[0]
     factors = (float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0)))
     found = _on_rows(view, node, weight, bias, factors, node.outputs[0])
-    return found if found is None or bias is None or _is_vector(bias, found.channels) else None
+    return found if found is None or bias is None or _is_vector(_sizes(view, bias), found.channels) else None
 
 
 def _on_rows(
     view: GraphView,
     product: gs.Node,
-    weight: tuple[gs.Constant, bool],
-    bias: gs.Constant | None,
+    weight: tuple[gs.Tensor, bool],
+    bias: gs.Tensor | None,
     factors: tuple[float, float],
     output: gs.Tensor,
 ) -> Linear | None:
     """Step over reshapes and transposes that leave each row of E elements whole."""
     source, (constant, transposed) = product.inputs[0], weight
-    width, channels = reversed(constant.shape) if transposed else constant.shape
+    width, channels = reversed(_sizes(view, constant)) if transposed else _sizes(view, constant)
     moves: list[Step] = []
     for step in reversed(trace(view, source).steps):
         if not _keeps_rows(view, step, width):
@@ -125,7 +139,7 @@ def _on_rows(
         source = step.node.inputs[0]
     if view.shapes(source) is None or view.static(source, -1) != width:
         return None
-    return Linear(source, tuple(moves), constant, transposed, bias, *factors, output, channels, product)
+    return Linear(source, tuple(moves), constant, transposed, bias, *factors, output, channels, width, product)
 
 
 def _keeps_rows(view: GraphView, step: Step, width: int) -> bool:
@@ -137,8 +151,6 @@ def _keeps_rows(view: GraphView, step: Step, width: int) -> bool:
     return step.node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 
 
-def _is_vector(bias: gs.Constant, channels: int) -> bool:
+def _is_vector(sizes: tuple[int, ...], channels: int) -> bool:
     """A bias per channel: (C,) or broadcast forms of it, or one number for all."""
-    return bias.shape is not None and (
-        len(bias.shape) >= 1 and bias.shape[-1] == channels and all(d == 1 for d in bias.shape[:-1])
-    )
+    return len(sizes) >= 1 and sizes[-1] == channels and all(size == 1 for size in sizes[:-1])
