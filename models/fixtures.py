@@ -15,6 +15,7 @@ from pathlib import Path
 FOLDER = Path("tests/exports")
 RECORD = "made_by.tsv"
 EXPORTERS = ("torchscript:17", "dynamo:18", "dynamo:23")
+OTHERS = ("torchscript:20", "dynamo:20")
 SMALL = ("sdpa", "sdpa_scale", "sdpa_causal", "sdpa_mask", "sdpa_prescaled")
 """Bare operators: a few KB each, so in every spelling."""
 
@@ -53,6 +54,7 @@ def fixtures() -> Iterator[Fixture]:
             for dynamic in (False, True):
                 yield Fixture(name, spelling, dynamic)
     ts, d18, d23 = EXPORTERS
+    t20, d20 = OTHERS
     yield from (
         Fixture("vit_b_16", ts),
         Fixture("vit_b_16", d18, dynamic=True),
@@ -88,6 +90,51 @@ def fixtures() -> Iterator[Fixture]:
         Fixture("handwritten_no_bias", ts),
         Fixture("handwritten_no_bias", d23, dynamic=True),
         Fixture("handwritten_dropout", ts),
+        Fixture("deit_tiny_distilled", ts),
+        Fixture("deit_tiny_distilled", d23, dynamic=True),
+        Fixture("deit_tiny_distilled", d20, half=True, attn="eager"),
+        Fixture("clip_text", ts),
+        Fixture("clip_text", t20, dynamic=True, attn="eager"),
+        Fixture("clip_text", d23),
+        Fixture("t5_encoder", ts, dynamic=True),
+        Fixture("t5_encoder", d18, half=True, attn="eager"),
+        Fixture("t5_encoder", d23),
+        Fixture("whisper_encoder", ts),
+        Fixture("whisper_encoder", d20, dynamic=True),
+        Fixture("whisper_encoder", d23, half=True),
+        Fixture("mha_weights_heads", t20),
+        Fixture("mha_weights_heads", d23, dynamic=True),
+        Fixture("mha_mask", ts, dynamic=True),
+        Fixture("mha_mask", d23),
+        Fixture("mha_mask_bool", t20),
+        Fixture("mha_mask_bool", d18, dynamic=True),
+        Fixture("mha_padding", ts),
+        Fixture("mha_padding", d20, dynamic=True),
+        Fixture("mha_padding", d23),
+        Fixture("mha_zero_attn", ts),
+        Fixture("mha_zero_attn", d23, dynamic=True),
+        Fixture("mha_bias_kv", ts, dynamic=True),
+        Fixture("mha_bias_kv", d18),
+        Fixture("mha_cross", ts),
+        Fixture("mha_cross", t20, dynamic=True),
+        Fixture("mha_cross", d18, half=True),
+        Fixture("mha_cross", d23, dynamic=True),
+        Fixture("mha_kdim", ts, dynamic=True),
+        Fixture("mha_kdim", d20),
+        Fixture("encoder_layer", ts, dynamic=True),
+        Fixture("encoder_layer", d23),
+        Fixture("encoder_layer_pre", t20),
+        Fixture("encoder_layer_pre", d18, half=True),
+        Fixture("decoder_layer", ts),
+        Fixture("decoder_layer", d20, dynamic=True),
+        Fixture("decoder_layer_pre", ts, half=True),
+        Fixture("decoder_layer_pre", d23),
+        *(Fixture(name, d18) for name in ("sdpa_gqa", "sdpa_mqa", "gqa_block")),
+        *(Fixture(name, d23, dynamic=True) for name in ("sdpa_gqa", "sdpa_mqa", "gqa_block")),
+        Fixture("gqa_block", d18, half=True),
+        Fixture("sdpa_mask_bool", ts),
+        Fixture("sdpa_mask_bool", d18, dynamic=True),
+        Fixture("sdpa_mask_bool", d23),
         Fixture("no_attention", ts),
         Fixture("no_attention", d18, dynamic=True),
     )

@@ -218,12 +218,16 @@ def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:
 
 def _write(fusion: Fusion, names: Names, decision: Decision, reserved: Set[str]) -> SiteEdit:
     """The edit of one site; without algebra where its numbers do not fit their type, or its proof has failed."""
-    algebra = NOTHING if decision.key in fusion.plainer else decision.algebra
+    view, site, packing = fusion.view, decision.site, decision.packing
     try:
-        return write_site(fusion.view, names, decision.site, decision.form, decision.packing, algebra, reserved)
+        algebra = NOTHING if decision.key in fusion.plainer else decision.algebra
+        return write_site(view, names, site, decision.form, packing, algebra, reserved)
     except RoundsBadlyError as error:
         fusion.plainer[decision.key] = str(error)
-        return write_site(fusion.view, names, decision.site, decision.form, decision.packing, NOTHING, reserved)
+    try:
+        return write_site(view, names, site, decision.form, packing, NOTHING, reserved)
+    except RoundsBadlyError:  # Factors of a Gemm, or weights that cannot be computed beforehand: left as they are.
+        return write_site(view, names, site, decision.form, None, NOTHING, reserved)
 
 
 def _prove_sites(fusion: Fusion, cutter: Cutter, names: Names, reserved: Set[str]) -> None:

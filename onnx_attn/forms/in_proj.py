@@ -8,7 +8,6 @@ from functools import cached_property
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import numpy_helper
 
 from onnx_attn.algebra.choose import QUERY, Algebra
 from onnx_attn.algebra.constant_channel import affine, fold_bias, whole_bias
@@ -16,7 +15,7 @@ from onnx_attn.forms.packing import Group, Member
 from onnx_attn.graph.edit import RoundsBadlyError, Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
-from onnx_attn.views.folding import constant_value
+from onnx_attn.views.linear import weight_array
 
 Numbers = tuple[np.ndarray, np.ndarray | None]
 
@@ -138,10 +137,8 @@ class InProj:
 
 
 def array(view: GraphView, weight: gs.Tensor) -> np.ndarray:
-    """A weight as numpy sees it, without a copy where the file keeps raw bytes."""
-    if isinstance(weight, gs.Constant):
-        return numpy_helper.to_array(view.initializer(weight.name))
-    value = constant_value(view, weight)
+    """A weight's numbers. Raises RoundsBadlyError where they cannot be computed beforehand."""
+    value = weight_array(view, weight)
     if value is None:
         raise RoundsBadlyError(f"'{weight.name}' cannot be computed beforehand")
     return value

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import numpy_helper
 
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import Shape
-from onnx_attn.views.folding import may_fold
-from onnx_attn.views.movement import Step
-from onnx_attn.views.trace import trace
+from onnx_attn.views.folding import constant_value, may_fold
+from onnx_attn.views.movement import Step, index_map
+from onnx_attn.views.trace import Trace, trace
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,32 @@ def weight_tensor(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Tensor, bool] 
                 return None
             transposed = not transposed
         elif node.op != "Identity":
-            return (tensor, transposed) if node.op != "Constant" and may_fold(view, tensor) else None
+            made = node.op != "Constant" and (may_fold(view, tensor) or _part_of_stored(view, tensor) is not None)
+            return (tensor, transposed) if made else None
         tensor = node.inputs[0]
     return tensor, transposed
+
+
+def weight_array(view: GraphView, weight: gs.Tensor) -> np.ndarray | None:
+    """A weight's numbers, without a copy where the file keeps raw bytes; None where they cannot be computed beforehand."""
+    if isinstance(weight, gs.Constant):
+        return numpy_helper.to_array(view.initializer(weight.name))
+    part = _part_of_stored(view, weight)
+    if part is None:
+        return constant_value(view, weight)
+    return index_map(view.worlds[0], numpy_helper.to_array(view.initializer(part.source.name)), part.steps)
+
+
+def _part_of_stored(view: GraphView, tensor: gs.Tensor) -> Trace | None:
+    """The way to the one stored weight that a tensor is cut out of, by bounds that no input's size decides."""
+    found = trace(view, tensor)
+    stored = (
+        isinstance(found.source, gs.Constant) and view.is_weight(found.source) and found.source.name not in view.pinned
+    )
+    moved = all(
+        step.node.op in ("Slice", "Split", "Reshape", "Squeeze", "Unsqueeze", "Identity") for step in found.steps
+    )
+    return found if stored and moved and found.steps else None
 
 
 def _sizes(view: GraphView, weight: gs.Tensor) -> tuple[int, ...]:
