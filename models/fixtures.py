@@ -110,7 +110,6 @@ def fixtures() -> Iterator[Fixture]:
         Fixture("mha_mask_bool", d18, dynamic=True),
         Fixture("mha_padding", ts),
         Fixture("mha_padding", d20, dynamic=True),
-        Fixture("mha_padding", d23),
         Fixture("mha_zero_attn", ts),
         Fixture("mha_zero_attn", d23, dynamic=True),
         Fixture("mha_bias_kv", ts, dynamic=True),

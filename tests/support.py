@@ -47,11 +47,13 @@ class Export:
     @property
     def fixed_sequence(self) -> bool:
         """nn.MultiheadAttention by TorchScript: the sequence is frozen at that of the example, 16."""
-        return self.path.name.startswith("mha") and "torchscript.17.dynamic" in self.path.name
+        torch_modules = self.path.name.startswith(("mha", "encoder_layer", "decoder_layer"))
+        return torch_modules and ".torchscript." in self.path.name and ".dynamic" in self.path.name
 
     @property
     def projected(self) -> bool:
-        return not self.path.name.startswith(("sdpa", "no_attention"))
+        """Whether two of Q, K and V at least are projected from one source."""
+        return not self.path.name.startswith(("sdpa", "no_attention", "mha_zero_attn", "mha_bias_kv", "mha_kdim"))
 
 
 def exports(pattern: str = "*") -> list[Export]:

@@ -51,13 +51,11 @@ def _take_nodes(proto: onnx.ModelProto, before: onnx.ModelProto, raised: onnx.Mo
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         nodes.append(copy)
-    known = {tensor.name for tensor in (*proto.graph.initializer, *before.graph.initializer)}
-    proto.graph.initializer.extend(tensor for tensor in raised.graph.initializer if tensor.name not in known)
-    proto.graph.initializer.extend(
-        tensor
-        for tensor in before.graph.initializer
-        if tensor.name not in {own.name for own in proto.graph.initializer}
-    )
+    known = {tensor.name for tensor in proto.graph.initializer}
+    for tensor in (*before.graph.initializer, *raised.graph.initializer):
+        if tensor.name not in known:
+            known.add(tensor.name)
+            proto.graph.initializer.append(tensor)
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     del proto.functions[:]
