@@ -31,7 +31,7 @@ def test_every_site_becomes_the_operator_or_says_why_not(export: Export, tmp_pat
         assert len(written) == len(operators)
         assert result.model.opset_import[0].version >= 23
         onnx.checker.check_model(result.model, full_check=True)
-        inputs = feeds(result.model, {"batch": 2, "sequence": 16})
+        inputs = feeds(result.model, {"batch": 2, "sequence": 16, "memory": 24})
         expected = run(export.path, inputs, optimized=not export.half)
         assert max_rel(expected, run(result.model, inputs, optimized=not export.half)) <= (
             2e-3 if export.half else 1e-5

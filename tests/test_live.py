@@ -45,7 +45,7 @@ def test_fresh_export_is_fused_whole(name: str, exporter: str, opset: int, dynam
     true_sites = made(path, name, exporter, opset, dynamic)
     report = onnx_attn.fuse(path, fused, expect=true_sites).report
     assert report["sites"] == true_sites
-    inputs = feeds(onnx.load(path), {"batch": 2, "sequence": 16})
+    inputs = feeds(onnx.load(path), {"batch": 2, "sequence": 16, "memory": 24})
     assert max_rel(run(path, inputs), run(fused, inputs)) <= 1e-5
 
 

@@ -55,8 +55,8 @@ def test_three_products_become_one(tmp_path: Path) -> None:
 def test_no_weight_is_stored_twice(export: object, tmp_path: Path) -> None:
     path = export.path  # type: ignore[attr-defined]
     before, after = onnx.load(path), onnx_attn.fuse(path, tmp_path / "f.onnx").model
-    # Shapes and split sizes: a few whole numbers, stored once for all sites.
-    assert weight_bytes(after) <= weight_bytes(before) + 512
+    # Shapes and split sizes: a few whole numbers, stored once for all sites; and zeros for a bias that one of three lacks.
+    assert weight_bytes(after) <= weight_bytes(before) + 2048
 
 
 def test_an_already_packed_projection_keeps_its_weights(tmp_path: Path) -> None:

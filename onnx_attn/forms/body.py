@@ -65,12 +65,14 @@ class Spelling:
 
     `scalar(role, like, dtype)` gives the name of a number in the type of the value `like`; that type is `dtype` where a
     cast has set it, and the operands' own where `dtype` is 0; "" for a scale that need
-    not be written. `last_axis()` gives the name of the vector [-1].
+    not be written. `last_axis()` gives the name of the vector [-1]. triangle: the name of a stored causal mask, where lengths
+    are known.
     """
 
     writer: Writer
     scalar: Callable[[str, str, int], str]
     last_axis: Callable[[], str]
+    triangle: str = ""
     softmax_name: str | None = None
     output: str | None = None
 
@@ -92,7 +94,8 @@ def write_body(
             scores = write("Cast", [scores], "scores_cast", to=dtype)
         elif term.kind == "causal":
             fill = spelling.scalar("minus_infinity", scores, dtype)
-            scores = write("Where", [_lower_triangle(spelling, query, key), scores, fill], "scores_causal")
+            lower = spelling.triangle or _lower_triangle(spelling, query, key)
+            scores = write("Where", [lower, scores, fill], "scores_causal")
         elif term.kind == "add":
             scores = write("Add", [scores, next(remaining)], "scores_masked")
         else:

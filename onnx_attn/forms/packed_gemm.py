@@ -3,7 +3,8 @@
 The layout is a compiler fact (TensorRT for RTX 1.7.1, ViT block): without biases, a split on the last axis lets the MHA
 kernel read Q, K and V where the projection wrote them (7 kernels a layer); with a bias, the split on the head axis after
 `reshape [B, S, 3·N, H]` and one transpose costs least (8 kernels, 10 as exported). Where sizes vary, that is the better one
-without biases too (ViT-B/16, batch 1 to 8: 102 kernels, 150 split on the last axis).
+without biases too (ViT-B/16, batch 1 to 8: 102 kernels, 150 split on the last axis), and for K and V alone (cross-attention:
+7 kernels, 8).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def write_packed(
 
     hints = [ROLES[role] for role in group.roles]
     varies = len(set(rows(view, group.members[0].layer))) > 1
-    if (biased or varies) and len(set(sizes)) == 1:
+    if (biased or varies or len(sizes) == 2) and len(set(sizes)) == 1:
         packed = turned(projected, sum(counts), sizes[0], "_".join(hints))
         parts = _split(writer, packed, counts, order.index(HEAD))
     else:

@@ -159,7 +159,7 @@ class Cutter:
         graph = helper.make_graph(nodes, "cut", typed_inputs, [self._typed(name) for name in outputs], weights)
         functions = {(f.domain, f.name): f for f in (*proto.functions, *(edit.functions if edit else ()))}
         opsets = {entry.domain: entry.version for entry in proto.opset_import}
-        for domain in {domain for domain, _ in functions} | {node.domain for node in nodes}:
+        for domain in ({domain for domain, _ in functions} | {node.domain for node in nodes}) - {"", "ai.onnx"}:
             opsets.setdefault(domain, 1)
         model = helper.make_model(
             graph,

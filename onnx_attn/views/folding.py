@@ -47,6 +47,8 @@ def _verdict(view: GraphView, node: gs.Node) -> tuple[bool | None, list[int]]:
     waiting = []
     for tensor in node.inputs:
         producer = view.producer(tensor)
+        if known_anyway(view, tensor) is not None:
+            continue
         if producer is None:
             stored = isinstance(tensor, gs.Constant) and view.is_weight(tensor) and tensor.name not in view.pinned
             if tensor.name and not stored:
@@ -56,6 +58,13 @@ def _verdict(view: GraphView, node: gs.Node) -> tuple[bool | None, list[int]]:
         elif above is None:
             waiting.append(view.position(producer))
     return (None if waiting else True), waiting
+
+
+def known_anyway(view: GraphView, tensor: gs.Tensor) -> np.ndarray | None:
+    """Small whole numbers that follow from shapes, in a model none of whose dimensions vary: what was tried at one size
+    holds at the only one."""
+    value = view.constant(tensor) if len(view.worlds) == 1 and view.producer(tensor) is not None else None
+    return value if value is not None and value.dtype.kind in "iu" else None
 
 
 def is_fixed(view: GraphView, tensor: gs.Tensor) -> bool:
@@ -105,9 +114,13 @@ def _bytes(view: GraphView, tensor: gs.Tensor) -> float:
 
 def _run(view: GraphView, tensors: Sequence[gs.Tensor]) -> dict[str, onnx.TensorProto | None]:
     positions, weights = _ancestors(view, [view.producer(tensor) for tensor in tensors])
+    stored = [
+        numpy_helper.from_array(value, name) if value is not None else view.initializer(name)
+        for name, value in weights.items()
+    ]
     nodes = [view.proto.graph.node[position] for position in sorted(positions)]
     outputs = [helper.make_tensor_value_info(t.name, view.elem_type(t), view.worlds[0].shape(t.name)) for t in tensors]
-    graph = helper.make_graph(nodes, "constant", [], outputs, [view.initializer(name) for name in weights])
+    graph = helper.make_graph(nodes, "constant", [], outputs, stored)
     model = onnx.ModelProto(graph=graph, ir_version=view.proto.ir_version)
     model.opset_import.extend(view.proto.opset_import)
     try:
@@ -119,16 +132,17 @@ def _run(view: GraphView, tensors: Sequence[gs.Tensor]) -> dict[str, onnx.Tensor
     return {t.name: numpy_helper.from_array(value, t.name) for t, value in zip(tensors, values, strict=True)}
 
 
-def _ancestors(view: GraphView, nodes: Iterable[gs.Node | None]) -> tuple[set[int], dict[str, None]]:
-    """Positions of the nodes and names of the weights that constant nodes are made of, themselves included."""
+def _ancestors(view: GraphView, nodes: Iterable[gs.Node | None]) -> tuple[set[int], dict[str, np.ndarray | None]]:
+    """Positions of the nodes that constant nodes are made of, themselves included, and by name what these start from: stored
+    weights (None), and values that are known anyway."""
     queue = [node for node in nodes if node is not None]
     positions = {view.position(node) for node in queue}
-    weights: dict[str, None] = {}
+    weights: dict[str, np.ndarray | None] = {}
     while queue:
         for tensor in queue.pop().inputs:
-            producer = view.producer(tensor)
-            if producer is None:
-                weights |= {tensor.name: None} if tensor.name else {}
+            producer, known = view.producer(tensor), known_anyway(view, tensor)
+            if producer is None or known is not None:
+                weights |= {tensor.name: known} if tensor.name else {}
             elif view.position(producer) not in positions:
                 positions.add(view.position(producer))
                 queue.append(producer)
