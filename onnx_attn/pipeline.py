@@ -176,18 +176,7 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     }
     with fusion.clock("apply"):
         names, cutter = Names(loaded.proto), Cutter(view)
-        written = [decision for decision in plan.decisions if not decision.stays]
-        compute_masks(view, [decision.site for decision in written])
-        reserved = {decision.key for decision in written}
-        for decision in plan.decisions:
-            if decision.stays:
-                fusion.kept.add(decision.key)
-                continue
-            edit = _write(fusion, names, decision, reserved)
-            if decision.form == "primitives" and _stands_already(cutter, decision, edit):
-                fusion.kept.add(decision.key)
-            else:
-                fusion.edits[decision.key] = edit
+        reserved = _write_sites(fusion, names, cutter)
     if options.verify:
         with fusion.clock("prove"):
             _prove_sites(fusion, cutter, names, reserved)
@@ -201,6 +190,21 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     document = plan_document(loaded.name, found, options.target, plan)
     trial = Trial(loaded.name, bool(fusion.edits), inputs, default_rtol([model]), document)
     return fusion_report(fusion), trial, model
+
+
+def _write_sites(fusion: Fusion, names: Names, cutter: Cutter) -> set[str]:
+    """Record the edit of every site that does not stand as it should already; returns the values that are made anew."""
+    written = [decision for decision in fusion.plan.decisions if not decision.stays]
+    compute_masks(fusion.view, [decision.site for decision in written])
+    reserved = {decision.key for decision in written}
+    fusion.kept.update(decision.key for decision in fusion.plan.decisions if decision.stays)
+    for decision in written:
+        edit = _write(fusion, names, decision, reserved)
+        if decision.form == "primitives" and _stands_already(cutter, decision, edit):
+            fusion.kept.add(decision.key)
+        else:
+            fusion.edits[decision.key] = edit
+    return reserved
 
 
 def is_attention(candidate: Candidate) -> bool:
@@ -217,28 +221,30 @@ def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:
 
 
 def _write(fusion: Fusion, names: Names, decision: Decision, reserved: Set[str]) -> SiteEdit:
-    """The edit of one site; without algebra where its numbers do not fit their type, or its proof has failed."""
-    view, site, packing = fusion.view, decision.site, decision.packing
-    try:
-        algebra = NOTHING if decision.key in fusion.plainer else decision.algebra
-        return write_site(view, names, site, decision.form, packing, algebra, reserved)
-    except RoundsBadlyError as error:
-        fusion.plainer[decision.key] = str(error)
-    try:
-        return write_site(view, names, site, decision.form, packing, NOTHING, reserved)
-    except RoundsBadlyError:  # Factors of a Gemm, or weights that cannot be computed beforehand: left as they are.
-        return write_site(view, names, site, decision.form, None, NOTHING, reserved)
+    """The edit of one site: as it was decided; without algebra where its numbers do not fit their type or its proof has
+    failed; without packing where weights cannot be computed beforehand."""
+    algebra = NOTHING if decision.key in fusion.plainer else decision.algebra
+    for way in ((decision.packing, algebra), (decision.packing, NOTHING)):
+        claims = names.claims
+        try:
+            return write_site(fusion.view, names, decision.site, decision.form, *way, reserved)
+        except RoundsBadlyError as error:
+            names.unclaim(since=claims)
+            fusion.plainer[decision.key] = str(error)
+    return write_site(fusion.view, names, decision.site, decision.form, None, NOTHING, reserved)
 
 
 def _prove_sites(fusion: Fusion, cutter: Cutter, names: Names, reserved: Set[str]) -> None:
     for decision in fusion.plan.decisions:
-        if decision.key not in fusion.edits:
+        edit = fusion.edits.get(decision.key)
+        if edit is None:
             continue
-        certificate = prove_site(fusion.view, cutter, decision.site, fusion.edits[decision.key])
-        if not certificate.ok and certificate.provable and fusion.edits[decision.key].algebra:
+        certificate = prove_site(fusion.view, cutter, decision.site, edit)
+        if not certificate.ok and certificate.provable and edit.algebra:
             fusion.plainer[decision.key] = certificate.failure or ""
-            fusion.edits[decision.key] = _write(fusion, names, decision, reserved)
-            certificate = prove_site(fusion.view, cutter, decision.site, fusion.edits[decision.key])
+            names.unclaim(edit.nodes)
+            fusion.edits[decision.key] = edit = _write(fusion, names, decision, reserved)
+            certificate = prove_site(fusion.view, cutter, decision.site, edit)
         fusion.certificates[decision.key] = certificate
         if not certificate.ok:
             del fusion.edits[decision.key]

@@ -86,6 +86,8 @@ def test_a_site_whose_algebra_is_wrong_is_written_without_it(monkeypatch: pytest
     assert second["packed"]
     assert set(second["algebra_left"]) == set(first["algebra"])
     assert "float64" in second["algebra_left"]["scale"]
+    calls = [node.name for node in onnx.load(tmp_path / "fused.onnx").graph.node if node.domain == "onnx_attn"]
+    assert calls == [first["softmax"], second["softmax"]]
 
 
 def test_a_lost_mask_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

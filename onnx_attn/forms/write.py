@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from functools import partial
+
+import onnx
 
 from onnx_attn.algebra.choose import KEY, NOTHING, QUERY, VALUE, Algebra
 from onnx_attn.forms.attention import rests_on_constant, write_attention
@@ -46,23 +48,11 @@ def write_site(
     result = site.output.name if algebra.value_bias is None else names.value(f"{site.name}/attention_without_bias")
     merged = packing is not None and packing.merged is not None
     attention = names.value(f"{site.name}/attention_heads") if merged else result
-    functions, rounding = [], 0.0
     if whole is not None:
         write_packed_attention(writer, view, site, whole, algebra, 1.0 if algebra.scale else site.scale, attention)
+        body = _Body()
     else:
-        operands, scale = write_operands(writer, view, site, form, begin.operands)
-        scale = 1.0 if algebra.scale else scale
-        rank = packing.rank if packing is not None else view.rank(site.query.tensor) or 0
-        if not (form == "attention" and rank == 4):
-            operands = _with_all_heads(writer, view, site, packing, operands, rank)
-        if form == "function":
-            functions.append(write_function_call(writer, site, operands, scale, rank, attention, view))
-        elif form == "attention":
-            write_attention(writer, view, site, operands, scale, rank, attention)
-        elif form == "contrib":
-            write_multi_head_attention(writer, view, site, operands, scale, attention)
-        else:
-            rounding = write_primitives(writer, view, site, operands, scale, rank, attention)
+        body = _write_body(writer, view, site, form, packing, algebra, begin.operands, attention)
     if packing is not None and merged:
         write_merged(writer, packing, begin.sources[QUERY], attention, result)
     producer = view.producer(site.output)
@@ -80,15 +70,50 @@ def write_site(
         site.name,
         (*folds, *splices),
         tuple(writer.initializers.values()),
-        tuple(functions),
+        body.functions,
         begin.starts,
         packing is not None,
         algebra.names,
         writer.exact,
-        rounding,
+        body.rounding,
         tuple(name for fold in folds for name in fold.outputs),
         site.rests_on_mask or (form == "attention" and rests_on_constant(view, site)),
     )
+
+
+@dataclass(frozen=True)
+class _Body:
+    """The functions that a site calls, and by how much, relatively, its scale was rounded."""
+
+    functions: tuple[onnx.FunctionProto, ...] = ()
+    rounding: float = 0.0
+
+
+def _write_body(
+    writer: Writer,
+    view: GraphView,
+    site: AttentionSite,
+    form: str,
+    packing: Packing | None,
+    algebra: Algebra,
+    projected: Mapping[int, str],
+    output: str,
+) -> _Body:
+    """The attention itself, on the operands that are projected already (by role) and the others."""
+    operands, scale = write_operands(writer, view, site, form, projected)
+    scale = 1.0 if algebra.scale else scale
+    rank = packing.rank if packing is not None else view.rank(site.query.tensor) or 0
+    if not (form == "attention" and rank == 4):
+        operands = _with_all_heads(writer, view, site, packing, operands, rank)
+    if form == "function":
+        return _Body((write_function_call(writer, site, operands, scale, rank, output, view),))
+    if form == "primitives":
+        return _Body(rounding=write_primitives(writer, view, site, operands, scale, rank, output))
+    if form == "attention":
+        write_attention(writer, view, site, operands, scale, rank, output)
+    else:
+        write_multi_head_attention(writer, view, site, operands, scale, output)
+    return _Body()
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Names:
         """The local functions of this rewriting, by what they are wanted for: sites of one signature share theirs."""
         self.present = {f.name: f for f in model.functions if f.domain == DOMAIN}
         """Functions of our domain that the model has already."""
-        self._claimed: set[str] = set()
+        self._claimed: dict[str, None] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
         self._stored = 0
 
@@ -97,8 +97,20 @@ class Names:
         """A name that an original node gives up, for its successor; made unique where two nodes had it."""
         if name in self._claimed:
             name = self.node(name)
-        self._claimed.add(name)
+        self._claimed[name] = None
         return name
+
+    @property
+    def claims(self) -> int:
+        """How many names were claimed."""
+        return len(self._claimed)
+
+    def unclaim(self, nodes: Iterable[onnx.NodeProto] = (), since: int | None = None) -> None:
+        """Give back the names of nodes that will not be used after all, or all that were claimed since there were so many."""
+        for node in nodes:
+            self._claimed.pop(node.name, None)
+        while since is not None and len(self._claimed) > since:
+            self._claimed.popitem()
 
     def constant(self, array: np.ndarray, hint: str) -> onnx.TensorProto:
         """One initializer for all constants of the same type, shape and content: they are stored once."""
