@@ -14,8 +14,9 @@ from onnx_attn.views.movement import moves
 
 def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Linear]]) -> bool:
     """True if packing these layers (each with its operand's role) takes nothing away from anybody: every reader of their
-    weights and of their results, down to the site's products, belongs to the site."""
-    inside = {id(step.node) for operand in site.operands for step in operand.whole.steps}
+    weights and of their results, down to the site's products, belongs to these operands. An operand that is left as it is
+    counts among the others: for its part the whole old layer would stay beside the new one."""
+    inside = {id(step.node) for role, _ in layers for step in site.operands[role].whole.steps}
     inside |= {id(site.product), id(view.producer(site.output))}
     for role, layer in layers:
         if layer.weight.name in view.pinned or (layer.bias is not None and layer.bias.name in view.pinned):
