@@ -18,6 +18,7 @@ def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Lin
     counts among the others: for its part the whole old layer would stay beside the new one."""
     inside = {id(step.node) for role, _ in layers for step in site.operands[role].whole.steps}
     inside |= {id(site.product), id(view.producer(site.output))}
+    masks = {mask.name for mask in site.mask_tensors}
     for role, layer in layers:
         if layer.weight.name in view.pinned or (layer.bias is not None and layer.bias.name in view.pinned):
             return False
@@ -25,7 +26,7 @@ def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Lin
             return False
         steps = site.operands[role].whole.steps
         for tensor in [layer.output, *(output for step in steps for output in step.node.outputs)]:
-            if tensor.name in view.pinned:
+            if tensor.name in view.pinned or tensor.name in masks:
                 return False
             if not all(id(reader) in inside or asks_shape(view, reader) for reader in view.readers(tensor)):
                 return False
