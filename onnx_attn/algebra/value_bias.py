@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.owning import reads_shape
 from onnx_attn.graph.view import GraphView, label
+from onnx_attn.recognize.candidates import STANDARD
 from onnx_attn.site import AttentionSite, Projected
 from onnx_attn.views.linear import Linear, linear, rows, weight_tensor
 from onnx_attn.views.movement import Step, index_map, is_identity, moves, repeats
@@ -70,7 +71,7 @@ def _out_projection(view: GraphView, site: AttentionSite) -> tuple[Linear, tuple
         if tensor.name in view.pinned or view.is_output(tensor) or len(readers) != 1:
             return "P·V is read by more than its out-projection"
         node = readers[0]
-        if not view.in_main_graph(node):
+        if not view.in_main_graph(node) or node.domain not in STANDARD:
             return "no linear out-projection follows P·V"
         if node.op in ("MatMul", "Gemm"):
             layer = _layer(view, node)

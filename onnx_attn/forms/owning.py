@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView
+from onnx_attn.recognize.candidates import STANDARD
 from onnx_attn.site import AttentionSite
 from onnx_attn.views.linear import Linear
 from onnx_attn.views.movement import moves
@@ -35,7 +36,7 @@ def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Lin
 
 def reads_shape(view: GraphView, reader: gs.Node) -> bool:
     """A reader that can be given the shape from elsewhere."""
-    return reader.op == "Shape" and view.in_main_graph(reader)
+    return reader.op == "Shape" and reader.domain in STANDARD and view.in_main_graph(reader)
 
 
 def asks_shape(view: GraphView, reader: gs.Node) -> bool:
