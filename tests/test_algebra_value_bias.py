@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from checks import assert_same, feeds
+from checks import assert_same, feeds, same_bytes
 from graphs import CHANNELS, HEAD_DIM, HEADS, WIDTH, Net
 from onnx import helper
 from pre_norm import MIXED, ROOT, PreNorm, assert_applied, assert_sound, assert_stays, biases, products, stored
+
+import onnx_attn
 
 VALUE = "value-bias"
 
@@ -34,6 +36,16 @@ def test_nothing_to_move_leaves_the_out_projection_alone() -> None:
     block = PreNorm()
     fused = assert_applied(block.model(block.block(biases="qk")), "key-bias", "scale")
     assert stored(fused, "out_proj_bias") is None
+
+
+def test_bias_of_zeros_is_none() -> None:
+    """As packing writes it where one operand has a bias: fused again, such a model would grow by an Add of zeros."""
+    block = PreNorm()
+    model = block.model(block.out(block.attend(*block.heads(block.x, "q")), bias=False))
+    fused = assert_applied(model, "scale")
+    assert biases(fused) == [True, False, False]
+    once = onnx_attn.fuse(model, form="primitives").model
+    assert same_bytes(onnx_attn.fuse(once, form="primitives").model, once)
 
 
 def guarded(net: Net, p: str) -> str:
