@@ -112,3 +112,13 @@ def biases(fused: onnx.ModelProto) -> list[bool]:
     """Whether Q, K and V of one packed projection (equal widths) still have a bias added."""
     bias = stored(fused, "in_proj_bias")
     return [bias is not None and bool(part.any()) for part in np.split(np.zeros(3) if bias is None else bias, 3)]
+
+
+def assert_constant_channel(fused: onnx.ModelProto) -> None:
+    """γ = 1 and β = 0 but in one channel, and no bias behind it."""
+    (norm,) = [node for node in fused.graph.node if node.op_type == "LayerNormalization"]
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in fused.graph.initializer}
+    gamma, beta = (weights[name] for name in norm.input[1:])
+    assert sorted(gamma) == [0.0] + [1.0] * (gamma.size - 1)
+    np.testing.assert_array_equal(gamma + beta, np.ones_like(gamma))
+    assert stored(fused, "in_proj_bias") is None
