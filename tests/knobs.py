@@ -35,6 +35,8 @@ class Knobs:
     beta: float = 1.0
     trans_b: bool = True
     packed_order: str = "three_h_d"  # h_three_d, split
+    norm: str = "none"  # plain, no_beta, turned: a LayerNorm before the projections
+    out: str = "none"  # matmul, no_bias, gemm: a layer behind the merged heads
     seed: int = 0
     named: bool = True
 
@@ -53,7 +55,7 @@ class Block:
         net, knobs = self.net, self.knobs
         lead = (self.s, self.b) if knobs.layout == "sequence_first" else (self.b, self.s)
         if knobs.projection != "none":
-            self.x = net.input("x", *lead, WIDTH)
+            self.x = self._normalised(net.input("x", *lead, WIDTH))
         q, k, v = self._packed(lead) if knobs.projection == "packed" else (self._operand(role, lead) for role in "qkv")
         rank = 4 if knobs.layout == "BNSH" else 3
         key = k if knobs.key_in_two_steps and rank == 4 else net.swap(k, rank)
@@ -62,8 +64,27 @@ class Block:
         key = net.scaled(key, self.factor) if knobs.scale == "k" else key
         key = net.scaled(key, self.factor**0.5) if knobs.scale == "sqrt_both" else key
         attended = net.sdpa(q, key, v, self._scores, self._probabilities)
-        net.output(self._merged(attended, lead), 3)
+        net.output(self._projected_out(self._merged(attended, lead)), 3)
         return net.model()
+
+    def _normalised(self, x: str) -> str:
+        net, knobs = self.net, self.knobs
+        if knobs.norm == "none":
+            return x
+        weights = [net.weight(WIDTH)] if knobs.norm == "no_beta" else [net.weight(WIDTH), net.weight(WIDTH)]
+        normalised = net.op("LayerNormalization", x, *weights)
+        return net.turn(net.turn(normalised, 1, 0, 2), 1, 0, 2) if knobs.norm == "turned" else normalised
+
+    def _projected_out(self, merged: str) -> str:
+        net, knobs, channels = self.net, self.knobs, self.knobs.heads * self.knobs.value_dim
+        if knobs.out == "none":
+            return merged
+        if knobs.out != "gemm":
+            return net.linear(merged, WIDTH, width=channels, bias=knobs.out == "matmul")
+        flat = net.reshape(merged, -1, channels)
+        weights = (net.weight(WIDTH, channels), net.weight(WIDTH))
+        made = net.op("Gemm", flat, *weights, transB=1, alpha=knobs.alpha, beta=knobs.beta)
+        return net.reshape(made, (merged, 0), (merged, 1), WIDTH)
 
     @property
     def factor(self) -> float:

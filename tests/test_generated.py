@@ -13,10 +13,11 @@ import onnx_attn
 @st.composite
 def spellings(draw: st.DrawFn) -> Knobs:
     """Float32 blocks; what cannot be combined is not drawn."""
+    opset = draw(st.integers(13, 23))
     projection = draw(st.sampled_from(["matmul", "gemm", "packed", "none"]))
     free_value = projection != "packed"
     return Knobs(
-        opset=draw(st.integers(13, 23)),
+        opset=opset,
         layout=draw(st.sampled_from(["BNSH", "heads3d", "sequence_first"])),
         projection=projection,
         biases=draw(st.sampled_from(["", "q", "k", "v", "qv", "qkv"])),
@@ -35,6 +36,8 @@ def spellings(draw: st.DrawFn) -> Knobs:
         beta=draw(st.sampled_from([1.0, 1.3])),
         trans_b=draw(st.booleans()),
         packed_order=draw(st.sampled_from(["three_h_d", "h_three_d", "split"])),
+        norm=draw(st.sampled_from(["none", "plain", "no_beta", "turned"])) if opset >= 17 else "none",
+        out=draw(st.sampled_from(["none", "matmul", "no_bias", "gemm"])),
         seed=draw(st.integers(0, 99)),
         named=draw(st.booleans()),
     )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from pre_norm import ROOT, PreNorm
 from support import EXPORTS, exports, feeds, max_rel, run
 
 import onnx_attn
 from onnx_attn import pipeline
 from onnx_attn.forms.write import write_site
-from onnx_attn.graph.edit import SiteEdit
+from onnx_attn.graph.edit import Names, SiteEdit
+from onnx_attn.graph.view import GraphView
 from onnx_attn.prove.compare import difference
+from onnx_attn.site import AttentionSite
 
 VIT = EXPORTS / "vit_b_16.torchscript.17.static.onnx"
 GPT2 = EXPORTS / "gpt2.torchscript.17.dynamic.onnx"
@@ -146,3 +150,42 @@ def test_difference_wants_nan_and_infinity_in_place() -> None:
     assert difference(np.zeros(3), np.zeros(3)).max_rel == 0.0
     assert difference(np.zeros(3), np.ones(3)).max_rel == inf
     assert difference(np.array([4.0, 1.0]), np.array([4.0, 2.0])).max_rel == 0.25
+
+
+def test_a_row_that_is_no_longer_cleared_is_seen_whatever_was_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked rows of an `Attention` operator have no float64 to be held against: another case's truth is no excuse."""
+
+    def write(view: GraphView, names: Names, site: AttentionSite, *others: object) -> SiteEdit:
+        return write_site(view, names, replace(site, guard=None), *others)  # type: ignore[arg-type]
+
+    block = PreNorm(opset=23)
+    net = block.net
+    mask = net.input("mask", 2, 1, 5, 5, dtype=bool)
+    attended = net.op("Attention", *block.heads(block.x), mask, scale=ROOT, name="softmax")
+    model = block.model(block.out(attended))
+    assert "scale" in onnx_attn.fuse(model).report["candidates"][0]["algebra"]
+    monkeypatch.setattr(pipeline, "write_site", write)
+    (candidate,) = onnx_attn.fuse(model, form="primitives").report["candidates"]
+    assert candidate["code"] == "proof-failed"
+    assert "row-inf" in candidate["certificate"]["failure"]
+
+
+def misround(name: str) -> Callable[[SiteEdit], None]:
+    """Right as the algebra has it in float64, but rounded badly: what the user will see is wrong."""
+
+    def change(edit: SiteEdit) -> None:
+        for tensor in edit.initializers:
+            if tensor.name.endswith(name) and edit.algebra:
+                wrong = numpy_helper.to_array(tensor) * np.float32(1.001)
+                tensor.CopyFrom(numpy_helper.from_array(wrong, tensor.name))
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["in_proj_weight", "out_proj_bias"])
+def test_weights_that_are_rounded_badly_are_seen(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pipeline, "write_site", spoiled(misround(name), site=1))
+    report = onnx_attn.fuse(VIT, tmp_path / "fused.onnx").report
+    _, second = (c for c in report["candidates"] if c["status"] != "not_attention")
+    assert (report["fused"], second["algebra"]) == (2, [])
+    assert all("max_rel" in reason and "float64" not in reason for reason in second["algebra_left"].values())

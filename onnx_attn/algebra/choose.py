@@ -9,10 +9,10 @@ from onnx_attn.algebra.constant_channel import ConstantChannel, read_constant_ch
 from onnx_attn.algebra.key_bias import key_bias_stays
 from onnx_attn.algebra.value_bias import OutProjection, read_value_bias
 from onnx_attn.forms.owning import is_own
-from onnx_attn.forms.packing import Group, Packing
+from onnx_attn.forms.packing import Group, Member, Packing
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
-from onnx_attn.views.linear import rows
+from onnx_attn.views.linear import rows, weight_array
 
 CONSTANT_CHANNEL, KEY_BIAS, VALUE_BIAS, SCALE = IDENTITIES = ("constant-channel", "key-bias", "value-bias", "scale")
 QUERY, KEY, VALUE = range(3)
@@ -72,13 +72,13 @@ def choose_algebra(
     own = [g for g in packing.groups if is_own(view, site, [(m.role, m.layer) for m in g.members])]
     constants: dict[int, ConstantChannel] = {}
     for group in own if CONSTANT_CHANNEL in allowed else ():
-        if any(member.layer.bias is not None for member in group.members):
+        if any(_is_biased(view, member) for member in group.members):
             found = VARIES if len(set(rows(view, group.members[0].layer))) > 1 else read_constant_channel(view, group)
             if isinstance(found, str):
                 left[CONSTANT_CHANNEL] = found
             else:
                 constants[group.roles[0]] = found
-    biased = {member.role: member for group in own for member in group.members if member.layer.bias is not None}
+    biased = {member.role: member for group in own for member in group.members if _is_biased(view, member)}
     key_bias = KEY in biased and KEY_BIAS in allowed
     if key_bias and (reason := key_bias_stays(view, site)) is not None:
         left[KEY_BIAS], key_bias = reason, False
@@ -94,3 +94,12 @@ def choose_algebra(
         left[SCALE] = "Q's projection is read elsewhere too"
         scale = False
     return Algebra(scale, key_bias, value_bias, constants, left)
+
+
+def _is_biased(view: GraphView, member: Member) -> bool:
+    """Whether an operand's layer adds anything to it: a packed bias has zeros where an operand has none."""
+    bias, columns = member.layer.bias, member.heads.columns.reshape(-1)
+    if bias is None or member.layer.beta == 0.0:
+        return False
+    numbers = weight_array(view, bias)
+    return numbers is None or bool(numbers.reshape(-1)[columns].any())

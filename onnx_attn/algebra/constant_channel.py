@@ -23,6 +23,7 @@ from onnx import numpy_helper
 from onnx_attn.forms.owning import reads_shape
 from onnx_attn.forms.packing import Group
 from onnx_attn.graph.view import GraphView, label
+from onnx_attn.recognize.candidates import STANDARD
 from onnx_attn.views.movement import is_identity
 from onnx_attn.views.trace import FLOATS
 
@@ -89,7 +90,7 @@ def _rows_above(view: GraphView, source: gs.Tensor) -> tuple[gs.Node, tuple[gs.N
         node = view.producer(queue.pop())
         if node is None or not view.in_main_graph(node) or len(path) > MOST_NODES:
             return "what is projected does not come from a LayerNorm alone"
-        if node.op == "LayerNormalization":
+        if node.op == "LayerNormalization" and node.domain in STANDARD:
             norms[id(node)] = node
         elif id(node) not in path:
             above = _moved_rows(view, node)
@@ -106,7 +107,7 @@ def _moved_rows(view: GraphView, node: gs.Node) -> list[gs.Tensor]:
     """The inputs whose rows a node's results consist of; empty if it is no movement of whole rows."""
     data = node.inputs[0] if node.inputs else None
     rank = view.rank(data) if data is not None else None
-    if data is None or not rank:
+    if data is None or not rank or node.domain not in STANDARD:
         return []
     width = view.static(data, -1)
     keeps = width is not None and all(view.rank(out) and view.static(out, -1) == width for out in node.outputs)
@@ -135,7 +136,7 @@ def _unsuitable(view: GraphView, norm: gs.Node, group: Group) -> str | None:
     if width is None or width < 2 or view.static(group.source, -1) != width:
         return "the projection does not read whole rows of the LayerNorm"
     for tensor in norm.inputs[1:]:
-        stored = isinstance(tensor, gs.Constant) and view.is_weight(tensor)
+        stored = isinstance(tensor, gs.Constant) and view.is_weight(tensor) and tensor.name not in view.pinned
         if tensor.name and (not stored or list(tensor.shape) != [width]):
             return "the LayerNorm's weights are not in the model"
     return None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView
+from onnx_attn.recognize.candidates import STANDARD
 from onnx_attn.site import AttentionSite
 from onnx_attn.views.linear import Linear
 from onnx_attn.views.movement import moves
@@ -14,9 +15,11 @@ from onnx_attn.views.movement import moves
 
 def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Linear]]) -> bool:
     """True if packing these layers (each with its operand's role) takes nothing away from anybody: every reader of their
-    weights and of their results, down to the site's products, belongs to the site."""
-    inside = {id(step.node) for operand in site.operands for step in operand.whole.steps}
+    weights and of their results, down to the site's products, belongs to these operands. An operand that is left as it is
+    counts among the others: for its part the whole old layer would stay beside the new one."""
+    inside = {id(step.node) for role, _ in layers for step in site.operands[role].whole.steps}
     inside |= {id(site.product), id(view.producer(site.output))}
+    masks = {mask.name for mask in site.mask_tensors}
     for role, layer in layers:
         if layer.weight.name in view.pinned or (layer.bias is not None and layer.bias.name in view.pinned):
             return False
@@ -24,7 +27,7 @@ def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Lin
             return False
         steps = site.operands[role].whole.steps
         for tensor in [layer.output, *(output for step in steps for output in step.node.outputs)]:
-            if tensor.name in view.pinned:
+            if tensor.name in view.pinned or tensor.name in masks:
                 return False
             if not all(id(reader) in inside or asks_shape(view, reader) for reader in view.readers(tensor)):
                 return False
@@ -33,7 +36,7 @@ def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Lin
 
 def reads_shape(view: GraphView, reader: gs.Node) -> bool:
     """A reader that can be given the shape from elsewhere."""
-    return reader.op == "Shape" and view.in_main_graph(reader)
+    return reader.op == "Shape" and reader.domain in STANDARD and view.in_main_graph(reader)
 
 
 def asks_shape(view: GraphView, reader: gs.Node) -> bool:
