@@ -162,7 +162,10 @@ class Matcher:
             return
         ways = [so_far] if pattern.inner is None else self._ways(pattern.inner, value, so_far)
         for found in ways:
-            yield Match(found.view, found.value, {**found.captures, pattern.name: value}, found.nodes)
+            if found.captures.get(pattern.name, value) is value:  # Its own description may name it, and mean another.
+                yield Match(found.view, found.value, {**found.captures, pattern.name: value}, found.nodes)
+            else:
+                self._stopped(found, value, f"'{pattern.name}' would be two values")
 
     def _const(self, pattern: Const, value: gs.Tensor, so_far: Match) -> Iterator[Match]:
         number = self.view.scalar(value)
