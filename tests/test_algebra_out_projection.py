@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 from checks import assert_same, feeds
-from graphs import CHANNELS, HEAD_DIM, WIDTH
+from graphs import CHANNELS, HEAD_DIM, HEADS, WIDTH
 from onnx import helper
-from pre_norm import MIXED, PreNorm, assert_applied, assert_sound, assert_stays, biases, products
+from pre_norm import MIXED, ROOT, PreNorm, assert_applied, assert_sound, assert_stays, biases, products
 
 VALUE = "value-bias"
 
@@ -190,6 +190,43 @@ def test_layer_that_is_the_next_sites_in_projection(reads: str) -> None:
     fused, _ = assert_sound(model)
     assert products(fused) <= products(model)
     assert not [node for node in fused.graph.node if node.op_type == "Softmax"]
+
+
+@pytest.mark.parametrize("way", ["scaled", "turned about", "operator", "shared heads"])
+def test_next_site_is_seen_through_what_lies_between(way: str) -> None:
+    """A factor, movement, an `Attention` operator, heads that are repeated."""
+    block = PreNorm(opset=23, width=CHANNELS)
+    net = block.net
+    first = net.merge_heads(block.attend(*block.heads(block.x)))
+    memory = net.input("memory", 2, 7, CHANNELS)
+    heads = 1 if way == "shared heads" else HEADS
+    kept = block.layer(first, heads * HEAD_DIM)
+    kept = net.scaled(kept, 0.5) if way == "scaled" else kept
+    kept = net.split_heads(net.op("Identity", kept), heads)
+    if way == "turned about":
+        kept = net.turn(net.turn(kept, 1, 0, 3, 2), 1, 0, 3, 2)
+    if way == "shared heads":
+        q, v = (net.split_heads(block.layer(memory)) for _ in range(2))
+        k = net.op("Expand", kept, net.ints(2, HEADS, 5, HEAD_DIM))
+        v = net.op("Slice", v, net.ints(0), net.ints(5), net.ints(2))
+    else:
+        q, k, v = kept, *(net.split_heads(block.layer(memory)) for _ in range(2))
+    if way == "operator":
+        attended = net.op("Attention", q, k, v, scale=ROOT, name="second")
+    else:
+        attended = block.attend(q, k, v, name="second")
+    fused, found = assert_sound(block.model(block.out(attended)))
+    assert VALUE not in found[0]["algebra"]
+    assert "another site" in found[0]["algebra_left"][VALUE]
+    assert not [node for node in fused.graph.node if node.op_type == "Softmax"]
+
+
+def test_a_way_too_long_to_be_looked_along() -> None:
+    block = PreNorm()
+    value = block.block()
+    for _ in range(20):
+        value = block.net.op("Identity", value)
+    assert_stays(block.model(value), VALUE, "another site")
 
 
 @pytest.mark.parametrize("dynamic", [("batch", 5), (2, "sequence"), ("batch", "sequence"), (None, None)], ids=str)

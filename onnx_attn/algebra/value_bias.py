@@ -51,7 +51,7 @@ def read_value_bias(view: GraphView, site: AttentionSite, value: Projected) -> O
     if any(tensor is not None and tensor.name in view.pinned for tensor in (layer.weight, layer.bias)):
         return "the out-projection's weights can be replaced from outside"
     if _projects_for_a_site(view, layer):
-        return "the out-projection is the in-projection of another site"
+        return "the out-projection may be another site's in-projection"
     channels = _channels(view, site, value, steps)
     width = layer.width
     if channels is None or channels.size != width:
