@@ -22,8 +22,7 @@ from onnx import numpy_helper
 
 from onnx_attn.forms.owning import reads_shape
 from onnx_attn.forms.packing import Group
-from onnx_attn.graph.view import GraphView, label
-from onnx_attn.recognize.candidates import STANDARD
+from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.views.movement import is_identity
 from onnx_attn.views.trace import FLOATS
 

@@ -16,8 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.owning import reads_shape
-from onnx_attn.graph.view import GraphView, label
-from onnx_attn.recognize.candidates import STANDARD
+from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.site import AttentionSite, Projected
 from onnx_attn.views.linear import Linear, linear, rows, weight_tensor
 from onnx_attn.views.movement import Step, index_map, is_identity, moves, repeats

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
-from onnx_attn.graph.view import GraphView
-from onnx_attn.recognize.candidates import STANDARD
+from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.site import AttentionSite
 from onnx_attn.views.linear import Linear
 from onnx_attn.views.movement import moves

@@ -19,6 +19,10 @@ def label(node: gs.Node) -> str:
     return node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op)
 
 
+STANDARD = ("", "ai.onnx", None)
+"""The names of the standard domain: an operator of another one may be called the same and be something else."""
+
+
 class GraphView:
     """A model to read. Nothing here changes it: edits are recorded elsewhere (`graph.edit`) and composed at the end."""
 

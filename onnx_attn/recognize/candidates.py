@@ -6,7 +6,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.codes import CODES
 from onnx_attn.domain import DOMAIN, is_attention_function
-from onnx_attn.graph.view import GraphView, label
+from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.recognize.operator import recognize_attention_operator
 from onnx_attn.recognize.probabilities import Product, read_probabilities
 from onnx_attn.recognize.result import Stop
@@ -16,7 +16,6 @@ from onnx_attn.recognize.spelled import is_spelled, recognize_spelled
 from onnx_attn.recognize.written import recognize_written
 from onnx_attn.site import Candidate, Verdict
 
-STANDARD = ("", "ai.onnx", None)
 SOFTMAXES = ("Softmax", "LogSoftmax")
 RUNTIME_OPERATORS = frozenset(
     "Attention MultiHeadAttention GroupQueryAttention QAttention PackedAttention PackedMultiHeadAttention "

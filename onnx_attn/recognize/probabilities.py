@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
-from onnx_attn.graph.view import GraphView, label
+from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.match import HERE, Match, const, follow, op, require, var
 from onnx_attn.recognize.result import Stop
 from onnx_attn.recognize.scores import MOVES, is_constant
@@ -77,6 +77,8 @@ def read_probabilities(view: GraphView, softmax: gs.Node) -> Product | Stop:
 
 def _through(view: GraphView, node: gs.Node, found: Product) -> Product | Stop | None:
     """One node that leaves the probabilities what they are; None if it does not."""
+    if node.domain not in STANDARD:
+        return None
     if node.op == "Dropout":
         if not is_identity(view, node):
             return Stop("dropout-training", node)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
-from onnx_attn.graph.view import GraphView, label
+from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.match import Match, match_value, op, require, var
 from onnx_attn.recognize.result import Stop
 from onnx_attn.site import ScoreTerm
@@ -62,7 +62,7 @@ def read_scores(view: GraphView, scores: gs.Tensor, softmax: gs.Node) -> Scores 
             break
         path = paths.pop()
         node = view.producer(path.tensor)
-        if node is None or not view.in_main_graph(node):
+        if node is None or not view.in_main_graph(node) or node.domain not in STANDARD:
             continue
         ended = node
         if _is_product(view, node):

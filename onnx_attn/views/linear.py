@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 
-from onnx_attn.graph.view import GraphView
+from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.graph.world import Shape
 from onnx_attn.views.folding import constant_value, may_fold
 from onnx_attn.views.movement import Step, index_map
@@ -46,7 +46,7 @@ class Linear:
 def linear(view: GraphView, tensor: gs.Tensor) -> Linear | None:
     """Read `tensor` as a linear layer's output; None if it is none, or its weights are not in the model."""
     node = view.producer(tensor)
-    if node is None or not view.in_main_graph(node):
+    if node is None or not view.in_main_graph(node) or node.domain not in STANDARD:
         return None
     if node.op == "Gemm":
         return _gemm(view, node)
@@ -57,7 +57,7 @@ def linear(view: GraphView, tensor: gs.Tensor) -> Linear | None:
     for product, other in (node.inputs, reversed(node.inputs)):
         bias = weight_tensor(view, other)
         inner = view.producer(product)
-        if bias is None or bias[1] or inner is None or inner.op != "MatMul":
+        if bias is None or bias[1] or inner is None or inner.op != "MatMul" or inner.domain not in STANDARD:
             continue
         found = _matmul(view, inner, bias[0], tensor)
         if found is not None and _is_vector(_sizes(view, bias[0]), found.channels):
@@ -78,7 +78,7 @@ def weight_tensor(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Tensor, bool] 
     transposed = False
     while not isinstance(tensor, gs.Constant):
         node = view.producer(tensor)
-        if node is None or not view.in_main_graph(node):
+        if node is None or not view.in_main_graph(node) or node.domain not in STANDARD:
             return None
         if node.op == "Transpose":
             if (node.attrs.get("perm") or [1, 0]) != [1, 0]:

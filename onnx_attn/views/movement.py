@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_attn.graph.view import GraphView
+from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.graph.world import Shape, World
 from onnx_attn.views.layout import Layout, common, decode
 
@@ -29,7 +29,7 @@ class Step:
 
 def moves(view: GraphView, node: gs.Node, output: gs.Tensor) -> bool:
     """True if `output` of this node holds elements of the node's first input and nothing else, each at most once."""
-    if view.shapes(output) is None or view.shapes(node.inputs[0]) is None:
+    if node.domain not in STANDARD or view.shapes(output) is None or view.shapes(node.inputs[0]) is None:
         return False
     if node.op in ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split"):
         return True
@@ -42,7 +42,9 @@ def moves(view: GraphView, node: gs.Node, output: gs.Tensor) -> bool:
 
 def repeats(view: GraphView, node: gs.Node) -> bool:
     """True if a node holds the elements of its first input several times over and nothing else."""
-    if node.op not in ("Expand", "Tile") or view.shapes(node.outputs[0]) is None or view.shapes(node.inputs[0]) is None:
+    if node.domain not in STANDARD or node.op not in ("Expand", "Tile"):
+        return False
+    if view.shapes(node.outputs[0]) is None or view.shapes(node.inputs[0]) is None:
         return False
     return node.op == "Expand" or view.constant(node.inputs[1]) is not None
 
@@ -61,6 +63,8 @@ def is_empty_pad(view: GraphView, node: gs.Node) -> bool:
 
 def is_identity(view: GraphView, node: gs.Node) -> bool:
     """Identity, a Cast to the type that is there already, a Pad by nothing, or Dropout that does nothing at inference."""
+    if node.domain not in STANDARD:
+        return False
     if node.op == "Identity" or is_noop_cast(view, node) or is_empty_pad(view, node):
         return True
     return node.op == "Dropout" and dropout_is_inference(view, node)

@@ -9,7 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
 
-from onnx_attn.graph.view import GraphView
+from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.views.movement import Step, moves, repeats
 
 
@@ -43,6 +43,8 @@ def trace(view: GraphView, tensor: gs.Tensor, through_repeats: bool = False) -> 
 
 def scalar_factor(view: GraphView, node: gs.Node) -> tuple[gs.Tensor, float] | None:
     """Read a node as `factor · x`: Mul by a constant on either side, Div by a constant (not of one), Neg."""
+    if node.domain not in STANDARD:
+        return None
     if node.op == "Neg":
         return node.inputs[0], -1.0
     if node.op not in ("Mul", "Div"):
