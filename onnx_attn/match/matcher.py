@@ -9,10 +9,9 @@ from typing import TypeAlias
 
 import onnx_graphsurgeon as gs
 
-from onnx_attn.graph.view import GraphView, label
+from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.match.pattern import (
     MOST_OPERANDS,
-    STANDARD,
     Const,
     Either,
     Fork,

@@ -22,12 +22,13 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from onnx_attn.graph.view import STANDARD
+
 if TYPE_CHECKING:
     from onnx_attn.match.matcher import Match
 
 COMMUTE = frozenset("Add Mul And Or Xor Max Min Sum Equal BitwiseAnd BitwiseOr BitwiseXor".split())
 """Operators whose operands may change places: a fact of the operator, from the ONNX operator specification."""
-STANDARD = ("", "ai.onnx", None)
 MOST_OPERANDS = 4
 """Up to how many operands every order is tried: their number is a factorial."""
 _numbers = count()
