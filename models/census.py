@@ -20,6 +20,8 @@ from models.quiet import fastpath_off
 
 NOT_ATTENTION: dict[str, str] = {
     "models.modules.ConvClassifier": "the softmax is over the classes of the result",
+    "timm.models.volo.OutlookAttention": "a linear layer predicts the weights: there are no keys",
+    "timm.models.coat.FactorAttnConvRelPosEnc": "the softmax is over keys alone, before they meet values: linear attention",
 }
 """Qualified class of the module that calls a softmax, and why that softmax is no attention."""
 

@@ -22,6 +22,12 @@ def tokens(batch: int, length: int, vocabulary: int, seed: int = 0) -> Tensor:
     return torch.randint(0, vocabulary, (batch, length), generator=_generator(seed))
 
 
+def boxes(batch: int, length: int) -> Tensor:
+    """Where words stand on a page: int64 corners `(batch, length, 4)`, left before right and top before bottom."""
+    corners = torch.randint(0, 500, (batch, length, 2), generator=_generator(1))
+    return torch.cat([corners, corners + torch.randint(1, 500, (batch, length, 2), generator=_generator(2))], dim=-1)
+
+
 def padding(batch: int, length: int) -> Tensor:
     """An int64 padding mask of ones whose last row ends in a quarter of zeros."""
     mask = torch.ones(batch, length, dtype=torch.int64)

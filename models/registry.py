@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from functools import partial
 
-from models import basic, language, multihead, swin, vision
+from models import basic, hf_models, language, multihead, swin, timm_vision, vision
 from models.reference import Attn, Built, Reference, Setting, Size
 from models.variation import vary
 
 _mha = partial(Reference, fixed_sequence=("torchscript",))
 """torch's module as traced by TorchScript: the length of K and V is a constant of the file."""
+
+
+def _timm(name: str, model: str, what: str, edge: int = 224) -> Reference:
+    return Reference(name, f"timm {model}: {what}", timm_vision.timm_model(model, edge))
+
 
 _REFERENCES = (
     Reference("vit_b_16", "torchvision ViT-B/16", vision.vit_b_16),
@@ -74,6 +79,28 @@ _REFERENCES = (
     Reference("handwritten", "plain operators, biases, mask, Div", basic.handwritten),
     Reference("handwritten_no_bias", "plain operators, Mul on Q", basic.handwritten_no_bias),
     Reference("handwritten_dropout", "with nn.Dropout in eval mode", partial(basic.handwritten, dropout=0.1)),
+    Reference("resnet50", "torchvision ResNet-50: no attention", vision.resnet50),
+    Reference("convnext_tiny", "torchvision ConvNeXt-T: no attention", vision.convnext_tiny),
+    Reference("vit_qk_norm", "timm ViT-S whose Q and K are normalised", timm_vision.vit_qk_norm),
+    _timm("beit_base", "beit_base_patch16_224", "relative position bias"),
+    _timm("swin_tiny", "swin_tiny_patch4_window7_224", "shifted windows"),
+    _timm("swinv2_tiny_window8", "swinv2_tiny_window8_256", "cosine attention", 256),
+    _timm("coat_lite_mini", "coat_lite_mini", "factorised, which is linear attention: no site"),
+    _timm("crossvit_9", "crossvit_9_240", "two branches, a class token that asks the other's patches", 240),
+    _timm("edgenext_small", "edgenext_small", "cross-covariance: channels attend to channels"),
+    _timm("gcvit_xxtiny", "gcvit_xxtiny", "windows, and queries from the whole picture"),
+    _timm("davit_tiny", "davit_tiny", "windows and channel groups in turn"),
+    _timm("nest_tiny", "nest_tiny", "blocks of patches on an axis of their own"),
+    _timm("tnt_s", "tnt_s_patch16_224", "pixels within patches"),
+    _timm("visformer_tiny", "visformer_tiny", "channels first, projections by 1 × 1 convolutions"),
+    _timm("volo_d1", "volo_d1_224", "outlook attention, which is none, and class attention"),
+    _timm("mixer_b16", "mixer_b16_224", "no attention"),
+    _timm("poolformer_s12", "poolformer_s12", "no attention"),
+    _timm("fastvit_t8", "fastvit_t8", "no attention"),
+    *(
+        Reference(name, f"transformers {family.model}, 2 layers{note}", hf_models.transformers_model(name))
+        for name, family, note in ((n, f, hf_models.NOTES.get(n, "")) for n, f in hf_models.FAMILIES.items())
+    ),
     Reference("no_attention", "convolutions and a softmax over classes", basic.no_attention),
 )
 

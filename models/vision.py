@@ -88,6 +88,27 @@ def deit_tiny_distilled(setting: Setting) -> Built:
     return Built(module, _image(setting), ["image"], ["logits"], [_BATCH], [_BATCH])
 
 
+def resnet50(setting: Setting) -> Built:
+    """torchvision's ResNet-50, or two blocks of it: convolutions alone."""
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    layers, width = ([1, 1, 1, 1], 8) if setting.tiny else ([3, 4, 6, 3], 64)
+    module = ResNet(Bottleneck, layers, num_classes=10, width_per_group=width)
+    edge = 32 if setting.tiny else 224
+    return Built(module, (normal(setting.images, 3, edge, edge),), ["image"], ["logits"], [_BATCH], [_BATCH])
+
+
+def convnext_tiny(setting: Setting) -> Built:
+    """torchvision's ConvNeXt-T: depthwise convolutions, layer norms, layer scales."""
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    tiny = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)]
+    full = [CNBlockConfig(w, n, d) for w, n, d in ((96, 192, 3), (192, 384, 3), (384, 768, 9), (768, None, 3))]
+    module = ConvNeXt(tiny if setting.tiny else full, num_classes=10)
+    edge = 32 if setting.tiny else 224
+    return Built(module, (normal(setting.images, 3, edge, edge),), ["image"], ["logits"], [_BATCH], [_BATCH])
+
+
 class ImageTower(nn.Module):
     """CLIP's image tower, from pixels to a plain pair of tensors."""
 

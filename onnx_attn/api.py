@@ -26,7 +26,7 @@ from onnx_attn.plan_file import load_plan
 from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.prove.whole import compare_models, default_rtol
-from onnx_attn.report.document import inspection, verification
+from onnx_attn.report.document import verification
 from onnx_attn.report.landed import landing_report
 from onnx_attn.report.reasons import headline
 from onnx_attn.targets.editions import parse_target
@@ -69,9 +69,7 @@ def inspect(model: Model, *, target: str = "tensorrt", target_version: str | Non
     Raises InputError for what cannot be read, UsageError for an unknown target.
     """
     parsed = parse_target(target, target_version)
-    loaded = _loaded(model)
-    view, plan = inspect_model(loaded, parsed)
-    return inspection(loaded.name, parsed.taking(view.opset), view, plan)
+    return inspect_model(_loaded(model), parsed)
 
 
 def fuse(

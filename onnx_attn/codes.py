@@ -41,31 +41,25 @@ _TABLE = (
     Code(
         "scale-not-constant",
         True,
-        "the scores are multiplied by something that is not one constant number",
+        "the scores are multiplied by something that is no constant",
         "make the scale a constant before exporting",
-    ),
-    Code(
-        "scale-after-mask",
-        True,
-        "the scores are scaled after a mask was added, so the mask is scaled too",
-        "scale the scores (or Q) before adding the mask",
     ),
     Code(
         "scores-changed",
         True,
-        "something other than a constant scale, a mask or a cast happens to the scores before the softmax",
+        "something other than a constant scale, a mask, a cast or a softcap happens to the scores before the softmax",
         "move it in front of Q or K, or write it as an added mask; else the site stays as it is",
     ),
     Code(
         "probabilities-changed",
         True,
-        "something other than a cast, a NaN guard or inference Dropout happens to the probabilities before V",
+        "something other than a cast, a movement, a NaN guard or inference Dropout happens to the probabilities before V",
         "move it behind the product with V where that is the same; else the site stays as it is",
     ),
     Code(
         "operand-order",
         True,
-        "the probabilities are the right operand of the product with V, so V·P is computed and not P·V",
+        "the product with V sums over the queries and not over the keys: V·P and not P·V",
         "write the product as P·V",
     ),
     Code(
@@ -75,16 +69,10 @@ _TABLE = (
         "export with static head count and head size, or run ONNX shape inference first",
     ),
     Code(
-        "softmax-spelled-out",
-        True,
-        "the softmax is spelled out as an exponential divided by its sum, which is not rewritten yet",
-        "write it as one softmax before exporting (torch.softmax)",
-    ),
-    Code(
         "nested-graph",
         True,
-        "the site lies inside an If/Loop/Scan body or a local function; only the main graph is rewritten",
-        "inline the function or export without control flow around attention",
+        "the site lies in a body of If, Loop or Scan that reads something whose type or shape is not known",
+        "export without control flow around attention, or run ONNX shape inference first",
     ),
     Code(
         "opset-too-low",

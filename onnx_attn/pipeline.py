@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,24 @@ from onnx_attn.errors import DifferenceError, ExpectationError, UsageError
 from onnx_attn.forms.masks import compute_masks
 from onnx_attn.forms.write import write_site
 from onnx_attn.fusion import Fusion
+from onnx_attn.graph.body import Body, names_within
 from onnx_attn.graph.compose import compose
 from onnx_attn.graph.edit import Names, RoundsBadlyError, SiteEdit
 from onnx_attn.graph.load import Loaded, load
 from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.graph.view import GraphView
-from onnx_attn.plan import ATTENTION_OPSET, Choice, Decision, Plan, make_plan
+from onnx_attn.graph.world import World
+from onnx_attn.nested import Block, blocks, counted, merged, replace_bodies, with_functions_inlined
+from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Decision, Plan, make_plan
 from onnx_attn.plan_file import ReadPlan, check_fits, fingerprint, plan_document
 from onnx_attn.prove.cut import Cutter, boundary, same_nodes
 from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.site import prove_site
 from onnx_attn.prove.whole import Model, WholeProof, compare_models, default_rtol
 from onnx_attn.recognize.candidates import recognize
-from onnx_attn.report.document import fusion_report, proof_document
+from onnx_attn.recognize.causality import blocks_later_keys
+from onnx_attn.report.document import fusion_report, inspection, proof_document
 from onnx_attn.runtime import CannotRun
 from onnx_attn.site import AttentionSite, Candidate, Verdict
 from onnx_attn.targets.editions import Target, parse_target
@@ -50,6 +54,8 @@ class Options:
     expect: int | None = None
     verify: bool = True
     plan: ReadPlan | None = None
+    outer: frozenset[str] | None = None
+    """Of a body: the names of the model around it."""
 
     @property
     def forms(self) -> set[str]:
@@ -73,10 +79,26 @@ class Trial:
     plan: dict[str, Any]
 
 
-def inspect_model(loaded: Loaded, target: Target) -> tuple[GraphView, Plan]:
+def inspect_model(loaded: Loaded, target: Target) -> Report:
     """Recognise and plan, nothing more."""
-    view = GraphView(loaded.proto)
-    return view, make_plan(view, recognize(view), target.taking(view.opset))
+    loaded, view, candidates = with_functions_inlined(loaded, GraphView(loaded.proto), own=False)
+    if view.opset < LEAST_OPSET and _has_sites(candidates):
+        raised = onnx.ModelProto()
+        raised.CopyFrom(loaded.proto)
+        if raise_opset(raised, LEAST_OPSET) is None:
+            return inspect_model(Loaded(raised, loaded.name), target)
+    taking = target.taking(view.opset)
+    plan = make_plan(view, candidates, taking)
+    report = inspection(loaded.name, taking, view, plan)
+    found = blocks(loaded.proto, view.worlds, plan.entries) if _is_nested(plan.entries) else []
+    inner = [(block, inspect_model(Loaded(block.body.model, loaded.name), target)["candidates"]) for block in found]
+    report["candidates"] = merged(report["candidates"], inner)
+    counted(report)
+    return report
+
+
+def _is_nested(entries: Sequence[object]) -> bool:
+    return any(isinstance(entry, Verdict) and entry.code == "nested-graph" for entry in entries)
 
 
 def fuse_file(path: Path, output: Path, options: Options) -> tuple[Report, PlanDocument]:
@@ -146,18 +168,19 @@ def _without_collector() -> Iterator[None]:
 def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.ModelProto]:
     """Recognise, plan, apply, prove each site and roll back those that fail; the model of `loaded` is changed."""
     start = time.perf_counter()
+    nodes_before = len(loaded.proto.graph.node)
+    found = fingerprint(loaded.proto)
     view = GraphView(loaded.proto)
     imported = time.perf_counter()
-    candidates = recognize(view)
+    loaded, view, candidates = with_functions_inlined(loaded, view, own=True)
     recognized = time.perf_counter()
-    nodes_before = len(loaded.proto.graph.node)
     opsets, stuck = [view.opset], None
-    found = fingerprint(loaded.proto)
     if options.plan is not None:
         check_fits(options.plan, loaded.name, found, [c.name for c in candidates if is_attention(c)])
-    if "attention" in options.forms and view.opset < ATTENTION_OPSET and _has_sites(candidates):
+    wanted = ATTENTION_OPSET if "attention" in options.forms else LEAST_OPSET
+    if options.outer is None and view.opset < wanted and _has_sites(candidates):
         # Before anything is added: the converter would drop our functions.
-        stuck = raise_opset(loaded.proto, ATTENTION_OPSET)
+        stuck = raise_opset(loaded.proto, wanted)
         if stuck is None:
             view = GraphView(loaded.proto)
             candidates = recognize(view)
@@ -175,21 +198,48 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
         "save": 0.0,
     }
     with fusion.clock("apply"):
-        names, cutter = Names(loaded.proto), Cutter(view)
+        names, cutter = Names(loaded.proto, options.outer or ()), Cutter(view)
         reserved = _write_sites(fusion, names, cutter)
     if options.verify:
         with fusion.clock("prove"):
             _prove_sites(fusion, cutter, names, reserved)
-    _check_expectation(fusion, options)
-    inputs = _trial_inputs(fusion) if options.verify and fusion.edits else []
+    for candidate in candidates:  # While the graph is as it was read.
+        if not isinstance(candidate, Verdict):
+            blocks_later_keys(view, candidate.masks)
+    nested = _is_nested(plan.entries)
+    inputs = _trial_inputs(fusion) if options.verify and (fusion.edits or nested) and options.outer is None else []
+    worlds = view.worlds if nested else ()
     with fusion.clock("apply"):
         model = compose(loaded.proto, list(fusion.edits.values()))
+    inner, inner_changed = _rewrite_bodies(model, worlds, plan, options) if nested else ([], False)
     fusion.nodes_after = len(model.graph.node)
-    if not fusion.edits:  # What was raised for nothing is not delivered.
+    changed = bool(fusion.edits) or inner_changed
+    if not changed:  # What was raised or inlined for nothing is not delivered.
         fusion.opsets, fusion.nodes_after = fusion.opsets[:1], nodes_before
     document = plan_document(loaded.name, found, options.target, plan)
-    trial = Trial(loaded.name, bool(fusion.edits), inputs, default_rtol([model]), document)
-    return fusion_report(fusion), trial, model
+    trial = Trial(loaded.name, changed, inputs, default_rtol([model]), document)
+    report = fusion_report(fusion)
+    report["candidates"] = merged(report["candidates"], inner)
+    counted(report)
+    _check_expectation(loaded.name, report, options)
+    return report, trial, model
+
+
+def _rewrite_bodies(
+    model: onnx.ModelProto, worlds: Sequence[World], plan: Plan, options: Options
+) -> tuple[list[tuple[Block, list[Report]]], bool]:
+    """Rewrite the bodies of the model in which attention lies, each as a model of its own."""
+
+    def rewritten(body: Body) -> tuple[list[Report], onnx.ModelProto | None]:
+        # A body that shares weights with others packs none: they would be stored twice.
+        choice = replace(options.choice, pack=options.choice.pack and not body.shared)
+        if choice.form == "auto":
+            choice = replace(choice, form="primitives")
+        inside = replace(options, choice=choice, plan=None, expect=None, outer=frozenset(names_within(model)))
+        report, trial, changed = rewrite(Loaded(body.model, body.attribute), inside)
+        return report["candidates"], changed if trial.changed else None
+
+    return replace_bodies(model, blocks(model, worlds, plan.entries), rewritten)
 
 
 def _write_sites(fusion: Fusion, names: Names, cutter: Cutter) -> set[str]:
@@ -216,7 +266,7 @@ def _has_sites(candidates: Sequence[Candidate]) -> bool:
 
 
 def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:
-    start = boundary(decision.site, edit).difference(edit.outputs)
+    start = boundary(cutter.view, decision.site, edit).difference(edit.outputs)
     return same_nodes(cutter.cut(edit.outputs, start), cutter.cut(edit.outputs, start, edit))
 
 
@@ -250,10 +300,10 @@ def _prove_sites(fusion: Fusion, cutter: Cutter, names: Names, reserved: Set[str
             del fusion.edits[decision.key]
 
 
-def _check_expectation(fusion: Fusion, options: Options) -> None:
-    if options.expect is not None and fusion.fused != options.expect:
+def _check_expectation(name: str, report: Report, options: Options) -> None:
+    if options.expect is not None and report["fused"] != options.expect:
         raise ExpectationError(
-            f"{fusion.name}: --expect {options.expect}, but {fusion.fused} sites can be fused; nothing was written; "
+            f"{name}: --expect {options.expect}, but {report['fused']} sites can be fused; nothing was written; "
             f"`onnx-attn inspect` says why others are left"
         )
 

@@ -13,11 +13,15 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Candidate, Verdict, Written
 from onnx_attn.targets.editions import Target
 from onnx_attn.targets.lookup import check_form, choose_form, code_of, lands_best
-from onnx_attn.targets.reading import facts_of, form_of_node
+from onnx_attn.targets.reading import form_of_node, written_facts
 from onnx_attn.targets.rows import Row
 
 ATTENTION_OPSET = 23
 """The first that has the Attention operator."""
+
+
+LEAST_OPSET = 13
+"""The first in which Split and Unsqueeze take sizes and axes as inputs, as every form of ours writes them."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def make_plan(
 
 
 def _decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
-    facts = facts_of(view, site)
+    facts = written_facts(view, site)
     if wanted.form == "attention" and facts.mask not in (None, "none"):
         facts = replace(facts, mask_rank=4, mask_queries="all")  # As it is written.
     chosen = choose_form(target, wanted.form, facts)

@@ -11,6 +11,7 @@ from typing import Literal
 import onnx_graphsurgeon as gs
 
 from onnx_attn.codes import CODES
+from onnx_attn.views.arrange import Move
 from onnx_attn.views.layout import Layout
 from onnx_attn.views.linear import Linear
 from onnx_attn.views.trace import Trace
@@ -20,22 +21,23 @@ from onnx_attn.views.trace import Trace
 class Operand:
     """Q, K or V of a site.
 
-    tensor: what the original product reads: `(…, S, H)`, for a `transposed` K `(…, H, S)`.
+    tensor: `(…, N, S, H)`; arranged (`views.arrange`) where the graph has it in other axes.
+    read: what the original product reads.
     trace: from the tensor up to its source, through movement and scalar factors.
     whole: the same, and on through what repeats its heads: up to the projection's result.
-    layout: of the canonical `(…, S, H)` over the trace's source; None if the movement is no plain re-arrangement.
+    layout: of the tensor over the trace's source; None if the movement is no plain re-arrangement.
     """
 
     tensor: gs.Tensor
+    read: gs.Tensor
     trace: Trace
     whole: Trace
     layout: Layout | None
-    transposed: bool = False
 
 
 @dataclass(frozen=True)
 class Projected:
-    """One operand as the result of a linear layer. layout: of the canonical `(…, S, H)` over the layer's output `(…, C)`."""
+    """One operand as the result of a linear layer. layout: of the canonical `(…, N, S, H)` over the layer's output `(…, C)`."""
 
     layer: Linear
     layout: Layout
@@ -63,13 +65,17 @@ class Projection:
 class ScoreTerm:
     """One step between the scaled product and the softmax, kept in the order of the original.
 
-    add:    scores + mask
-    where:  `Where(mask, scores, fill)` if `keep_when` else `Where(mask, fill, scores)`
-    cast:   to `dtype` (a TensorProto type)
-    causal: keys later than the query get −inf, `key ≤ query` by position
+    add, subtract: scores ± mask
+    where:   `Where(mask, scores, fill)` if `keep_when` else `Where(mask, fill, scores)`
+    cast:    to `dtype` (a TensorProto type)
+    causal:  keys later than the query get −inf, `key ≤ query` by position
+    scale:   scores · fill, where the scale stands behind a mask
+    softcap: fill · tanh(scores / fill)
+    floor:   max(scores, fill)
+    factor:  scores · mask if `keep_when` else scores / mask, where nothing but weights decides the mask: a temperature a head
     """
 
-    kind: Literal["add", "where", "cast", "causal"]
+    kind: Literal["add", "subtract", "where", "cast", "causal", "scale", "softcap", "floor", "factor"]
     mask: gs.Tensor | None = None
     fill: float = 0.0
     keep_when: bool = True
@@ -91,8 +97,12 @@ class AttentionSite:
     guard: what becomes of rows of P that are masked throughout. None: nothing is done. "nan": NaN becomes 0,
         `Where(IsNaN(P), 0, P)`. "row": as the Attention operator's kernels have it, the result of a row whose additive mask is
         nowhere above the type's lowest number becomes 0.
-    output: the tensor that holds P·V `(…, S, H)`; its name, type and shape stay.
+    output: the tensor that holds P·V; its name, type and shape stay. result: the moves to its axes from `(…, N, S, H)`.
+    value_product: the node of P·V, where it is not what makes the output.
     heads, kv_heads, head_dim, value_dim: None where not static.
+    turned: the graph's own softmax runs over another axis than the last, or V is multiplied from the left.
+    anchor: the node by which an engine tells where the site went, if that is not the softmax itself.
+    overflows: the graph's own softmax has no finite result where scores are large.
     """
 
     name: str
@@ -109,9 +119,14 @@ class AttentionSite:
     output: gs.Tensor
     heads: int | None
     kv_heads: int | None
-    head_dim: int
-    value_dim: int
+    head_dim: int | None
+    value_dim: int | None
     projection: Projection | None
+    result: tuple[Move, ...] = ()
+    value_product: gs.Node | None = None
+    turned: bool = False
+    anchor: str = ""
+    overflows: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -124,8 +139,8 @@ class AttentionSite:
 
     @property
     def masks(self) -> tuple[ScoreTerm, ...]:
-        """The terms that read a mask tensor, in order."""
-        return tuple(term for term in self.terms if term.mask is not None)
+        """The terms that are masks or biases, in order."""
+        return tuple(term for term in self.terms if term.mask is not None and term.kind != "factor")
 
     @property
     def rests_on_mask(self) -> bool:
@@ -134,7 +149,7 @@ class AttentionSite:
 
     @property
     def mask_tensors(self) -> tuple[gs.Tensor, ...]:
-        """The masks themselves, in order."""
+        """All tensors that meet the scores, in order; over `(…, N, S, L)`, arranged where the graph has other axes."""
         return tuple(term.mask for term in self.terms if term.mask is not None)
 
 

@@ -14,9 +14,6 @@ from onnx import helper
 EXPORTS = Path(__file__).parent / "exports"
 ort.set_default_logger_severity(4)
 
-NOT_FUSED_YET = {"swin_t": 1, "swin_v2_t": 2}
-"""By reference, sites that are attention and refused today: those of shifted windows, and those with a scale a head."""
-
 
 @dataclass(frozen=True)
 class Export:
@@ -32,8 +29,8 @@ class Export:
 
     @property
     def wanted(self) -> int:
-        """The sites to be fused: every true one, but for those that must not be or that are not yet."""
-        return 0 if self.left_alone else self.true_sites - NOT_FUSED_YET.get(self.name, 0)
+        """The sites to be fused: every true one, but for those that must not be."""
+        return 0 if self.left_alone else self.true_sites
 
     @property
     def half(self) -> bool:
@@ -53,7 +50,9 @@ class Export:
     @property
     def projected(self) -> bool:
         """Whether two of Q, K and V at least are projected from one source."""
-        return not self.path.name.startswith(("sdpa", "no_attention", "mha_zero_attn", "mha_bias_kv", "mha_kdim"))
+        return not self.path.name.startswith(
+            ("sdpa", "no_attention", "mha_zero_attn", "mha_bias_kv", "mha_kdim", "swin_v2")
+        )
 
 
 def exports(pattern: str = "*") -> list[Export]:

@@ -189,12 +189,11 @@ class _Case:
         q, k, v = self.operands()
         if facts.kv_heads not in (1, facts.heads):  # One head for all is multiplied by broadcasting, as it stands.
             k, v = self.repeated(k, self.h), self.repeated(v, self.w)
-        if facts.turned and facts.code != "softmax-axis":
+        if facts.turned and facts.code == "none":
             self.columns(q, k, v)
             return
-        if facts.code != "scale-after-mask":
-            scale = self.number(self.scale)
-            q = self.op("Mul", q, self.op("CastLike", scale, q) if self.like else scale)
+        scale = self.number(self.scale)
+        q = self.op("Mul", q, self.op("CastLike", scale, q) if self.like else scale)
         scores = self.masked(self.op("MatMul", q, self.turned(k)))
         if facts.causal:
             lower = self.number(np.tril(np.ones((self.s, self.t), bool)), TensorProto.BOOL)
@@ -226,9 +225,7 @@ class _Case:
         if code == "scores-changed":
             return self.op("Clip", scores, self.number(-50.0), self.number(50.0))
         if code == "scale-not-constant":
-            return self.op("Mul", scores, self.number(np.linspace(1, 2, self.n).reshape(1, self.n, 1, 1)))
-        if code == "scale-after-mask":
-            return self.op("Mul", scores, self.number(self.scale))
+            return self.op("Mul", scores, self.number(np.linspace(1, 2, self.t).reshape(1, 1, 1, self.t)))
         if code == "talking-heads":
             last = self.op("Transpose", scores, perm=[0, 2, 3, 1])
             mixed = self.op("MatMul", last, self.number(np.eye(self.n) + 0.1))
@@ -236,17 +233,13 @@ class _Case:
         return scores
 
     def softmax(self, scores: str, axis: int = -1) -> str:
-        if self.facts.code != "softmax-spelled-out":
-            return self.op("Softmax", scores, axis=axis, name=SITE)
-        powers = self.op("Exp", scores)
-        total = self.op("ReduceSum", powers, self.ints(-1), keepdims=1)
-        return self.op("Div", powers, total, name=SITE)
+        return self.op("Softmax", scores, axis=axis, name=SITE)
 
     def columns(self, q: str, k: str, v: str) -> None:
         """Softmax over the columns of K·Qᵀ, and the product as P·V or, channels first, as Vᵀ·P."""
         scaled = self.op("Mul", k, self.number(self.scale))
         probabilities = self.softmax(self.masked(self.op("MatMul", scaled, self.turned(q))), axis=2)
-        if self.facts.code == "probabilities-changed":
+        if self.facts.value_head == "same":
             self.op("MatMul", self.turned(probabilities), v, made="y")
             self.result("y")
         else:

@@ -181,7 +181,10 @@ def test_a_mask_whose_shape_varies_stays() -> None:
     q = net.input("q", 2, HEADS, "s", 24)
     k, v = net.input("k", 2, HEADS, "s", 24), net.input("v", 2, HEADS, "s", 24)
     length = net.op("Gather", net.op("Shape", q), net.ints(2))
-    zeros = net.op("ConstantOfShape", net.op("Concat", net.ints(1), net.ints(1), length, length, axis=0), name="bias")
+    filled = numpy_helper.from_array(np.asarray([0.5], np.float32))
+    zeros = net.op(
+        "ConstantOfShape", net.op("Concat", net.ints(1), net.ints(1), length, length, axis=0), name="bias", value=filled
+    )
     net.output(net.sdpa(q, net.swap(k), v, lambda s: net.op("Add", net.scaled(s), zeros)))
     model = net.model()
     assert_same(model, stays(model), feeds(model, {"s": 7}))

@@ -140,7 +140,7 @@ def test_a_spelled_out_softmax_lands_with_its_product() -> None:
     (entry,) = landed(source, 1)
     assert entry["site"] == "normalised"
     (candidate,) = onnx_attn.inspect(source)["candidates"]
-    assert (candidate["status"], candidate["code"]) == ("refused", "softmax-spelled-out")
+    assert (candidate["status"], candidate["softmax"]) == ("site", "normalised")
 
 
 def test_a_ratio_of_exponentials_that_weighs_nothing_is_no_site() -> None:
@@ -334,9 +334,7 @@ def test_what_lands_and_computes_something_else_is_warned_of() -> None:
 def test_one_cause_of_several_does_not_promise_what_it_cannot_keep() -> None:
     (entry,) = onnx_attn.land(model_of(replace(PLAIN, dtype="float32", head_dim=264), "primitives"))["per_site"]
     assert "float32" in entry["reason"] and "256" in entry["reason"]
-    (entry,) = onnx_attn.land(
-        model_of(replace(PLAIN, dtype="float32", code="scores-changed", softcap=True), "primitives")
-    )["per_site"]
+    (entry,) = onnx_attn.land(model_of(replace(PLAIN, dtype="float32", softcap=True), "primitives"))["per_site"]
     assert "Tanh" in entry["reason"] and entry["remedy"] is None
 
 

@@ -223,7 +223,7 @@ def test_an_operator_lands_best_only_where_each_edition_says_so() -> None:
 
 def test_facts_of_a_verdict_tell_the_product_above_its_casts() -> None:
     def cast(net: Net, value: str) -> str:
-        return net.op("Tanh", net.op("Cast", value, to=TensorProto.FLOAT))
+        return net.op("Relu", net.op("Tanh", net.op("Cast", value, to=TensorProto.FLOAT)))
 
     view = GraphView(small_site(dtype=np.float16, scores=cast, probabilities=lambda net, v: net.op("Cast", v, to=10)))
     facts = facts_of(view, recognize(view)[0])

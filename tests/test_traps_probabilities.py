@@ -116,8 +116,6 @@ def quantized(net: Net, p: str) -> str:
 
 
 CHANGES: dict[str, Change] = {
-    "reshape": lambda net, p: net.reshape(p, 0, 0, 5, 5),
-    "transpose": lambda net, p: net.swap(p),
     "factor": lambda net, p: net.scaled(p, 0.5),
     "renormalised": lambda net, p: net.op("Add", p, net.const(1e-6)),
     "slice": lambda net, p: net.op("Slice", p, net.ints(0), net.ints(5), net.ints(3)),
@@ -128,6 +126,31 @@ CHANGES: dict[str, Change] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_probabilities_are_refused(change: str) -> None:
     assert_refused(small_site(probabilities=CHANGES[change]), "probabilities-changed")
+
+
+@pytest.mark.parametrize("through", [(0, 0, 5, 5), (2 * HEADS, 5, 5)], ids=str)
+def test_probabilities_that_are_but_reshaped_are_read_through(through: tuple[int, ...]) -> None:
+    def change(net: Net, p: str) -> str:
+        return net.reshape(net.reshape(p, *through), 2, HEADS, 5, 5)
+
+    assert_fused(small_site(probabilities=change))
+
+
+def test_transposed_probabilities_weigh_by_queries() -> None:
+    """Square, so that only the axes themselves tell."""
+    assert_refused(small_site(probabilities=lambda net, p: net.swap(p)), "softmax-axis")
+
+
+@pytest.mark.parametrize("through", [(2, 5, HEADS, 5), (2, HEADS * 5, 5)], ids=str)
+def test_a_reshape_that_mixes_heads_and_queries_is_refused(through: tuple[int, ...]) -> None:
+    """Read as `(B, S, N, S)`, or with heads and queries on one axis, a row belongs to another head's values."""
+
+    def change(net: Net, p: str) -> str:
+        if len(through) == 4:
+            return net.turn(net.reshape(p, *through), 0, 2, 1, 3)
+        return net.turn(net.reshape(p, 2, 5, HEADS, 5), 0, 2, 1, 3)
+
+    assert_refused(small_site(probabilities=change), "probabilities-changed")
 
 
 def guarded(net: Net, p: str, zero: float, swapped: bool = False) -> str:

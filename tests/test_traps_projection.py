@@ -243,7 +243,7 @@ def test_mask_of_each_head_follows_its_head(layout: str) -> None:
     shape = (2, HEADS, 5, 5) if layout == "BNSH" else (2 * HEADS, 5, 5)
     mask = block.net.input("mask", *shape)
     block._scores = lambda s: block.net.op("Add", block.net.scaled(s), mask)  # type: ignore[method-assign]
-    assert_fused(block.model(), packed=layout == "BNSH")
+    assert_fused(block.model(), packed=True)
 
 
 def test_weight_that_the_caller_may_replace_is_not_packed() -> None:

@@ -57,8 +57,8 @@ def test_scales_on_both_operands_and_the_scores_are_one_number() -> None:
 
 NO_SCALES: dict[str, Change] = {
     "constant divided by scores": lambda net, s: net.op("Div", net.const(3.0), s),
-    "vector over heads": lambda net, s: net.op("Mul", s, net.const(np.reshape([0.2, 0.3], (HEADS, 1, 1)))),
-    "vector over keys": lambda net, s: net.op("Mul", s, net.const(np.arange(1.0, 6.0))),
+    "temperature of each head at run time": lambda net, s: net.op("Mul", s, net.input("scale", HEADS, 1, 1)),
+    "numbers that vary with the keys at run time": lambda net, s: net.op("Mul", s, net.input("weights", 5)),
     "run-time number": lambda net, s: net.op("Mul", s, net.input("scale", 1)),
     "run-time divisor": lambda net, s: net.op("Div", s, net.input("scale", 1)),
     "one over zero": lambda net, s: net.op("Div", s, net.const(0.0)),
@@ -112,36 +112,63 @@ def test_factor_on_the_values_is_no_part_of_the_scale() -> None:
 
 
 @pytest.mark.parametrize("op", ["Mul", "Div"])
-def test_scale_after_an_added_mask_is_refused(op: str) -> None:
+@pytest.mark.parametrize("shape", [(HEADS, 1, 1), (1, HEADS, 5, 1)], ids=["of each head", "of each query"])
+def test_constant_factor_that_is_the_same_for_all_keys_stays_a_factor(op: str, shape: tuple[int, ...]) -> None:
+    factors = np.random.default_rng(0).uniform(0.2, 0.9, shape)
+    found = assert_fused(
+        small_site(scores=lambda net, s: net.op(op, net.scaled(s), net.const(factors))), scale=ROOT, masks=[]
+    )
+    assert found is not None
+
+
+@pytest.mark.parametrize("op", ["Mul", "Div"])
+def test_scale_after_an_added_mask_scales_the_mask_too(op: str) -> None:
     def change(net: Net, s: str) -> str:
         return net.op(op, net.op("Add", s, net.input("mask", 2, 1, 5, 5)), net.const(0.3))
 
-    assert_refused(small_site(scores=change), "scale-after-mask")
+    assert_fused(small_site(scores=change), scale=1.0)
 
 
-def test_scale_after_a_where_is_refused() -> None:
+def test_scale_after_a_where_scales_what_is_filled_in_too() -> None:
     def change(net: Net, s: str) -> str:
         return net.scaled(net.op("Where", net.input("allowed", 5, 5, dtype=bool), s, net.const(-5.0)), 0.3)
 
-    assert_refused(small_site(scores=change), "scale-after-mask")
+    assert_fused(small_site(scores=change), scale=1.0)
 
 
-def test_scale_between_two_masks_is_refused() -> None:
+def test_scale_between_two_masks_keeps_its_place() -> None:
     def change(net: Net, s: str) -> str:
-        first = net.scaled(net.op("Add", s, net.input("a", 5, 5)), 0.3)
+        first = net.scaled(net.op("Add", net.scaled(s, 0.7), net.input("a", 5, 5)), 0.3)
         return net.op("Add", first, net.input("b", 5, 5))
 
-    assert_refused(small_site(scores=change), "scale-after-mask")
+    assert_fused(small_site(scores=change), scale=0.7)
+
+
+READ: dict[str, tuple[Change, float]] = {
+    "mask is subtracted": (lambda net, s: net.op("Sub", net.scaled(s), net.input("mask", 2, 1, 5, 5)), ROOT),
+    "subtracted from a mask": (lambda net, s: net.op("Sub", net.input("mask", 2, 1, 5, 5), net.scaled(s)), -ROOT),
+    "softcap": (lambda net, s: net.scaled(net.op("Tanh", net.scaled(s, 0.1)), 10.0), 1.0),
+    "softcap before a mask": (
+        lambda net, s: net.op("Add", net.scaled(net.op("Tanh", net.scaled(s, 0.1)), 7.0), net.input("mask", 5, 5)),
+        0.7,
+    ),
+    "kept above a number": (
+        lambda net, s: net.op("Max", net.op("Add", net.scaled(s), net.input("mask", 5, 5)), net.const(-1.0)),
+        ROOT,
+    ),
+}
+
+
+@pytest.mark.parametrize("change", READ)
+def test_what_else_happens_to_scores_is_kept_in_its_place(change: str) -> None:
+    make, scale = READ[change]
+    assert_fused(small_site(scores=make), scale=scale)
 
 
 # --- other changes ---------------------------------------------------------------------------------------------------------
 
 CHANGES: dict[str, Change] = {
-    "mask is subtracted": lambda net, s: net.op("Sub", s, net.input("mask", 2, 1, 5, 5)),
-    "subtracted from a mask": lambda net, s: net.op("Sub", net.input("mask", 2, 1, 5, 5), s),
     "clipped": lambda net, s: net.op("Clip", s, net.const(-1.0), net.const(1.0)),
-    "softcap": lambda net, s: net.scaled(net.op("Tanh", net.scaled(s, 0.1)), 10.0),
-    "kept above a number": lambda net, s: net.op("Max", net.op("Add", s, net.input("mask", 5, 5)), net.const(-1.0)),
     "attention sink": lambda net, s: net.op("Concat", s, net.input("sink", 2, HEADS, 5, 1), axis=-1),
     "squared": lambda net, s: net.op("Pow", s, net.const(2.0)),
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
-from checks import assert_no_attention, assert_refused, verdicts
+from checks import assert_fused, assert_no_attention, assert_refused, verdicts
 from graphs import HEAD_DIM, HEADS, WIDTH, Net, heads_in, self_attention, small_site
 
 import onnx_attn
@@ -195,11 +197,63 @@ def spelled(net: Net, scores: str, shifted: bool = True, summed: str | None = No
 
 
 @pytest.mark.parametrize("shifted", [True, False])
-def test_spelled_out_softmax_is_attention_that_is_not_rewritten_yet(shifted: bool) -> None:
+def test_spelled_out_softmax_is_one(shifted: bool) -> None:
     net = Net()
     q, kt, v = heads_in(net)
     net.output(net.op("MatMul", spelled(net, net.scaled(net.op("MatMul", q, kt)), shifted), v))
-    assert_refused(net.model(), "softmax-spelled-out")
+    assert_fused(net.model(), softmax="softmax", heads=HEADS)
+
+
+def in_logarithms(net: Net, scores: str) -> str:
+    return net.op("Exp", net.op("LogSoftmax", scores, axis=-1, name="softmax"))
+
+
+def by_log_sum(net: Net, scores: str) -> str:
+    return net.op("Exp", net.op("Sub", scores, net.op("ReduceLogSumExp", scores, axes=[-1])), name="softmax")
+
+
+def by_reciprocal(net: Net, scores: str) -> str:
+    exponential = net.op("Exp", net.op("Sub", scores, net.op("ReduceMax", scores, axes=[-1])))
+    return net.op(
+        "Mul", exponential, net.op("Reciprocal", net.op("ReduceSum", exponential, net.ints(-1))), name="softmax"
+    )
+
+
+@pytest.mark.parametrize("spelling", [in_logarithms, by_log_sum, by_reciprocal], ids=lambda f: f.__name__)
+def test_softmax_by_logarithms_or_reciprocals_is_one(spelling: Callable[[Net, str], str]) -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    net.output(net.op("MatMul", spelling(net, net.scaled(net.op("MatMul", q, kt))), v))
+    assert_fused(net.model(), softmax="softmax", heads=HEADS)
+
+
+@pytest.mark.parametrize("axis", [-2, 1])
+def test_an_exponential_divided_by_a_sum_over_other_axes_is_refused(axis: int) -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    exponential = net.op("Exp", net.scaled(net.op("MatMul", q, kt)))
+    divided = net.op("Div", exponential, net.op("ReduceSum", exponential, net.ints(axis)), name="softmax")
+    net.output(net.op("MatMul", divided, v))
+    assert_refused(net.model(), "softmax-axis")
+
+
+def test_the_maximum_over_another_axis_is_no_shift_of_rows() -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    scores = net.scaled(net.op("MatMul", q, kt))
+    exponential = net.op("Exp", net.op("Sub", scores, net.op("ReduceMax", scores, axes=[2])))
+    divided = net.op("Div", exponential, net.op("ReduceSum", exponential, net.ints(-1)), name="softmax")
+    net.output(net.op("MatMul", divided, v))
+    assert verdicts(net.model()).get("softmax", ("none",))[0] != "site"
+
+
+def test_a_small_number_in_the_denominator_is_no_softmax() -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    exponential = net.op("Exp", net.scaled(net.op("MatMul", q, kt)))
+    total = net.op("Add", net.op("ReduceSum", exponential, net.ints(-1)), net.const(1e-3))
+    net.output(net.op("MatMul", net.op("Div", exponential, total, name="softmax"), v))
+    assert verdicts(net.model()).get("softmax", ("none",))[0] != "site"
 
 
 def test_a_ratio_of_exponentials_without_queries_and_keys_is_no_candidate() -> None:

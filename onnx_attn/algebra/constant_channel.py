@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from onnx_attn.forms.owning import reads_shape
 from onnx_attn.forms.packing import Group
 from onnx_attn.graph.view import STANDARD, GraphView, label
-from onnx_attn.views.movement import is_identity
+from onnx_attn.views.movement import handed_on, is_identity
 from onnx_attn.views.trace import FLOATS
 
 MOST_NODES = 256
@@ -110,7 +110,9 @@ def _moved_rows(view: GraphView, node: gs.Node) -> list[gs.Tensor]:
         return []
     width = view.static(data, -1)
     keeps = width is not None and all(view.rank(out) and view.static(out, -1) == width for out in node.outputs)
-    if node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten") or is_identity(view, node):
+    if is_identity(view, node):
+        return [handed_on(view, node)] if keeps else []
+    if node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten"):
         return [data] if keeps else []
     if node.op == "Cast":
         return [data] if keeps and node.attrs["to"] in FLOATS and view.elem_type(data) in FLOATS else []

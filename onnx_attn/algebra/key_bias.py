@@ -21,6 +21,10 @@ def key_bias_stays(view: GraphView, site: AttentionSite) -> str | None:
     packing has settled."""
     dtype, added = view.elem_type(site.query.tensor), any(term.kind == "add" for term in site.terms)
     for term in site.terms:
+        if term.kind == "factor" and (term.mask is None or view.static(term.mask, -1) != 1):
+            return "the scores are multiplied by what differs from key to key"
+        if term.kind in ("softcap", "floor"):
+            return f"the scores have a {term.kind}, which changes by what is added to them"
         if term.kind == "cast":
             dtype = term.dtype
         least = lowest(dtype)

@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from onnx_attn.forms.owning import reads_shape
 from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.site import AttentionSite, Projected
+from onnx_attn.views.arrange import moved
 from onnx_attn.views.linear import Linear, linear, rows, weight_tensor
 from onnx_attn.views.movement import Step, index_map, is_identity, moves, repeats
 from onnx_attn.views.trace import scalar_factor
@@ -119,22 +120,31 @@ def _channels(view: GraphView, site: AttentionSite, value: Projected, steps: tup
     moved; None if rows differ in it. (Every row of P·V reads every row of V.)"""
     found = []
     for number, world in enumerate(view.worlds):
-        shape = rows(view, value.layer)[number]
-        index = index_map(world, shape, site.value.whole.steps, value.layer.moves)
-        output = view.shapes(site.output)
-        if index is None or output is None:
+        shape_of_layer = rows(view, value.layer)[number]
+        index = index_map(world, shape_of_layer, site.value.whole.steps, value.layer.moves)
+        shape = _result_shape(view, site, number)
+        if index is None or shape is None:
             return None
-        channels = index % shape[-1]
+        channels = index % shape_of_layer[-1]
         if not np.array_equal(channels, np.broadcast_to(channels[..., :1, :], channels.shape)):
             return None
-        if channels.ndim > 3 and output[number][-3] % channels.shape[-3] == 0:
+        if channels.ndim > 2 and shape[-3] % channels.shape[-3] == 0:
             # Heads that the operator shares by itself: each serves neighbours of Q.
-            channels = channels.repeat(output[number][-3] // channels.shape[-3], axis=-3)
-        if np.broadcast_shapes(channels[..., :1, :].shape, output[number]) != output[number]:
+            channels = channels.repeat(shape[-3] // channels.shape[-3], axis=-3)
+        if np.broadcast_shapes(channels[..., :1, :].shape, shape) != shape:
             return None
-        moved = np.broadcast_to(channels[..., :1, :], output[number])
-        merged = index_map(world, moved, steps)
+        placed = moved(np.broadcast_to(channels[..., :1, :], shape), site.result, number)
+        merged = index_map(world, placed, steps)
         if merged is None or (merged.reshape(-1, merged.shape[-1]) != merged.reshape(-1, merged.shape[-1])[0]).any():
             return None
         found.append(merged.reshape(-1, merged.shape[-1])[0])
     return found[0] if all(np.array_equal(found[0], other) for other in found[1:]) else None
+
+
+def _result_shape(view: GraphView, site: AttentionSite, world: int) -> tuple[int, ...] | None:
+    """`(…, N, S, Hv)` in one world."""
+    shapes = [view.shapes(operand.tensor) for operand in site.operands]
+    query, _, value = (shape[world] if shape else () for shape in shapes)
+    if not query or not value:
+        return None
+    return (*(max(pair) for pair in zip(query[:-2], value[:-2], strict=True)), query[-2], value[-1])

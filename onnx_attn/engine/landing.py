@@ -95,7 +95,7 @@ def _paths(layer: str) -> Iterable[str]:
 
 
 def _anchor(site: Candidate) -> str:
-    return (site.anchor if isinstance(site, Verdict) else "") or site.name
+    return (site.anchor if not isinstance(site, Written) else "") or site.name
 
 
 def _scope(site: Candidate) -> str:

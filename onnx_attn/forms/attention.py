@@ -12,9 +12,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_attn.forms.moves import written
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, ScoreTerm
+from onnx_attn.views.arrange import real, rearranged
 from onnx_attn.views.folding import constant_value
 from onnx_attn.views.trace import lowest
 
@@ -33,9 +35,14 @@ def attention_refused(view: GraphView, site: AttentionSite) -> Refused | None:
         return "type-not-supported", "the probabilities are cast to another type"
     if (view.rank(site.query.tensor) or 0) > 4:
         return "shape-unknown", "Q, K and V have more than four axes"
+    others = {term.kind for term in site.terms} & {"scale", "softcap", "floor", "factor"}
+    if others:
+        return "form-not-taken", f"the scores have a {others.pop()} of their own"
     masks = site.masks
     if len(masks) > 1:
         return "mask-shape", "the operator takes one mask"
+    if masks and masks[0].kind == "subtract":
+        return "mask-shape", "the mask is subtracted"
     return _mask_refused(view, site, masks[0], query_type) if masks else None
 
 
@@ -62,9 +69,10 @@ def rests_on_constant(view: GraphView, site: AttentionSite) -> bool:
         return False
     term = site.masks[0]
     assert term.mask is not None
-    value = constant_value(view, term.mask)
+    value = constant_value(view, real(view, term.mask))
     if value is None or not value.ndim:
         return False
+    value = rearranged(view, value, term.mask)
     least = lowest(view.elem_type(term.mask))
     attended = (value == term.keep_when) if term.kind == "where" else value > (least if least is not None else np.inf)
     return bool(attended.any(axis=-1).all())
@@ -110,8 +118,9 @@ def expanded_mask(writer: Writer, view: GraphView, site: AttentionSite, term: Sc
     """The mask with two axes at least, and a row for each query; `lengths`: names of the numbers of queries and keys."""
     assert term.mask is not None
     if _has_rows(view, term.mask, site):
-        return term.mask.name
-    return writer.add("Expand", [term.mask.name, writer.add("Concat", lengths, "lengths", axis=0)], "mask_rows")
+        return written(writer, view, term.mask, "mask")
+    mask = written(writer, view, term.mask, "mask")
+    return writer.add("Expand", [mask, writer.add("Concat", lengths, "lengths", axis=0)], "mask_rows")
 
 
 def _has_rows(view: GraphView, mask: gs.Tensor, site: AttentionSite) -> bool:

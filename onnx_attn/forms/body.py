@@ -32,12 +32,30 @@ class Signature:
         """Reads as what it does: `_Mask`, `_Where_GuardNaN`, `_Cast1_Mask_Cast10`; nothing for the plain 4-D site."""
         parts = [f"{self.rank}D"] if self.rank != 4 else []
         for kind, keep_when, dtype in self.terms:
-            name = {"add": "Mask", "where": "Where" if keep_when else "WhereNot", "cast": "Cast", "causal": "Causal"}
-            parts.append(name[kind] + (str(dtype) if dtype else ""))
+            parts.append(NAMES[kind, keep_when] + (str(dtype) if dtype else ""))
         parts += [f"Cast{dtype}" for dtype in self.probabilities_dtypes]
         if self.guard:
             parts.append({"nan": "GuardNaN", "row": "GuardRow"}[self.guard])
         return "".join(f"_{part}" for part in parts)
+
+
+NAMES = {("where", False): "WhereNot", ("factor", False): "Divisor"} | {
+    (kind, keep): name
+    for kind, name in {
+        "add": "Mask",
+        "subtract": "Minus",
+        "where": "Where",
+        "cast": "Cast",
+        "causal": "Causal",
+        "scale": "Scale",
+        "softcap": "Softcap",
+        "floor": "Floor",
+        "factor": "Factor",
+    }.items()
+    for keep in (True, False)
+    if (kind, keep) not in (("where", False), ("factor", False))
+}
+"""What a function's name says of each term of its scores, by kind and `keep_when`."""
 
 
 def signature(site: AttentionSite, rank: int) -> Signature:
@@ -45,13 +63,15 @@ def signature(site: AttentionSite, rank: int) -> Signature:
     return Signature(rank, terms, site.probabilities_dtypes, site.guard)
 
 
+FILLED = ("where", "scale", "softcap", "floor")
+"""Terms with a number of their own."""
 FIXED = {"zero": 0.0, "one": 1.0, "minus_infinity": -math.inf}
 """Numbers that every body may use."""
 
 
 def numbers(view: GraphView, site: AttentionSite, scale: float) -> dict[str, float]:
     """The numbers of one site, by role: scale, the fills of its Where masks, the lowest number of its type."""
-    values = {"scale": scale} | {f"fill_{n}": term.fill for n, term in enumerate(site.terms) if term.kind == "where"}
+    values = {"scale": scale} | {f"fill_{n}": term.fill for n, term in enumerate(site.terms) if term.kind in FILLED}
     if site.guard == "row":
         least = lowest(view.elem_type(site.query.tensor))
         assert least is not None
@@ -96,8 +116,12 @@ def write_body(
             fill = spelling.scalar("minus_infinity", scores, dtype)
             lower = spelling.triangle or _lower_triangle(spelling, query, key)
             scores = write("Where", [lower, scores, fill], "scores_causal")
-        elif term.kind == "add":
-            scores = write("Add", [scores, next(remaining)], "scores_masked")
+        elif term.kind in ("add", "subtract"):
+            scores = write("Add" if term.kind == "add" else "Sub", [scores, next(remaining)], "scores_masked")
+        elif term.kind == "factor":
+            scores = write("Mul" if term.keep_when else "Div", [scores, next(remaining)], "scores_scaled")
+        elif term.kind in FILLED and term.kind != "where":
+            scores = _with_number(spelling, term, scores, spelling.scalar(f"fill_{number}", scores, dtype))
         else:
             fill = spelling.scalar(f"fill_{number}", scores, dtype)
             chosen = [scores, fill] if term.keep_when else [fill, scores]
@@ -117,6 +141,17 @@ def write_body(
     peak = write("ReduceMax", [masks[-1], spelling.last_axis()], "mask_peak")
     bad = write("LessOrEqual", [peak, spelling.scalar("lowest", peak, 0)], "row_masked")
     return write("Where", [bad, spelling.scalar("zero", attention, 0), attention], "attention", output=spelling.output)
+
+
+def _with_number(spelling: Spelling, term: ScoreTerm, scores: str, number: str) -> str:
+    write = spelling.writer.add
+    if term.kind == "scale":
+        return write("Mul", [scores, number], "scores_scaled")
+    if term.kind == "floor":
+        return write("Max", [scores, number], "scores_floored")
+    return write(
+        "Mul", [write("Tanh", [write("Div", [scores, number], "scores_in")], "scores_tanh"), number], "scores_capped"
+    )
 
 
 def _lower_triangle(spelling: Spelling, query: str, key: str) -> str:

@@ -34,7 +34,7 @@ def contrib_refused(view: GraphView, site: AttentionSite) -> Refused | None:
         return "type-not-supported", "the softmax runs in another type than the operands'"
     if site.guard is not None:
         return "masked-row-differs", "rows that are masked throughout are cleared, which the operator does not do"
-    if any(term.kind in ("where", "causal") for term in site.terms) or len(site.masks) > 1:
+    if any(term.kind not in ("add", "cast") for term in site.terms) or len(site.masks) > 1:
         return "mask-shape", "the operator adds one float mask to the scores"
     for mask in site.mask_tensors:
         if view.elem_type(mask) != query_type:
@@ -43,6 +43,8 @@ def contrib_refused(view: GraphView, site: AttentionSite) -> Refused | None:
         return "mask-shape", "the mask has more than four axes"
     if view.rank(site.query.tensor) != 4:
         return "form-not-taken", "Q, K and V have other than four axes"
+    if site.head_dim is None or site.value_dim is None:
+        return "form-not-taken", "the size of a head varies"
     if site.heads is None or site.kv_heads != site.heads:
         return "form-not-taken", "heads of K and V are shared by several of Q"
     return None
@@ -50,7 +52,7 @@ def contrib_refused(view: GraphView, site: AttentionSite) -> Refused | None:
 
 def packs_into_attention(view: GraphView, packing: Packing) -> Group | None:
     """The group that `Attention` can project itself: Q, K and V of one source `(B, S, E)`, as heads one after the other."""
-    if packing.merged is not None or len(packing.groups) != 1:
+    if len(packing.groups) != 1:
         return None
     (group,) = packing.groups
     same_sizes = len({member.heads.size for member in group.members[:2]}) == 1
@@ -76,7 +78,7 @@ def write_multi_head_attention(
     writer: Writer, view: GraphView, site: AttentionSite, operands: tuple[str, str, str], scale: float, output: str
 ) -> None:
     """`MultiHeadAttention(Q, K, V)` on operands `(B, N, S, H)`, which it wants as `(B, S, N·H)`."""
-    sizes = (site.head_dim, site.head_dim, site.value_dim)
+    sizes = (site.head_dim or 0, site.head_dim or 0, site.value_dim or 0)
     wide = []
     for name, size in zip(operands, sizes, strict=True):
         turned = writer.add("Transpose", [name], "sequence_first", perm=[0, 2, 1, 3])
@@ -122,5 +124,5 @@ def _write(
     made = writer.add(
         op, inputs, "attention", name=writer.names.claim(site.name), domain=MICROSOFT, attributes=attributes
     )
-    split = writer.add("Reshape", [made, writer.shape(0, 0, site.heads or 1, site.value_dim)], "attention_heads")
+    split = writer.add("Reshape", [made, writer.shape(0, 0, site.heads or 1, site.value_dim or 0)], "attention_heads")
     writer.add("Transpose", [split], "attention", output=output, perm=[0, 2, 1, 3])

@@ -13,9 +13,8 @@ import onnx_graphsurgeon as gs
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import Shape
+from onnx_attn.views.arrange import Dim
 from onnx_attn.views.layout import Digit, Layout
-
-Dim = int | tuple[int | str, ...]
 
 
 def base_dims(shapes: Sequence[Shape]) -> list[Dim]:
@@ -46,19 +45,6 @@ def product(dims: Sequence[Dim]) -> Dim:
     if not tokens:
         return number
     return (*([number] if number != 1 else []), *sorted(tokens))
-
-
-def reshape_target(before: Sequence[Dim], after: Sequence[Dim]) -> list[int] | None:
-    """The shape operand that turns sizes `before` into `after`, or None if Reshape cannot say it."""
-    target: list[int] = []
-    for position, dim in enumerate(after):
-        if isinstance(dim, int):
-            target.append(dim)
-        elif position < len(before) and before[position] == dim:
-            target.append(0)
-        else:
-            target.append(-1)
-    return target if target.count(-1) <= 1 else None
 
 
 def write_reshape(writer: Writer, tensor: str, target: list[int], hint: str, output: str | None = None) -> str:

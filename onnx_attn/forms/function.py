@@ -12,6 +12,7 @@ from onnx import helper
 
 from onnx_attn.domain import ATTENTION, DOMAIN
 from onnx_attn.forms.body import FIXED, Signature, Spelling, numbers, signature, write_body
+from onnx_attn.forms.moves import written
 from onnx_attn.graph.edit import Names, Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, ScoreTerm
@@ -30,7 +31,7 @@ def write_function_call(
     form = signature(site, rank)
     attributes = {role: float(number) for role, number in numbers(view, site, scale).items()}
     function = _function(writer.names, form, site.terms, list(attributes), view.opset)
-    masks = [mask.name for mask in site.mask_tensors]
+    masks = [written(writer, view, mask, "mask") for mask in site.mask_tensors]
     writer.add(
         function.name,
         [*operands, *masks],

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from onnx_attn.graph.edit import Splice, Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
+from onnx_attn.views.arrange import real
 from onnx_attn.views.folding import fold, is_constant
 
 MOST_NODES = 256
@@ -52,7 +53,7 @@ _VIEWS = frozenset({"Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "E
 def constant_parts(view: GraphView, site: AttentionSite) -> Iterator[gs.Tensor]:
     """The largest constant parts of what a site's masks are made of. Vectors and numbers are shapes and scales: the runtimes
     fold these themselves."""
-    queue = list(site.mask_tensors)
+    queue = [real(view, mask) for mask in site.mask_tensors]
     seen = {mask.name for mask in queue}
     while queue and len(seen) <= MOST_NODES:
         tensor = queue.pop()

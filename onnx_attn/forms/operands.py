@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnx_attn.forms.dims import Dim, digit_dim, layout_dims, reshape_target, tensor_dims, write_reshape
+import onnx_graphsurgeon as gs
+
+from onnx_attn.forms.dims import digit_dim, layout_dims, tensor_dims, write_reshape
+from onnx_attn.forms.moves import written
+from onnx_attn.forms.packing import ROLES
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Operand
-from onnx_attn.views.layout import Digit, Layout
+from onnx_attn.views.arrange import Dim, reshape_target
+from onnx_attn.views.layout import REPEAT, Digit, Layout
+from onnx_attn.views.movement import layout_of, permutation
 
 
 def write_operands(
@@ -16,45 +22,78 @@ def write_operands(
 ) -> tuple[tuple[str, str, str], float]:
     """The names of Q, K and V and the scale that is left to apply; `packed` has those that are written already, by role.
 
-    An operand that is read as it stands keeps its tensor. A K that is transposed, and a Q or K that carries part of the
-    scale, are written anew from their source, so that the scale is applied once; where that cannot be said in ONNX (two
+    An operand that is read as it stands keeps its tensor. One that the graph has in other axes, and a Q or K that carries part
+    of the scale, are written anew from their source, so that the scale is applied once; where that cannot be said in ONNX (two
     dynamic sizes in one Reshape), the factor stays where it is. In the form `primitives`, where Q carries the scale
     afterwards, Q is always written anew: writing a site twice must say the same.
     """
     scale, names = site.scores_scale, []
-    for role, (hint, operand) in enumerate((("query", site.query), ("key", site.key))):
+    for role, (hint, operand) in enumerate(zip(ROLES, site.operands, strict=True)):
         if role in packed:
             scale *= operand.trace.factor
             names.append(packed[role])
             continue
-        stands = not operand.transposed and operand.trace.factor == 1.0
+        if form == "attention" and (own := _own_heads(view, operand)) is not None:
+            name = _rewrite(writer, view, own, operand.whole.source, hint)
+            if name is not None:
+                scale *= operand.trace.factor
+                names.append(name)
+                continue
+        scaled = operand.trace.factor != 1.0
+        stands = operand.tensor is operand.read and (not scaled or hint == "value")
         if stands and not (hint == "query" and form == "primitives"):
             names.append(operand.tensor.name)
             continue
-        name = _rewrite(writer, view, operand, hint)
+        # V's factor is no part of the scale.
+        name = None if scaled and hint == "value" else _written_anew(writer, view, operand, hint)
         if name is not None:
             scale *= operand.trace.factor
         names.append(name or _as_it_stands(writer, view, operand, hint))
-    return (names[0], names[1], packed.get(2, site.value.tensor.name)), scale
+    return (names[0], names[1], names[2]), scale
 
 
 def _as_it_stands(writer: Writer, view: GraphView, operand: Operand, role: str) -> str:
-    """The operand's own tensor; of a transposed K what was transposed, or the tensor transposed back."""
-    if not operand.transposed:
-        return operand.tensor.name
-    rank = view.rank(operand.tensor)
-    assert rank is not None
-    perm = [*range(rank - 2), rank - 1, rank - 2]
-    producer = view.producer(operand.tensor)
-    if producer is not None and producer.op == "Transpose" and list(producer.attrs.get("perm") or ()) == perm:
-        return producer.inputs[0].name
-    return writer.add("Transpose", [operand.tensor.name], role, perm=perm)
+    """The operand from what the product reads; of a K that was transposed for it, what was transposed."""
+    moves = [view.arranged[name] for name in _arranged(view, operand)]
+    producer = view.producer(operand.read)
+    if len(moves) == 1 and moves[0].op == "Transpose" and producer is not None:
+        perm = permutation(producer)
+        if perm is not None and [perm[axis] for axis in moves[0].attrs["perm"]] == sorted(perm):
+            return producer.inputs[0].name
+    return written(writer, view, operand.tensor, role)
 
 
-def _rewrite(writer: Writer, view: GraphView, operand: Operand, role: str) -> str | None:
+def _arranged(view: GraphView, operand: Operand) -> list[str]:
+    """The names of the tensors between what the product reads and the operand."""
+    names: list[str] = []
+    tensor = operand.tensor
+    while tensor.name in view.arranged:
+        names.insert(0, tensor.name)
+        tensor = view.arranged[tensor.name].inputs[0]
+    return names
+
+
+def _own_heads(view: GraphView, operand: Operand) -> Layout | None:
+    """The layout of K or V without the copies of its heads, which the operator makes itself; None if there are none, or V is
+    scaled between."""
+    shapes, factor = view.shapes(operand.whole.source), operand.whole.factor
+    layout = layout_of(view, shapes, operand.whole.steps) if shapes is not None else None
+    if layout is None or len(layout.axes) != 4 or not any(digit.axis == REPEAT for digit in layout.axes[1]):
+        return None
+    if factor != operand.trace.factor or factor != 1.0 or layout.axes[1][-1].axis != REPEAT:
+        return None
+    heads = tuple(digit for digit in layout.axes[1] if digit.axis != REPEAT)
+    return Layout((layout.axes[0], heads, *layout.axes[2:]), layout.offsets)
+
+
+def _written_anew(writer: Writer, view: GraphView, operand: Operand, role: str) -> str | None:
+    return _rewrite(writer, view, operand.layout, operand.trace.source, role) if operand.layout is not None else None
+
+
+def _rewrite(writer: Writer, view: GraphView, layout: Layout, source: gs.Tensor, role: str) -> str | None:
     """source → Reshape → Transpose → Reshape, as far as each is needed; None if this cannot be said."""
-    layout, base = operand.layout, tensor_dims(view, operand.trace.source)
-    if layout is None or base is None or not _reads_everything(layout, base):
+    base = tensor_dims(view, source)
+    if base is None or not _reads_everything(layout, base):
         return None
     atoms = _atoms(layout, len(base))
     split: list[Dim] = [digit_dim(digit, base) for digit in atoms]
@@ -64,7 +103,7 @@ def _rewrite(writer: Writer, view: GraphView, operand: Operand, role: str) -> st
     first, last = reshape_target(base, split), reshape_target(moved, final)
     if first is None or last is None:
         return None
-    tensor = operand.trace.source.name
+    tensor = source.name
     if split != base:
         tensor = write_reshape(writer, tensor, first, f"{role}_split")
     if order != sorted(order):
@@ -82,8 +121,8 @@ def _atoms(layout: Layout, rank: int) -> list[Digit]:
 
 
 def _reads_everything(layout: Layout, base: list[Dim]) -> bool:
-    """True if the layout is a bijection: no offset, and every axis of the source is walked in full by its digits."""
-    if any(layout.offsets):
+    """True if the layout is a bijection: no offset, and every axis of the source is walked in full by its digits, once."""
+    if any(layout.offsets) or any(digit.axis == REPEAT for digit in layout.digits):
         return False
     for axis, dim in enumerate(base):
         digits = sorted((d for d in layout.digits if d.axis == axis), key=lambda d: d.step)

@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.site import AttentionSite
+from onnx_attn.views.arrange import real
 from onnx_attn.views.linear import Linear
 from onnx_attn.views.movement import moves
 
@@ -16,15 +17,15 @@ def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Lin
     """True if packing these layers (each with its operand's role) takes nothing away from anybody: every reader of their
     weights and of their results, down to the site's products, belongs to these operands. An operand that is left as it is
     counts among the others: for its part the whole old layer would stay beside the new one."""
-    inside = {id(step.node) for role, _ in layers for step in site.operands[role].whole.steps}
-    inside |= {id(site.product), id(view.producer(site.output))}
-    masks = {mask.name for mask in site.mask_tensors}
+    inside = {id(each.node) for role, _ in layers for step in site.operands[role].whole.steps for each in step.whole}
+    inside |= {id(site.product), id(site.value_product), id(view.producer(site.output))}
+    masks = {real(view, mask).name for mask in site.mask_tensors}
     for role, layer in layers:
         if layer.weight.name in view.pinned or (layer.bias is not None and layer.bias.name in view.pinned):
             return False
         if not _one_way(view, layer.weight, layer.output):
             return False
-        steps = site.operands[role].whole.steps
+        steps = [each for step in site.operands[role].whole.steps for each in step.whole]
         for tensor in [layer.output, *(output for step in steps for output in step.node.outputs)]:
             if tensor.name in view.pinned or tensor.name in masks:
                 return False

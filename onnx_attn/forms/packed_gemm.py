@@ -9,7 +9,7 @@ without biases too (ViT-B/16, batch 1 to 8: 102 kernels, 150 split on the last a
 
 from __future__ import annotations
 
-from onnx_attn.forms.dims import reshape_target, write_reshape, write_shape_vector
+from onnx_attn.forms.dims import write_reshape
 from onnx_attn.forms.heads import HEAD
 from onnx_attn.forms.in_proj import InProj
 from onnx_attn.forms.packing import ROLES, Group, Packing
@@ -43,7 +43,10 @@ def write_packed(
     else:
         parts = _split(writer, projected, [n * h for n, h in zip(counts, sizes, strict=True)], -1)
         parts = [turned(*part) for part in zip(parts, counts, sizes, hints, strict=True)]
-    return dict(zip(group.roles, parts, strict=True))
+    return {
+        role: write_reshape(writer, part, packing.targets[role], ROLES[role]) if role in packing.targets else part
+        for role, part in zip(group.roles, parts, strict=True)
+    }
 
 
 def _split(writer: Writer, tensor: str, sizes: list[int], axis: int) -> list[str]:
@@ -60,15 +63,3 @@ def _write_projection(writer: Writer, group: Group, in_proj: InProj, source: str
     if not bias:
         return writer.add("MatMul", [source, weight], "in_proj")
     return writer.add("Add", [writer.add("MatMul", [source, weight], "in_proj_product"), bias], "in_proj")
-
-
-def write_merged(writer: Writer, packing: Packing, source: str, attention: str, output: str) -> None:
-    """Bring the site's output `(…, N, S, H)` back to the original's axes, as `output`; `source`: what Q is projected from."""
-    assert packing.merged is not None
-    target = reshape_target(packing.canonical, packing.merged)
-    if target is not None:
-        write_reshape(writer, attention, target, "attention_merged", output)
-        return
-    sizes = writer.names.value(f"{writer.prefix}/merged_shape")
-    write_shape_vector(writer, source, packing.merged, sizes)
-    writer.add("Reshape", [attention, sizes], "attention_merged", output=output)

@@ -6,18 +6,19 @@ side by side afterwards, and one product makes what three made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_attn.forms.dims import Dim, base_dims, layout_dims
+from onnx_attn.forms.dims import base_dims, layout_dims
 from onnx_attn.forms.heads import HEAD, Heads, read_heads
 from onnx_attn.forms.owning import is_own
 from onnx_attn.graph.view import GraphView
 from onnx_attn.recognize.projection import from_nearer_sources
 from onnx_attn.site import AttentionSite, Operand, Projected
+from onnx_attn.views.arrange import Dim, reshape_target
 from onnx_attn.views.linear import Linear, rows
 
 ROLES = ("query", "key", "value")
@@ -69,17 +70,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Packing:
-    """A packing that can be written: the operands of its groups as `(…, N, S, H)` of rank `rank`.
+    """A packing that can be written: the operands of its groups as `(…, N, S, H)`.
 
-    merged: the sizes (tokens: axes of Q's source) that the site's output had in the original; None if it has them anyway.
-    heads: of Q.
+    rank: with which they are made. heads: of Q. targets: by role, the shapes in which operands have other axes of size 1.
     """
 
     groups: tuple[Group, ...]
     rank: int
-    merged: tuple[Dim, ...] | None
-    canonical: tuple[Dim, ...]
     heads: int | None
+    targets: Mapping[int, list[int]] = field(default_factory=dict)
 
     @property
     def members(self) -> dict[int, tuple[Group, Member]]:
@@ -140,38 +139,32 @@ def _aligned(view: GraphView, site: AttentionSite, groups: Sequence[Group]) -> P
     if len({member.heads.order for member in members.values()}) != 1:
         return "Q, K and V do not split the projection's channels into heads alike"
     order = next(iter(members.values())).heads.order
-    originals = {role: _original(view, member) for role, member in members.items()}
-    written = {role: _canonical(view, member) for role, member in members.items()}
-    merged: tuple[Dim, ...] | None = None
-    if written != originals:
-        if members.keys() != {0, 1, 2} or not _same_leading(view, site):
-            return "Q, K and V do not split the projection's channels into heads alike"
-        merged = (*originals[0][:-1], site.value_dim)
-        if not all(_broadcasts(view, mask) for mask in site.mask_tensors):
-            return "the mask's axes follow the original's merged heads"
-    heads = members[0].heads.count if 0 in members else site.heads
+    shapes = {role: (_written(view, member), _original(view, member)) for role, member in members.items()}
+    if any(_without_ones(made) != _without_ones(wanted) for made, wanted in shapes.values()):
+        return "Q, K and V do not split the projection's channels into heads alike"
+    targets = {r: reshape_target(made, wanted) for r, (made, wanted) in shapes.items() if made != wanted}
+    if None in targets.values():
+        return "two sizes vary where axes of size 1 come and go"
+    heads = members[0].heads.count if 0 in members else view.static(site.query.tensor, -3)
     if not all(_shared_evenly(heads, member.heads) for member in members.values()):
         return "heads of K and V are not shared evenly by those of Q"
-    canonical = (*written[0][:-1], site.value_dim) if 0 in written else ()
-    return Packing(tuple(groups), len(order) + 1, merged, canonical, heads)
+    return Packing(tuple(groups), len(order) + 1, heads, {role: target for role, target in targets.items() if target})
 
 
 def _original(view: GraphView, member: Member) -> tuple[Dim, ...]:
-    """The operand's sizes as they were, over its source."""
+    """The operand's sizes `(…, N, S, H)` as the site reads them, over its source."""
     return tuple(layout_dims(member.projected.layout, base_dims(rows(view, member.layer))))
 
 
-def _canonical(view: GraphView, member: Member) -> tuple[Dim, ...]:
+def _written(view: GraphView, member: Member) -> tuple[Dim, ...]:
     """The operand's sizes as they are written, its heads' copies included."""
     base, heads = base_dims(rows(view, member.layer)), member.heads
     leading = (heads.count * heads.copies if axis == HEAD else base[axis] for axis in heads.order)
     return (*leading, heads.size)
 
 
-def _same_leading(view: GraphView, site: AttentionSite) -> bool:
-    """Whether Q, K and V agree in every axis before the last two, so that nothing is broadcast."""
-    shapes = [view.shapes(operand.tensor) for operand in site.operands]
-    return None not in shapes and len({tuple(shape[:-2] for shape in each) for each in shapes if each}) == 1
+def _without_ones(dims: Sequence[Dim]) -> list[Dim]:
+    return [dim for dim in dims if dim != 1]
 
 
 def _shared_evenly(wanted: int | None, heads: Heads) -> bool:
@@ -188,9 +181,3 @@ def _share_channels(group: Group) -> bool:
     for member in group.members:
         layers.setdefault(id(member.layer.output), []).append(member.heads.columns.reshape(-1))
     return any(np.unique(np.concatenate(columns)).size != sum(map(len, columns)) for columns in layers.values())
-
-
-def _broadcasts(view: GraphView, mask: gs.Tensor) -> bool:
-    """True if a mask says the same of scores with other axes before the last two."""
-    shapes = view.shapes(mask)
-    return shapes is not None and all(size == 1 for shape in shapes for size in shape[:-2])

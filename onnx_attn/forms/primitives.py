@@ -6,6 +6,7 @@ import numpy as np
 from onnx import helper
 
 from onnx_attn.forms.body import FIXED, Spelling, numbers, signature, write_body
+from onnx_attn.forms.moves import written
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
@@ -33,18 +34,17 @@ def write_primitives(
             return ""
         return writer.constant(np.asarray(values[role], helper.tensor_dtype_to_np_dtype(dtype or operand_type)), role)
 
-    masks = [mask.name for mask in site.mask_tensors]
+    masks = [written(writer, view, mask, "mask") for mask in site.mask_tensors]
     triangle = _triangle(writer, view, site) if site.causal else ""
     spelling = Spelling(writer, scalar, lambda: writer.shape(-1), triangle, writer.names.claim(site.name), output)
     write_body(spelling, site.terms, signature(site, rank), operands, masks)
-    written = float(np.asarray(scale, helper.tensor_dtype_to_np_dtype(operand_type)))
-    return abs(written - scale) / abs(scale) if scale else 0.0
+    stored = float(np.asarray(scale, helper.tensor_dtype_to_np_dtype(operand_type)))
+    return abs(stored - scale) / abs(scale) if scale else 0.0
 
 
 def _triangle(writer: Writer, view: GraphView, site: AttentionSite) -> str:
     """The causal mask `(Sq, Sk)` as it is, true where key ≤ query; "" where lengths vary, or are too large."""
-    key = site.key
-    lengths = view.static(site.query.tensor, -2), view.static(key.tensor, -1 if key.transposed else -2)
+    lengths = view.static(site.query.tensor, -2), view.static(site.key.tensor, -2)
     if lengths[0] is None or lengths[1] is None or lengths[0] * lengths[1] > MOST_ELEMENTS:
         return ""
     return writer.constant(np.tri(lengths[0], lengths[1], dtype=bool), "causal_mask")

@@ -24,5 +24,6 @@ def repeat_heads(writer: Writer, tensor: str, rank: int, heads: int, count: int,
 
 def own_heads(view: GraphView, site: AttentionSite, tensor: gs.Tensor) -> int | None:
     """How many heads an unpacked operand has in the graph; None where they are as many as Q's."""
-    count = view.static(tensor, -3) if (view.rank(tensor) or 0) > 3 else None
-    return count if site.heads and count and count != site.heads else None
+    rank = view.rank(tensor) or 0
+    count, heads = (view.static(each, -3) if rank > 2 else None for each in (tensor, site.query.tensor))
+    return count if heads and count and count != heads and heads % count == 0 else None

@@ -8,14 +8,15 @@ from functools import partial
 
 import onnx
 
-from onnx_attn.algebra.choose import KEY, NOTHING, QUERY, VALUE, Algebra
+from onnx_attn.algebra.choose import KEY, NOTHING, VALUE, Algebra
 from onnx_attn.forms.attention import rests_on_constant, write_attention
 from onnx_attn.forms.contrib import packs_into_attention, write_multi_head_attention, write_packed_attention
 from onnx_attn.forms.function import write_function_call
 from onnx_attn.forms.in_proj import InProj
 from onnx_attn.forms.masks import fold_masks
+from onnx_attn.forms.moves import write_moves
 from onnx_attn.forms.operands import write_operands
-from onnx_attn.forms.packed_gemm import write_merged, write_packed
+from onnx_attn.forms.packed_gemm import write_packed
 from onnx_attn.forms.packing import ROLES, Group, Packing
 from onnx_attn.forms.primitives import write_primitives
 from onnx_attn.forms.rebalanced import write_constant_channel, write_out_projection
@@ -46,15 +47,14 @@ def write_site(
     whole = packs_into_attention(view, packing) if form == "contrib" and packing is not None else None
     begin = _write_in_projections(writer, view, site, packing, algebra, whole)
     result = site.output.name if algebra.value_bias is None else names.value(f"{site.name}/attention_without_bias")
-    merged = packing is not None and packing.merged is not None
-    attention = names.value(f"{site.name}/attention_heads") if merged else result
+    attention = names.value(f"{site.name}/attention_heads") if site.result else result
     if whole is not None:
         write_packed_attention(writer, view, site, whole, algebra, 1.0 if algebra.scale else site.scale, attention)
         body = _Body()
     else:
         body = _write_body(writer, view, site, form, packing, algebra, begin.operands, attention)
-    if packing is not None and merged:
-        write_merged(writer, packing, begin.sources[QUERY], attention, result)
+    if site.result:
+        write_moves(writer, attention, site.result, "attention", result)
     producer = view.producer(site.output)
     assert producer is not None
     nodes = tuple(writer.nodes)
@@ -102,7 +102,7 @@ def _write_body(
     """The attention itself, on the operands that are projected already (by role) and the others."""
     operands, scale = write_operands(writer, view, site, form, projected)
     scale = 1.0 if algebra.scale else scale
-    rank = packing.rank if packing is not None else view.rank(site.query.tensor) or 0
+    rank = view.rank(site.query.tensor) or 0
     if not (form == "attention" and rank == 4):
         operands = _with_all_heads(writer, view, site, packing, operands, rank)
     if form == "function":
@@ -138,7 +138,7 @@ def _write_in_projections(
     """`left`: the group that an operator projects itself."""
     begin, starts = _Begin({}, {}, [], ()), []
     if packing is None:
-        return replace(begin, starts=tuple(operand.trace.source.name for operand in site.operands))
+        return replace(begin, starts=tuple(operand.whole.source.name for operand in site.operands))
     for group in packing.groups:
         renamed: dict[str, str] = {}
         in_proj, constant = InProj(view, site, group, algebra), algebra.constant(group)
@@ -149,7 +149,7 @@ def _write_in_projections(
             begin.operands.update(write_packed(writer, view, packing, group, in_proj, source))
         begin.sources.update(dict.fromkeys(group.roles, source))
         starts.append(group.source.name if constant is None else constant.norm.inputs[0].name)
-    starts += [operand.trace.source.name for role, operand in enumerate(site.operands) if role not in packing.members]
+    starts += [operand.whole.source.name for role, operand in enumerate(site.operands) if role not in packing.members]
     return replace(begin, starts=tuple(dict.fromkeys(starts)))
 
 
@@ -162,9 +162,9 @@ def _with_all_heads(
     rank: int,
 ) -> tuple[str, str, str]:
     """K and V with a head for each of Q's."""
-    names, sizes = list(operands), (site.head_dim, site.head_dim, site.value_dim)
+    names, sizes = list(operands), (site.head_dim or 0, site.head_dim or 0, site.value_dim or 0)
     members = packing.members if packing is not None else {}
-    heads = packing.heads if packing is not None else site.heads
+    heads = packing.heads if packing is not None else view.static(site.query.tensor, -3) if rank > 2 else 1
     for role in (KEY, VALUE):
         count = members[role][1].heads.count if role in members else own_heads(view, site, site.operands[role].tensor)
         if count is not None and heads is not None:

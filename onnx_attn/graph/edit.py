@@ -76,8 +76,9 @@ class RoundsBadlyError(ArithmeticError):
 class Names:
     """Hands out names that the model does not use yet; values and nodes each in their own space."""
 
-    def __init__(self, model: onnx.ModelProto):
-        self._values = set(_value_names(model.graph))
+    def __init__(self, model: onnx.ModelProto, taken: Iterable[str] = ()):
+        """taken: names of an enclosing model, which a body must not use for values of its own."""
+        self._values = {*_value_names(model.graph), *taken}
         self._nodes = {node.name for node in model.graph.node}
         self.functions: dict[str, onnx.FunctionProto] = {}
         """The local functions of this rewriting, by what they are wanted for: sites of one signature share theirs."""

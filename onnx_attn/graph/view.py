@@ -38,6 +38,10 @@ class GraphView:
         """Whether the node at a position computes from weights alone (`views.folding`)."""
         self.folds: dict[str, onnx.TensorProto | None] = {}
         """The values of such nodes' results, None where they stay computed (`views.folding`)."""
+        self.computed: dict[str, np.ndarray | None] = {}
+        """Masks at one world's sizes, with nothing padded away (`recognize.causality`)."""
+        self.arranged: dict[str, Any] = {}
+        """By name, what makes tensors that are read in other axes than the graph has them in (`views.arrange`)."""
         self._defaults = overridable(proto)
         self._output_ids = {id(tensor) for tensor in self.graph.outputs}
         self._position = {id(node): i for i, node in enumerate(self.graph.nodes)}

@@ -12,12 +12,14 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from onnx_attn.graph.edit import SiteEdit, reads
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
+from onnx_attn.views.arrange import real
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,11 @@ class Cut:
     known: tuple[str, ...]
 
 
-def boundary(site: AttentionSite, edit: SiteEdit) -> set[str]:
+def boundary(view: GraphView, site: AttentionSite, edit: SiteEdit) -> set[str]:
     """Where a site begins: what its edit starts from, and its masks. A mask is part of the site where its rewriting rests on
     what is in it."""
-    return set(edit.sources) | (set() if edit.rests_on_mask else {mask.name for mask in site.mask_tensors})
+    masks = {real(view, term.mask).name for term in site.masks if term.mask is not None}
+    return set(edit.sources) | (set() if edit.rests_on_mask else masks)
 
 
 def same_nodes(before: Cut, after: Cut) -> bool:
@@ -114,7 +117,11 @@ class Cutter:
             elif name in start or name not in producers:
                 free[name] = None
             elif name not in outputs and self._is_known(name, kinds):
-                known[name] = None
+                value = self._same_everywhere(name)
+                if value is None:
+                    known[name] = None
+                else:
+                    used[name] = numpy_helper.from_array(value, name)
             else:
                 node = producers[name]
                 nodes[id(node)] = node
@@ -139,6 +146,13 @@ class Cutter:
     def _is_known(self, name: str, kinds: str) -> bool:
         values = [world.value(name) for world in self.view.worlds]
         return all(value is not None and value.dtype.kind in kinds for value in values)
+
+    def _same_everywhere(self, name: str) -> np.ndarray | None:
+        """A whole number or several that are the same at all sizes: a constant, which some operators want as one."""
+        values = [self.view.worlds[0].value(name), *(world.value(name) for world in self.view.worlds[1:])]
+        first = values[0]
+        same = first is not None and all(value is not None and np.array_equal(value, first) for value in values)
+        return first if same and first is not None and first.dtype.kind in "iu" else None
 
     def _typed(self, name: str) -> onnx.ValueInfoProto:
         shape = self.view.worlds[0].shape(name)

@@ -58,7 +58,7 @@ def prove_site(view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteE
     was written: like every computed number, what its own type rounds it to. Weights that exact algebra makes enter float64
     as they were before they were rounded: there the algebra is proved, and in the model's own type what its rounding does.
     """
-    start = boundary(site, edit)
+    start = boundary(view, site, edit)
     outputs = list(edit.outputs)
     folded = {name: value for name in edit.folded if (value := view.folds[name]) is not None}
     own = (cutter.cut(outputs, start.difference(folded)), cutter.cut(outputs, start.difference(folded), edit))

@@ -7,16 +7,18 @@ import onnx_graphsurgeon as gs
 from onnx_attn.codes import CODES
 from onnx_attn.domain import DOMAIN, is_attention_function
 from onnx_attn.graph.view import STANDARD, GraphView, label
+from onnx_attn.recognize.normaliser import is_spelled
 from onnx_attn.recognize.operator import recognize_attention_operator
 from onnx_attn.recognize.probabilities import Product, read_probabilities
 from onnx_attn.recognize.result import Stop
 from onnx_attn.recognize.scopes import Nested, nested_nodes
 from onnx_attn.recognize.softmax import recognize_softmax
-from onnx_attn.recognize.spelled import is_spelled, recognize_spelled
 from onnx_attn.recognize.written import recognize_written
 from onnx_attn.site import Candidate, Verdict
 
 SOFTMAXES = ("Softmax", "LogSoftmax")
+ENDS = ("Softmax", "Div", "Mul", "Exp")
+"""The operators that a softmax ends with, in one node or in many."""
 RUNTIME_OPERATORS = frozenset(
     "Attention MultiHeadAttention GroupQueryAttention QAttention PackedAttention PackedMultiHeadAttention "
     "DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention LongformerAttention SparseAttention PagedAttention".split()
@@ -44,14 +46,15 @@ def _in_body(view: GraphView, nested: Nested) -> Verdict | None:
     stop = Stop("nested-graph", nested.owner, nested.place)
     if (node.domain in STANDARD and node.op == "Attention") or _is_ready_made(node):
         return stop.verdict(label(node), nested.scope)
-    if node.domain not in STANDARD or node.op not in (*SOFTMAXES, "Div"):
+    if node.domain not in STANDARD or node.op not in (*SOFTMAXES, "Div", "Mul"):
         return None
-    if node.op == "Div" and not is_spelled(view, node):
+    spelled = node.op in ("Div", "Mul")
+    if spelled and not is_spelled(view, node):
         return None
-    below = read_probabilities(view, node)
+    below = read_probabilities(view, node.outputs[0], node)
     if isinstance(below, Stop) and not CODES[below.code].attention:
-        return None if node.op == "Div" else below.verdict(label(node), nested.scope)
-    anchor = label(below.node) if node.op == "Div" and isinstance(below, Product) else ""
+        return None if spelled else below.verdict(label(node), nested.scope)
+    anchor = label(below.node) if spelled and isinstance(below, Product) else ""
     return stop.verdict(label(node), nested.scope, anchor)
 
 
@@ -63,12 +66,11 @@ def _is_ready_made(node: gs.Node) -> bool:
 
 def _candidate(view: GraphView, node: gs.Node) -> Candidate | None:
     if node.domain in STANDARD:
-        if node.op == "Softmax":
+        if node.op in ENDS:
             return recognize_softmax(view, node)
-        if node.op == "Div":
-            return recognize_spelled(view, node)
         if node.op == "LogSoftmax":
-            return Stop("class-softmax", node, "LogSoftmax").verdict(label(node))
+            readers = {reader.op for reader in view.readers(node.outputs[0])}
+            return None if readers == {"Exp"} else Stop("class-softmax", node, "LogSoftmax").verdict(label(node))
         if node.op == "Attention":
             return recognize_attention_operator(view, node)
         if node.op in ("FlexAttention", "LinearAttention"):

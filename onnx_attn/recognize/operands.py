@@ -3,53 +3,63 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import Operand
+from onnx_attn.views.arrange import Move, arranged
+from onnx_attn.views.axes import size_of
 from onnx_attn.views.layout import REPEAT
 from onnx_attn.views.movement import layout_of
-from onnx_attn.views.trace import trace
+from onnx_attn.views.trace import Trace, trace
+
+if TYPE_CHECKING:
+    from onnx_attn.recognize.site_axes import SiteAxes
 
 
-def read_operand(view: GraphView, tensor: gs.Tensor, transposed: bool = False) -> Operand:
-    """Trace one operand. `transposed`: the product reads K as `(…, H, S)`; its layout is given as `(…, S, H)`."""
-    found = trace(view, tensor)
+def read_operand(view: GraphView, tensor: gs.Tensor, moves: Sequence[Move] = ()) -> Operand:
+    """Trace one operand, in the axes that `moves` bring what the product reads into."""
+    canonical, steps = arranged(view, tensor, moves)
+
+    def whole(through_repeats: bool) -> Trace:
+        found = trace(view, tensor, through_repeats)
+        return Trace(found.source, found.factor, (*found.steps, *steps))
+
+    found = whole(False)
     shapes = view.shapes(found.source)
     layout = layout_of(view, shapes, found.steps) if shapes else None
-    if layout is not None and transposed:
-        layout = layout.swapped()
-    return Operand(tensor, found, trace(view, tensor, through_repeats=True), layout, transposed)
+    return Operand(canonical, tensor, found, whole(True), layout)
 
 
-def head_size(view: GraphView, operand: Operand) -> int | None:
-    """The static size of the operand's feature axis."""
-    return view.static(operand.tensor, -2 if operand.transposed else -1)
+def head_count(view: GraphView, axes: SiteAxes, query: Operand) -> int | None:
+    """Q's heads; where no layer tells which axis they are, the last before `(S, H)` of four axes or more; None if not static."""
+    if axes.heads is None:
+        return view.static(query.tensor, -3) if (view.rank(query.tensor) or 0) > 3 else 1
+    sizes = [size_of(axis, len(view.worlds)) for axis in axes.batch[len(axes.batch) - axes.heads :]]
+    return math.prod(each[0] for each in sizes) if all(len(set(each)) == 1 for each in sizes) else None
 
 
-def kv_head_count(view: GraphView, key: Operand) -> int | None:
+def kv_head_count(view: GraphView, axes: SiteAxes, key: Operand) -> int | None:
     """Heads that K has of its own: those that are repeated for several heads of Q count once."""
-    repeated, shapes = head_count(view, key), view.shapes(key.whole.source)
-    if repeated is None or shapes is None or len(key.whole.steps) == len(key.trace.steps):
-        return repeated
-    layout = layout_of(view, shapes, key.whole.steps)
-    if layout is None or len(layout.axes) < 3:
-        return repeated
-    copies = [digit.size for digit in layout.axes[-3] if digit.axis == REPEAT and digit.size is not None]
-    return repeated // math.prod(copies)
-
-
-def head_count(view: GraphView, operand: Operand) -> int | None:
-    """Heads of `(B, N, S, H)` and the like; of `(B·N, S, H)` what the layout says; 1 for `(S, H)`; None if not static."""
-    rank = view.rank(operand.tensor)
-    if rank is None or rank < 3:
+    last = 1 if axes.heads is None else axes.heads
+    rank = view.rank(key.tensor) or 0
+    if rank <= 3 and not axes.heads:
         return 1
-    if rank > 3:
-        return view.static(operand.tensor, -3)
-    if operand.layout is None:
-        return view.static(operand.tensor, 0)
-    parts = [digit.size for digit in operand.layout.axes[0] if digit.size is not None]
-    if len(parts) == 1:
-        return parts[0]
-    return 1 if not parts else None
+    counts = [view.static(key.tensor, axis) for axis in range(rank - 2 - last, rank - 2)]
+    if None in counts:
+        return None
+    return math.prod(count or 1 for count in counts) // head_copies(view, key)
+
+
+def head_copies(view: GraphView, operand: Operand) -> int:
+    """How often each head stands in the operand, one copy beside the other."""
+    shapes = view.shapes(operand.whole.source)
+    if shapes is None:
+        return 1
+    layout = layout_of(view, shapes, operand.whole.steps)
+    if layout is None or len(layout.axes) < 3:
+        return 1
+    return math.prod(d.size for d in layout.axes[-3] if d.axis == REPEAT and d.size is not None)

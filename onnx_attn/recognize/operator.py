@@ -13,10 +13,10 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView, label
-from onnx_attn.recognize.operands import head_count, head_size, kv_head_count, read_operand
+from onnx_attn.recognize.operands import head_copies, read_operand
 from onnx_attn.recognize.projection import read_projection
 from onnx_attn.recognize.result import Stop
-from onnx_attn.site import AttentionSite, Guard, ScoreTerm, Verdict
+from onnx_attn.site import AttentionSite, Guard, Operand, ScoreTerm, Verdict
 from onnx_attn.views.folding import constant_value
 from onnx_attn.views.trace import FLOATS, lowest
 
@@ -27,7 +27,7 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
     if feature is not None:
         return Stop("attention-feature", node, feature).verdict(label(node))
     query, key, value = (read_operand(view, tensor) for tensor in node.inputs[:3])
-    sizes = [head_size(view, operand) for operand in (query, key, value)]
+    sizes = [view.static(operand.tensor, -1) for operand in (query, key, value)]
     head_dim, _, value_dim = sizes
     if head_dim is None or value_dim is None or any(view.rank(t) != 4 for t in node.inputs[:3]):
         return Stop("shape-unknown", node).verdict(label(node))
@@ -52,12 +52,17 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
         probabilities_dtypes=(),
         guard=_guard(view, node, mask),
         output=node.outputs[0],
-        heads=head_count(view, query),
-        kv_heads=kv_head_count(view, key),
+        heads=view.static(query.tensor, 1),
+        kv_heads=kv_heads(view, key),
         head_dim=head_dim,
         value_dim=value_dim,
         projection=read_projection(view, query, key, value),
     )
+
+
+def kv_heads(view: GraphView, key: Operand) -> int | None:
+    count = view.static(key.tensor, 1)
+    return None if count is None else count // head_copies(view, key)
 
 
 def _guard(view: GraphView, node: gs.Node, mask: gs.Tensor | None) -> Guard:

@@ -1,4 +1,4 @@
-"""From the softmax down to P·V: casts, guards and dropout on the way, or who else reads the probabilities."""
+"""From the softmax down to P·V: casts, movement, guards and dropout on the way, or who else reads the probabilities."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from dataclasses import dataclass, replace
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import STANDARD, GraphView, label
-from onnx_attn.match import HERE, Match, const, follow, op, require, var
+from onnx_attn.match import HERE, Match, const, follow, op, require
 from onnx_attn.recognize.result import Stop
-from onnx_attn.recognize.scores import MOVES, is_constant
+from onnx_attn.recognize.scores import MOVES
 from onnx_attn.site import Guard
-from onnx_attn.views.movement import is_identity
+from onnx_attn.views.constants import is_constant
+from onnx_attn.views.contraction import Contraction, contraction
+from onnx_attn.views.movement import Step, is_identity, rearranges
 from onnx_attn.views.trace import FLOATS
 
+PRODUCTS = ("MatMul", "Einsum", "Gemm")
 CHANGES = MOVES | frozenset(
     "Cast Dropout Identity IsNaN Where Expand Mul Div Add Slice Concat Clip ReduceMean ReduceSum "
-    "QuantizeLinear DequantizeLinear".split()
+    "QuantizeLinear DequantizeLinear Sub Gather Split Squeeze Unsqueeze".split()
 )
 """What probabilities may go through and still be multiplied with values afterwards."""
 MOST_NODES = 64
@@ -27,52 +30,94 @@ GUARD = require(
     "the guard widens the probabilities",
 )
 """`Where(IsNaN(P), 0, P)`: rows that are masked throughout become 0."""
-PRODUCT = require(
-    op("MatMul", HERE, var("value"), name="product"),
-    lambda match: not is_constant(match.view, match["value"]) and match["value"] is not match.nodes[0].inputs[0],
-    "the second operand is no value of its own",
-)
-"""`P·V`."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """P·V, with what stands between the softmax and it."""
+    """P·V, with what stands between the softmax and it.
+
+    product: with P on the left, whichever operand it is; None in a body, where shapes are not known.
+    swapped: P is the graph's right operand. steps: movement from the softmax's result to what the product reads.
+    output: what holds the result, where that is not the product's own.
+    """
 
     node: gs.Node
+    product: Contraction | None = None
+    swapped: bool = False
+    output: gs.Tensor | None = None
+    steps: tuple[Step, ...] = ()
     dtypes: tuple[int, ...] = ()
     guard: Guard = None
     notes: tuple[str, ...] = ()
 
 
-def read_probabilities(view: GraphView, softmax: gs.Node) -> Product | Stop:
-    """Follow the probabilities to the product with V.
+def read_probabilities(view: GraphView, tensor: gs.Tensor, softmax: gs.Node) -> Product | Stop:
+    """Follow the probabilities `tensor`, which `softmax` ends with, to the product with V.
 
-    Stops: probabilities-used (somebody else reads them), operand-order, dropout-training, probabilities-changed and
-    talking-heads where a product follows all the same; else class-softmax, gating or no-value-product.
+    Stops: probabilities-used (somebody else reads them), dropout-training, probabilities-changed and talking-heads where a
+    product follows all the same; else class-softmax, gating or no-value-product.
     """
-    tensor, found = softmax.outputs[0], Product(softmax)
+    found = Product(softmax)
     bodies = not view.in_main_graph(softmax)
     while True:
         guarded = follow([GUARD], view, tensor, bodies=bodies) if found.guard is None else None
         if isinstance(guarded, Match):
             tensor, found = guarded.value, replace(found, guard="nan")
             continue
-        product = follow([PRODUCT], view, tensor, bodies=bodies)
-        if isinstance(product, Match):
-            return replace(found, node=product.node("product"))
         readers = _distinct(view.readers(tensor))
         if len(readers) != 1 or view.is_output(tensor):
             return _several(view, tensor, readers)
         node = readers[0]
-        if node.op == "MatMul":
-            return _no_values(view, tensor, node)
+        if node.op in PRODUCTS and node.domain in STANDARD and len(node.inputs) > 1:
+            return _product(view, tensor, node, found, bodies)
         below = _through(view, node, found)
         if isinstance(below, Stop):
             return below
         if below is None:
-            return _changed(view, node)
+            return _changed(view, node, tensor)
         tensor, found = node.outputs[0], below
+
+
+def _product(view: GraphView, tensor: gs.Tensor, node: gs.Node, found: Product, bodies: bool) -> Product | Stop:
+    """P·V in either order; or a product of the probabilities with themselves, or with weights."""
+    operands = node.inputs[:2]
+    if len(operands) == 2 and operands[0] is operands[1]:
+        return Stop("probabilities-used", node, "both operands of the product are the probabilities")
+    if bodies and not any(is_constant(view, each) for each in operands):
+        return replace(found, node=node)
+    product = contraction(view, node)
+    if product is None:
+        return Stop("probabilities-changed", node, f"{node.op} '{label(node)}'")
+    swapped = product.right is tensor
+    product = product.turned if swapped else product
+    if is_constant(view, product.right) or product.factor != 1.0:
+        return _changed(view, node, tensor)
+    return replace(found, node=node, product=product, swapped=swapped)
+
+
+def read_divided(view: GraphView, exponential: gs.Tensor, division: gs.Node) -> Product | None:
+    """`(E·V) / ΣE`: the product of exponentials with V, which `division` brings down to probabilities afterwards."""
+    product = contraction(view, view.producer(division.inputs[0]) or division)
+    if (
+        product is None
+        or product.factor != 1.0
+        or any(is_constant(view, each) for each in (product.left, product.right))
+    ):
+        return None
+    swapped = product.right is exponential
+    product = product.turned if swapped else product
+    if product.left is not exponential or len(view.readers(exponential)) != 2 or len(view.readers(product.result)) != 1:
+        return None
+    if view.is_output(exponential) or view.is_output(product.result):
+        return None
+    # The sum has the axes of the exponentials, with 1 where keys were: the result has to have its own where it had them.
+    kept = zip(product.left_axes, product.result_axes, strict=False)
+    aligned = len(product.left_axes) == len(product.result_axes) and all(
+        made == name or (name in product.summed and made not in product.left_axes) for name, made in kept
+    )
+    if not aligned or view.shapes(division.outputs[0]) != view.shapes(product.result):
+        return None
+    return Product(product.node, product, swapped, division.outputs[0])
 
 
 def _through(view: GraphView, node: gs.Node, found: Product) -> Product | Stop | None:
@@ -87,18 +132,12 @@ def _through(view: GraphView, node: gs.Node, found: Product) -> Product | Stop |
         return replace(found, notes=(*found.notes, f"inference Dropout '{label(node)}' removed"))
     if is_identity(view, node):
         return found
+    if rearranges(view, node):
+        return replace(found, steps=(*found.steps, Step(node, node.outputs[0])))
     if node.op == "Cast" and node.attrs["to"] in FLOATS:
         # A guard before or after the cast is the same: a NaN stays one, and 0 is 0 in every type.
         return replace(found, dtypes=(*found.dtypes, node.attrs["to"]))
     return None
-
-
-def _no_values(view: GraphView, tensor: gs.Tensor, node: gs.Node) -> Stop:
-    """A product that is not P·V: of the probabilities with themselves, the other way round, or with weights."""
-    left, right = node.inputs
-    if left is right:
-        return Stop("probabilities-used", node, "both operands of the product are the probabilities")
-    return Stop("operand-order", node) if right is tensor else _changed(view, node)
 
 
 def _several(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> Stop:
@@ -114,7 +153,7 @@ def _several(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> Stop
     return Stop("probabilities-used", leading[0], f"'{tensor.name}' is a model output")
 
 
-def _changed(view: GraphView, node: gs.Node) -> Stop:
+def _changed(view: GraphView, node: gs.Node, tensor: gs.Tensor) -> Stop:
     """A node that changes the probabilities: attention if a product with values follows; none if heads are mixed."""
     mixing = _mixing(view, node)
     if mixing is not None:
@@ -122,16 +161,16 @@ def _changed(view: GraphView, node: gs.Node) -> Stop:
         if any(_reaches_product(view, reader, below) for reader in view.readers(below)):
             return Stop("talking-heads", mixing)
         return Stop("class-softmax", mixing, "the result goes into a product with constant weights")
-    if _reaches_product(view, node, node.inputs[0]):
+    if _reaches_product(view, node, tensor):
         return Stop("probabilities-changed", node, f"{node.op} '{label(node)}'")
-    return _no_product(view, node.inputs[0], [node])
+    return _no_product(view, tensor, [node])
 
 
 def _mixing(view: GraphView, node: gs.Node) -> gs.Node | None:
     """The product with constant weights that probabilities go into, at most rearranged before."""
     for _ in range(MOST_NODES):
-        if node.op == "MatMul":
-            return node if any(is_constant(view, tensor) for tensor in node.inputs) else None
+        if node.op in (*PRODUCTS, "Conv"):
+            return node if any(is_constant(view, tensor) for tensor in node.inputs[:2]) else None
         readers = _distinct(view.readers(node.outputs[0]))
         if node.op not in MOVES or len(readers) != 1:
             return None
@@ -156,7 +195,7 @@ def _reaches_product(view: GraphView, node: gs.Node, tensor: gs.Tensor) -> bool:
         if not queue:
             return False
         reader, came = queue.pop()
-        if reader.op == "MatMul":
+        if reader.op in PRODUCTS and len(reader.inputs) > 1:
             other = reader.inputs[1] if reader.inputs[0] is came else reader.inputs[0]
             if not is_constant(view, other):
                 return True

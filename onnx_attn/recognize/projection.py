@@ -6,18 +6,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import onnx_graphsurgeon as gs
+
 from onnx_attn.graph.view import GraphView
+from onnx_attn.recognize.origin import read_origin
 from onnx_attn.site import Operand, Projected, Projection
 from onnx_attn.views.linear import Linear, linear, rows
 from onnx_attn.views.movement import layout_of
 
 
 def read_projection(view: GraphView, query: Operand, key: Operand, value: Operand) -> Projection | None:
-    """The site's projection; None if neither Q, K nor V is the result of a linear layer."""
-    found = [_projected(view, operand) for operand in (query, key, value)]
-    if not any(found):
+    """The site's projection; None if neither Q, K nor V comes from a linear layer.
+
+    What stands between a layer and its operand's head split, such as a norm of Q, keeps the layer from being packed; it is
+    the operand's projection all the same.
+    """
+    operands = (query, key, value)
+    found = [_projected(view, operand) for operand in operands]
+    layers = [
+        each.layer.product if each else (origin.layer if (origin := read_origin(view, operand.read)) else None)
+        for each, operand in zip(found, operands, strict=True)
+    ]
+    if not any(layers):
         return None
-    return Projection(_kind(found), *found)
+    return Projection(_kind(layers), *found)
 
 
 def _projected(view: GraphView, operand: Operand) -> Projected | None:
@@ -28,16 +40,14 @@ def _projected(view: GraphView, operand: Operand) -> Projected | None:
 def read_over(view: GraphView, operand: Operand, layer: Linear) -> Projected | None:
     """The operand over a layer's output; None if it is no plain re-arrangement of it."""
     layout = layout_of(view, rows(view, layer), operand.whole.steps, layer.moves)
-    if layout is None:
-        return None
-    return Projected(layer, layout.swapped() if operand.transposed else layout)
+    return Projected(layer, layout) if layout is not None else None
 
 
-def _kind(found: Sequence[Projected | None]) -> Literal["packed", "triplet", "kv_packed", "none"]:
-    query, key, value = (id(each.layer.output) if each else None for each in found)
-    if key is not None and key == value:
-        return "packed" if query == key else "kv_packed"
-    return "none" if None in found else "triplet"
+def _kind(layers: Sequence[gs.Node | None]) -> Literal["packed", "triplet", "kv_packed", "none"]:
+    query, key, value = layers
+    if key is not None and key is value:
+        return "packed" if query is key else "kv_packed"
+    return "none" if any(layer is None for layer in layers) else "triplet"
 
 
 def from_nearer_sources(

@@ -1,27 +1,22 @@
-"""From the softmax's input up to Q·Kᵀ: scale, masks and casts, in order, or where and why the way ends."""
+"""From the softmax's input up to Q·Kᵀ: scale, masks, casts and movement, in order, or where and why the way ends."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import STANDARD, GraphView, label
-from onnx_attn.match import Match, match_value, op, require, var
 from onnx_attn.recognize.result import Stop
 from onnx_attn.site import ScoreTerm
-from onnx_attn.views.linear import weight_tensor
-from onnx_attn.views.movement import is_identity
+from onnx_attn.views.constants import ignores_numbers, is_constant
+from onnx_attn.views.contraction import Contraction, contraction
+from onnx_attn.views.movement import Step, handed_on, is_identity, rearranges
 from onnx_attn.views.trace import FLOATS, scalar_factor
+from onnx_attn.views.uniform import uniform
 
-PRODUCT = require(
-    op("MatMul", var("query"), var("key")),
-    lambda match: not is_constant(match.view, match["key"]),
-    "constant keys are weights",
-)
-"""`Q·Kᵀ`: a matrix product of two activations; a constant query is allowed (learned queries)."""
-
-MOVES = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze"})
+MOVES = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 MOST_BRANCHES = 64
 """How many places one walk may look at: masks are added once or twice, not dozens of times."""
 
@@ -31,21 +26,25 @@ CHANGES = frozenset(
 )
 """What may stand between a product and a softmax and still leave it attention, though not one that is read here."""
 
+Item = Step | ScoreTerm
+
 
 @dataclass(frozen=True)
 class Scores:
-    """`softmax(terms(scale · left·right))`; terms in the order in which the graph applies them."""
+    """`softmax(items(scale · left·right))`; items in the order in which the graph applies them."""
 
-    product: gs.Node
+    product: Contraction
     scale: float
-    terms: tuple[ScoreTerm, ...]
+    items: tuple[Item, ...]
 
 
 @dataclass(frozen=True)
 class _Path:
+    """A way up. scale: of what is above `tensor`, against the last item."""
+
     tensor: gs.Tensor
     scale: float = 1.0
-    terms: tuple[ScoreTerm, ...] = ()
+    items: tuple[Item, ...] = ()
     blocked: Stop | None = None
     mixed: bool = False  # A product with weights lies behind: from there on only heads may have been mixed.
 
@@ -53,10 +52,11 @@ class _Path:
 def read_scores(view: GraphView, scores: gs.Tensor, softmax: gs.Node) -> Scores | Stop:
     """Walk up from `scores`, which `softmax` reads; where a node has two inputs that may lead to the product, both are tried.
 
-    A way that reaches a product through something that is no scale, mask or cast is attention all the same: it gives
-    that thing's code. No way to a product: no-query-key-product, at the node where the last way ended.
+    A way that reaches a product through something that is no scale, mask, cast or movement is attention all the same: it
+    gives that thing's code. No way to a product: no-query-key-product, at the node where the last way ended.
     """
     paths, ended, blocked = [_Path(scores)], softmax, None
+    learned: Scores | None = None
     for _ in range(MOST_BRANCHES):
         if not paths:
             break
@@ -65,56 +65,76 @@ def read_scores(view: GraphView, scores: gs.Tensor, softmax: gs.Node) -> Scores 
         if node is None or not view.in_main_graph(node) or node.domain not in STANDARD:
             continue
         ended = node
-        if _is_product(view, node):
-            if path.blocked is None:
-                return Scores(node, path.scale, path.terms)
+        product = product_of_activations(view, node)
+        if product is None:
+            paths.extend(reversed(_step(view, path, node)))
+            continue
+        if path.blocked is not None:
             blocked = blocked or path.blocked
             continue
-        paths.extend(reversed(_step(view, path, node)))
-    return blocked or Stop("no-query-key-product", ended)
+        found = Scores(product, path.scale * product.factor, path.items)
+        if not is_constant(view, product.left):
+            return learned or found
+        # A query that is stored; unless what it is multiplied with are scores already: then it mixes their heads.
+        learned = learned or found
+        paths.extend(_mixed(path, node, [product.right]))
+    return blocked or learned or Stop("no-query-key-product", ended)
 
 
-def _is_product(view: GraphView, node: gs.Node) -> bool:
-    return isinstance(match_value(PRODUCT, view, node.outputs[0]), Match)
-
-
-def is_constant(view: GraphView, tensor: gs.Tensor) -> bool:
-    """Weights, as they are stored or turned round, and small values that follow from constants alone."""
-    return view.is_weight(tensor) or weight_tensor(view, tensor) is not None or view.constant(tensor) is not None
+def product_of_activations(view: GraphView, node: gs.Node) -> Contraction | None:
+    """`Q·Kᵀ`: a product of two activations. The left one may be stored: learned queries. A stored right one is weights."""
+    found = contraction(view, node)
+    return found if found is not None and not is_constant(view, found.right) else None
 
 
 def _step(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
     """The ways on from here, the likelier first."""
     if is_identity(view, node):
-        return [replace(path, tensor=node.inputs[0])]
+        return [replace(path, tensor=handed_on(view, node))]
     if node.op == "Cast":
         if node.attrs["to"] not in FLOATS or view.elem_type(node.inputs[0]) not in FLOATS:
             return _blocked(path, node, "scores-changed", node.inputs)
         return [_above(path, node.inputs[0], ScoreTerm("cast", dtype=node.attrs["to"]))]
     if (scalar := scalar_factor(view, node)) is not None:
         return [replace(path, tensor=scalar[0], scale=path.scale * scalar[1])]
+    if rearranges(view, node):
+        return [replace(path, tensor=node.inputs[0], items=(Step(node, node.outputs[0]), *path.items))]
+    if node.op == "Tanh":
+        # c·tanh(s / c); the factor before the Tanh is met next.
+        return [_above(path, node.inputs[0], ScoreTerm("softcap", fill=path.scale))]
+    if node.op == "Max" and len(node.inputs) == 2:
+        return _floored(view, path, node) or _blocked(path, node, "scores-changed", node.inputs)
     if node.op == "Add":
         return _masked(view, path, node, [(a, ScoreTerm("add", b)) for a, b in (node.inputs, node.inputs[::-1])])
+    if node.op == "Sub":
+        return _subtracted(view, path, node)
     if node.op == "Where":
-        choices = _where(view, node)
-        return _masked(view, path, node, choices) or _blocked(path, node, "scores-changed", node.inputs[1:])
-    if node.op == "MatMul":
-        return (
-            []
-            if path.mixed
-            else [replace(way, mixed=True) for way in _blocked(path, node, "talking-heads", node.inputs[:1])]
-        )
+        return _masked(view, path, node, _where(view, node)) or _blocked(path, node, "scores-changed", node.inputs[1:])
+    if contraction(view, node) is not None:
+        return [] if path.mixed else _mixed(path, node, node.inputs[:2] if node.op == "Einsum" else node.inputs[:1])
+    if node.op == "Conv":
+        # Heads stand where a convolution has its channels.
+        return [] if path.mixed else _mixed(path, node, node.inputs[:1])
     if path.mixed and node.op not in MOVES:
         return []
     if node.op in ("Mul", "Div"):
-        return _blocked(path, node, "scale-not-constant", node.inputs)
+        return _factored(view, path, node) or _blocked(path, node, "scale-not-constant", node.inputs)
     if node.op in CHANGES:
         return _blocked(path, node, "scores-changed", node.inputs)
     return []
 
 
+def _mixed(path: _Path, node: gs.Node, inputs: list[gs.Tensor]) -> list[_Path]:
+    return [replace(way, mixed=True) for way in _blocked(path, node, "talking-heads", inputs)]
+
+
 def _above(path: _Path, tensor: gs.Tensor, term: ScoreTerm) -> _Path:
-    return replace(path, tensor=tensor, terms=(term, *path.terms))
+    """Past a term; what was scaled behind it stays behind it, but for casts, which a factor passes, and c·tanh(s / c), which
+    says the factor twice."""
+    if term.kind in ("cast", "softcap"):
+        return replace(path, tensor=tensor, items=(term, *path.items))
+    scaled = (ScoreTerm("scale", fill=path.scale),) if path.scale != 1.0 else ()
+    return replace(path, tensor=tensor, items=(term, *scaled, *path.items), scale=1.0)
 
 
 def _masked(view: GraphView, path: _Path, node: gs.Node, choices: list[tuple[gs.Tensor, ScoreTerm]]) -> list[_Path]:
@@ -126,23 +146,67 @@ def _masked(view: GraphView, path: _Path, node: gs.Node, choices: list[tuple[gs.
             continue
         way = _above(path, scores, term)
         if shape is not None and view.shapes(scores) != shape:
-            way = replace(
-                way, blocked=way.blocked or Stop("scores-changed", node, f"{node.op} '{label(node)}' widens them")
-            )
-        elif path.scale != 1.0:
-            way = replace(way, blocked=way.blocked or Stop("scale-after-mask", node))
+            way = _widened(view, way, node, scores)
         ways.append(way)
     # What has the result's shape is the likelier to be the scores: a mask may be broadcast.
     return sorted(ways, key=lambda way: shape is not None and view.shapes(way.tensor) != shape)
+
+
+def _widened(view: GraphView, way: _Path, node: gs.Node, scores: gs.Tensor) -> _Path:
+    """A mask with more axes, all of size 1, puts them before those of the scores; one that is larger repeats these."""
+    shapes, before = view.shapes(node.outputs[0]), view.shapes(scores)
+    pairs = list(zip(before or (), shapes or (), strict=False))
+    if pairs and all((1,) * (len(shape) - len(old)) + old == shape for old, shape in pairs):
+        return replace(way, items=(Step(_Unsqueezed(node), node.outputs[0]), *way.items))
+    stop = Stop("scores-changed", node, f"{node.op} '{label(node)}' widens them")
+    return replace(way, blocked=way.blocked or stop)
+
+
+class _Unsqueezed:
+    """The leading axes that broadcasting adds, as a node."""
+
+    op, domain = "Unsqueeze", ""
+
+    def __init__(self, node: gs.Node):
+        self.name, self.inputs, self.outputs = node.name, node.inputs, node.outputs
+        self.attrs: dict[str, object] = {}
+
+
+def _subtracted(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
+    """`scores − mask`, and `mask − scores`, which turns the sign of the scores."""
+    left, right = node.inputs
+    ways = _masked(view, path, node, [(left, ScoreTerm("subtract", right)), (right, ScoreTerm("add", left))])
+    return [replace(way, scale=-way.scale) if way.tensor is right else way for way in ways]
+
+
+def _floored(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
+    """`max(scores, c)` with one constant number: as exporters keep sums of masks above the lowest number."""
+    for scores, other in (node.inputs, node.inputs[::-1]):
+        fill = view.scalar(other)
+        if fill is not None and view.shapes(scores) == view.shapes(node.outputs[0]):
+            return [_above(path, scores, ScoreTerm("floor", fill=fill))]
+    return []
+
+
+def _factored(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
+    """A factor of many numbers that no input's numbers decide: a learned temperature a head, ones and zeros of a causal mask."""
+    pairs = [tuple(node.inputs), tuple(node.inputs[::-1])] if node.op == "Mul" else [tuple(node.inputs)]
+    for scores, factor in pairs:
+        one = all(math.prod(shape) == 1 for shape in view.shapes(factor) or ((),))
+        if one or is_constant(view, scores) or view.shapes(scores) != view.shapes(node.outputs[0]):
+            continue
+        if ignores_numbers(view, factor):
+            return [_above(path, scores, ScoreTerm("factor", factor, keep_when=node.op == "Mul"))]
+    return []
 
 
 def _where(view: GraphView, node: gs.Node) -> list[tuple[gs.Tensor, ScoreTerm]]:
     """`Where(mask, scores, c)` and `Where(mask, c, scores)` with one constant number c."""
     mask, chosen, other = node.inputs
     choices = []
-    if (fill := view.scalar(other)) is not None:
+    if (fill := uniform(view, other)) is not None:
         choices.append((chosen, ScoreTerm("where", mask, fill, keep_when=True)))
-    if (fill := view.scalar(chosen)) is not None:
+    if (fill := uniform(view, chosen)) is not None:
         choices.append((other, ScoreTerm("where", mask, fill, keep_when=False)))
     return choices
 

@@ -10,6 +10,9 @@ from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.result import Stop
 from onnx_attn.site import ScoreTerm, Verdict, Written
 
+_TENSORS = ("Mask", "Minus", "Where", "WhereNot", "Factor", "Divisor")
+"""The parts of a function's name that stand for an input each."""
+
 
 def recognize_written(view: GraphView, node: gs.Node) -> Written | Verdict:
     """Read heads and sizes off the call's inputs `(…, N, S, H)`, masks and scale off the call itself."""
@@ -18,10 +21,11 @@ def recognize_written(view: GraphView, node: gs.Node) -> Written | Verdict:
     if (operators["MatMul"], operators["Softmax"]) != (2, 1) or len(node.inputs) < 3:
         return Stop("operator-not-supported", node, "a function of our name that is not ours").verdict(label(node))
     query, key, value = node.inputs[:3]
-    kinds = [part for part in node.op.split("_") if part in ("Mask", "Where", "WhereNot")]
+    kinds = [part for part in node.op.split("_") if part in _TENSORS]
     masks = tuple(
-        ScoreTerm("add" if kind == "Mask" else "where", mask)
+        ScoreTerm("where" if kind.startswith("Where") else "add", mask)
         for kind, mask in zip(kinds, node.inputs[3:], strict=False)
+        if kind not in ("Factor", "Divisor")
     )
 
     def size(tensor: gs.Tensor, axis: int) -> int | None:

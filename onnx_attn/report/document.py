@@ -13,10 +13,11 @@ from onnx_attn.plan import Decision, Plan
 from onnx_attn.prove.compare import Difference
 from onnx_attn.prove.site import Certificate
 from onnx_attn.prove.whole import WholeProof
+from onnx_attn.recognize.causality import blocks_later_keys
 from onnx_attn.site import AttentionSite, Candidate, ScoreTerm, Verdict, Written
 from onnx_attn.targets.editions import Target
 from onnx_attn.targets.lookup import landing
-from onnx_attn.targets.reading import facts_of, standing_form
+from onnx_attn.targets.reading import facts_of, standing_form, written_facts
 
 
 def inspection(name: str, target: Target, view: GraphView, plan: Plan) -> dict[str, Any]:
@@ -80,7 +81,8 @@ def _landing(target: Target, view: GraphView, candidate: Candidate, form: str | 
     """Whether the table expects a site on an attention kernel, in `form` or as it stands; null where it does not know."""
     if target.name != "tensorrt" or (isinstance(candidate, Verdict) and not candidate.attention):
         return None
-    found = landing(target, form or standing_form(view, candidate), facts_of(view, candidate))
+    facts = written_facts(view, candidate) if form else facts_of(view, candidate)
+    found = landing(target, form or standing_form(view, candidate), facts)
     if found is None:
         return None
     row = found.row
@@ -128,7 +130,7 @@ def _site(site: AttentionSite | Written, view: GraphView) -> dict[str, Any]:
         "head_dim": site.head_dim,
         "value_dim": site.value_dim,
         "scale": site.scale,
-        "causal": site.causal,
+        "causal": site.causal or blocks_later_keys(view, site.masks),
         "masks": [_mask(term, view) for term in site.masks],
         "projection": projection,
         "window": None,
@@ -143,7 +145,7 @@ def _unread(verdict: Verdict) -> dict[str, Any]:
 
 def _mask(term: ScoreTerm, view: GraphView) -> dict[str, Any]:
     assert term.mask is not None
-    return {"kind": "additive" if term.kind == "add" else "boolean", "shape": view.named_shape(term.mask)}
+    return {"kind": "boolean" if term.kind == "where" else "additive", "shape": view.named_shape(term.mask)}
 
 
 def _verdict(verdict: Verdict | None) -> dict[str, Any]:

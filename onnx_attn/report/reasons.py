@@ -74,7 +74,7 @@ def headline(errors: Sequence[str]) -> str:
 
 def _compilers_words(landing: Landing, engine: Engine) -> str:
     site = landing.candidate
-    name = (site.anchor if isinstance(site, Verdict) else "") or site.name
+    name = (site.anchor if not isinstance(site, Written) else "") or site.name
     if landing.kernel is None:
         return "no kernel carries its name: it was merged with another, folded into a constant, or left out"
     where = f"it runs on {landing.kernel.name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -50,6 +51,11 @@ def facts_of(view: GraphView, candidate: Candidate) -> Facts:
     return Facts(**known)
 
 
+def written_facts(view: GraphView, candidate: Candidate) -> Facts:
+    """The facts of a candidate as any form of ours writes it."""
+    return replace(facts_of(view, candidate), turned=False)
+
+
 def standing_form(view: GraphView, candidate: Candidate) -> str:
     """The form in which a candidate stands in the graph."""
     node = candidate_node(view, candidate)
@@ -87,8 +93,9 @@ def _sign(scale: float | None) -> str | None:
 
 def _site(view: GraphView, site: AttentionSite) -> Known:
     query, key = site.query.tensor, site.key.tensor
-    known = _product(view, query, key, site.value.tensor, keys=-1 if site.key.transposed else -2)
-    known |= {"heads": site.heads, "kv_heads": site.kv_heads, "causal": site.causal, "softcap": False, "turned": False}
+    known = _product(view, query, key, site.value.tensor, keys=-2)
+    known |= {"heads": site.heads, "kv_heads": site.kv_heads, "causal": site.causal, "turned": site.turned}
+    known |= {"softcap": any(term.kind == "softcap" for term in site.terms)}
     known |= {"head_dim": site.head_dim, "value_head": "same" if site.value_dim == site.head_dim else "other"}
     return (
         known | {"batch": _batch(view, query, site.heads), "scale": _sign(site.scale)} | _masks(view, site.masks, query)

@@ -109,19 +109,15 @@ LANDS = (
             "code": AnyOf(
                 (
                     "scale-not-constant",
-                    "scale-after-mask",
                     "scores-changed",
                     "probabilities-changed",
-                    "softmax-spelled-out",
                 )
             ),
             "dtype": HALF,
         },
         {"code": "scale-not-constant"},
-        {**ADDITIVE, "code": "scale-after-mask"},
         {"code": "scores-changed"},
         {"code": "probabilities-changed"},
-        {"code": "softmax-spelled-out"},
         presumed=False,
     ),
     _lands(

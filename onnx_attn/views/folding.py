@@ -17,7 +17,7 @@ MOST_BYTES = 16 * 2**20
 """Of one value. A table of relative positions is small, what it is spread to is not: a fold must not swell the file."""
 MOST_BYTES_TOGETHER = 64 * 2**20
 """Of the values that are computed in one run."""
-_RANDOM = frozenset(
+RANDOM = frozenset(
     "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli Multinomial Dropout".split()
 )
 
@@ -40,7 +40,7 @@ def is_constant(view: GraphView, node: gs.Node) -> bool:
 
 def _verdict(view: GraphView, node: gs.Node) -> tuple[bool | None, list[int]]:
     """What is known of a node, or the nodes above it that have to be looked at first."""
-    if node.op in _RANDOM or node.domain not in ("", "ai.onnx", None):
+    if node.op in RANDOM or node.domain not in ("", "ai.onnx", None):
         return False, []
     if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
         return False, []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,39 +12,96 @@ import onnx_graphsurgeon as gs
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.graph.world import Shape, World
 from onnx_attn.views.layout import Layout, common, decode
+from onnx_attn.views.uniform import uniform
 
 SAME_ORDER = frozenset(
-    {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Mul", "Div", "Neg", "Dropout", "Pad"}
+    {
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Identity",
+        "Cast",
+        "Mul",
+        "Div",
+        "Neg",
+        "Dropout",
+        "Pad",
+        "Add",
+        "Sub",
+    }
 )
 """Nodes of a trace that leave the elements in their order: their result is the input, reshaped."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One node of a trace and the tensor that the walk came through."""
+    """One node of a trace and the tensor that the walk came through.
+
+    branches: of a Concat, the ways to its inputs, all from one tensor.
+    """
 
     node: gs.Node
     output: gs.Tensor
+    branches: tuple[tuple[Step, ...], ...] = ()
+
+    @property
+    def whole(self) -> Iterator[Step]:
+        """The step and those of its branches."""
+        yield self
+        for branch in self.branches:
+            for step in branch:
+                yield from step.whole
 
 
 def moves(view: GraphView, node: gs.Node, output: gs.Tensor) -> bool:
     """True if `output` of this node holds elements of the node's first input and nothing else, each at most once."""
     if node.domain not in STANDARD or view.shapes(output) is None or view.shapes(node.inputs[0]) is None:
         return False
-    if node.op in ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split"):
+    if node.op == "Split" or rearranges(view, node):
         return True
     if node.op == "Slice":
         return all(view.constant(tensor) is not None for tensor in node.inputs[1:] if tensor.name)
     if node.op == "Gather":
-        return view.constant(node.inputs[1]) is not None and not view.is_weight(node.inputs[0])
+        taken = view.constant(node.inputs[1])
+        once = taken is not None and np.unique(taken).size == taken.size
+        return once and not view.is_weight(node.inputs[0])
     return is_identity(view, node) and output is node.outputs[0]
+
+
+_REARRANGE = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
+
+
+def rearranges(view: GraphView, node: gs.Node) -> bool:
+    """True if a node's one result holds each element of its first input once, in other axes."""
+    if node.domain not in STANDARD or not (node.op in _REARRANGE or permutation(node) is not None):
+        return False
+    return view.shapes(node.outputs[0]) is not None and view.shapes(node.inputs[0]) is not None
+
+
+def permutation(node: gs.Node) -> list[int] | None:
+    """The order of axes that a Transpose, or an Einsum of one operand, puts its input in; None for other nodes.
+
+    Source: onnx operator specification: without perm, Transpose reverses the axes.
+    """
+    if node.op == "Transpose":
+        given = node.attrs.get("perm")
+        return list(given) if given is not None else None
+    if node.op != "Einsum" or len(node.inputs) != 1:
+        return None
+    before, arrow, after = str(node.attrs.get("equation", "")).replace(" ", "").partition("->")
+    if not arrow or "." in before or sorted(before) != sorted(after) or len(set(before)) != len(before):
+        return None
+    return [before.index(letter) for letter in after]
 
 
 def repeats(view: GraphView, node: gs.Node) -> bool:
     """True if a node holds the elements of its first input several times over and nothing else."""
-    if node.domain not in STANDARD or node.op not in ("Expand", "Tile"):
+    if node.domain not in STANDARD or node.op not in ("Expand", "Tile", "Gather"):
         return False
     if view.shapes(node.outputs[0]) is None or view.shapes(node.inputs[0]) is None:
+        return False
+    if node.op == "Gather" and view.is_weight(node.inputs[0]):
         return False
     return node.op == "Expand" or view.constant(node.inputs[1]) is not None
 
@@ -62,12 +119,35 @@ def is_empty_pad(view: GraphView, node: gs.Node) -> bool:
 
 
 def is_identity(view: GraphView, node: gs.Node) -> bool:
-    """Identity, a Cast to the type that is there already, a Pad by nothing, or Dropout that does nothing at inference."""
+    """Identity, a Cast to the type that is there already, a Pad by nothing, a sum with zeros, a product with ones, or Dropout
+    that does nothing at inference."""
     if node.domain not in STANDARD:
         return False
+    if node.op in _NEUTRAL:
+        return neutral_operand(view, node) is not None
     if node.op == "Identity" or is_noop_cast(view, node) or is_empty_pad(view, node):
         return True
     return node.op == "Dropout" and dropout_is_inference(view, node)
+
+
+def neutral_operand(view: GraphView, node: gs.Node) -> int | None:
+    """The place of the operand that a sum with zeros, or a product with ones, leaves as it is."""
+    shape, nothing = view.shapes(node.outputs[0]), _NEUTRAL[node.op]
+    for place in (0, 1) if node.op in ("Add", "Mul") else (0,):
+        if shape is None or view.shapes(node.inputs[place]) != shape:
+            continue
+        if uniform(view, node.inputs[1 - place]) == nothing:
+            return place
+    return None
+
+
+_NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
+"""What leaves the other operand as it is: of Sub and Div, the first one."""
+
+
+def handed_on(view: GraphView, node: gs.Node) -> gs.Tensor:
+    """What an identity hands on."""
+    return node.inputs[neutral_operand(view, node) or 0] if node.op in ("Add", "Mul") else node.inputs[0]
 
 
 def dropout_is_inference(view: GraphView, node: gs.Node) -> bool:
@@ -129,11 +209,14 @@ def index_map(
 def _key(view: GraphView, step: Step) -> tuple[object, ...]:
     """All that decides what a step does."""
     node = step.node
+    if step.branches:
+        return ("Concat", node.attrs["axis"], *(tuple(_key(view, each) for each in branch) for branch in step.branches))
     if node.op in SAME_ORDER:
         return (view.shapes(step.output),)
     details: list[object] = [node.op, view.shapes(step.output)]
-    if node.op == "Transpose":
-        details.append(tuple(node.attrs.get("perm") or ()))
+    if node.op in ("Transpose", "Einsum"):
+        details[0] = "Transpose"
+        details.append(tuple(permutation(node) or ()))
     elif node.op == "Split":
         before = next(i for i, output in enumerate(node.outputs) if output is step.output)
         details += [node.attrs.get("axis", 0), *(view.shapes(output) for output in node.outputs[:before])]
@@ -147,11 +230,12 @@ def run(step: Step, index: np.ndarray, world: World, width: int | None = None) -
     """Apply one step to an index tensor, at the sizes of one world; `width` replaces the last axis's size."""
     node, shape = step.node, world.shape(step.output.name)
     assert shape is not None
+    if step.branches:
+        return np.concatenate([_along(branch, index, world) for branch in step.branches], axis=node.attrs["axis"])
     if node.op in SAME_ORDER:
         return index.reshape(shape if width is None else (*shape[:-1], width))
-    if node.op == "Transpose":
-        perm = node.attrs.get("perm") or list(range(index.ndim))[::-1]
-        return index.transpose(perm)
+    if node.op in ("Transpose", "Einsum"):
+        return index.transpose(permutation(node) or list(range(index.ndim))[::-1])
     if node.op == "Split":
         return _split(step, index, world)
     if node.op == "Expand":
@@ -165,6 +249,12 @@ def run(step: Step, index: np.ndarray, world: World, width: int | None = None) -
         assert value is not None
         return np.take(index, value, axis=node.attrs.get("axis", 0))
     return _slice(node, index, world)
+
+
+def _along(steps: Sequence[Step], index: np.ndarray, world: World) -> np.ndarray:
+    for step in steps:
+        index = run(step, index, world)
+    return index
 
 
 def _split(step: Step, index: np.ndarray, world: World) -> np.ndarray:

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from onnx_attn.graph.view import STANDARD, GraphView
-from onnx_attn.views.movement import Step, moves, repeats
+from onnx_attn.views.movement import Step, handed_on, moves, repeats
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,57 @@ class Trace:
     steps: tuple[Step, ...]
 
 
-def trace(view: GraphView, tensor: gs.Tensor, through_repeats: bool = False) -> Trace:
+DEEPEST = 2
+"""How many joins may lie within each other: heads are cut apart and stacked once, maps rolled along two axes."""
+
+
+def trace(view: GraphView, tensor: gs.Tensor, through_repeats: bool = False, depth: int = DEEPEST) -> Trace:
     """Follow `tensor` up as far as its elements are only moved, or multiplied by one constant number.
 
     through_repeats: and on through what repeats them, as heads of K and V that several heads of Q share are repeated.
+    depth: how many joins of pieces of one tensor may still be read through.
     """
-    factor, steps = 1.0, []
+    factor = 1.0
+    steps: list[Step] = []
     while (node := view.producer(tensor)) is not None and view.in_main_graph(node):
+        if node.op == "Concat" and depth:
+            joined = read_joined(view, node, tensor, depth - 1)
+            if joined is None:
+                break
+            tensor, by, step = joined
+            factor *= by
+            steps.append(step)
+            continue
         if (scalar := scalar_factor(view, node)) is not None:
             below, by = scalar
             factor *= by
-        elif moves(view, node, tensor) or (through_repeats and repeats(view, node)):
+        elif moves(view, node, tensor):
+            below = handed_on(view, node)
+        elif through_repeats and repeats(view, node):
             below = node.inputs[0]
         else:
             break
         steps.append(Step(node, tensor))
         tensor = below
     return Trace(tensor, factor, tuple(reversed(steps)))
+
+
+def read_joined(
+    view: GraphView, node: gs.Node, tensor: gs.Tensor, depth: int = DEEPEST
+) -> tuple[gs.Tensor, float, Step] | None:
+    """What a Concat joins pieces of, where they are pieces of one activation with one factor: heads that were cut apart and
+    stacked. As the activation, the factor and the step."""
+    shape = view.shapes(node.outputs[0])
+    if node.domain not in STANDARD or shape is None or len(node.inputs) < 2:
+        return None
+    found = [trace(view, each, depth=depth) for each in node.inputs]
+    first = found[0]
+    same = all(each.source is first.source and each.factor == first.factor for each in found)
+    if not same or not all(each.steps for each in found) or view.is_weight(first.source):
+        return None
+    if view.shapes(first.source) is None:
+        return None
+    return first.source, first.factor, Step(node, tensor, tuple(each.steps for each in found))
 
 
 def scalar_factor(view: GraphView, node: gs.Node) -> tuple[gs.Tensor, float] | None:

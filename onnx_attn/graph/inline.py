@@ -1,0 +1,45 @@
+"""Put the bodies of some of a model's functions where they are called: onnx's own inliner, and names as they were."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection
+
+import onnx
+from onnx import inliner
+
+from onnx_attn.graph.slim import slim_copy
+
+_SUFFIX = re.compile(r"__\d+$")
+"""What the inliner appends to every name of a call."""
+
+FunctionId = tuple[str, str]
+
+
+def inline_functions(proto: onnx.ModelProto, functions: Collection[FunctionId]) -> None:
+    """Inline the calls of these functions, given as (domain, name), in `proto` itself.
+
+    The inliner sees the model without its weights, so that it copies none. A node keeps the name that it has in its function,
+    where no other node has it.
+    """
+    inlined = inliner.inline_selected_functions(slim_copy(proto), list(functions))
+    before = {node.name for node in proto.graph.node}
+    _restore_names(inlined.graph, before)
+    del proto.graph.node[:]
+    proto.graph.node.extend(inlined.graph.node)
+    known = {value.name for value in proto.graph.value_info}
+    proto.graph.value_info.extend(value for value in inlined.graph.value_info if value.name not in known)
+    del proto.functions[:]
+    proto.functions.extend(inlined.functions)
+    present = {entry.domain for entry in proto.opset_import}
+    proto.opset_import.extend(entry for entry in inlined.opset_import if entry.domain not in present)
+
+
+def _restore_names(graph: onnx.GraphProto, before: Collection[str]) -> None:
+    fresh = [node for node in graph.node if node.name not in before and _SUFFIX.search(node.name)]
+    counts = Counter(_SUFFIX.sub("", node.name) for node in fresh)
+    for node in fresh:
+        name = _SUFFIX.sub("", node.name)
+        if counts[name] == 1 and name not in before:
+            node.name = name

@@ -1,0 +1,124 @@
+"""Sites that do not lie in the main graph: functions are inlined, and a body of If, Loop or Scan is a model of its own.
+
+What reads and rewrites models does so with a body too; nothing else knows of scopes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from onnx_attn.domain import DOMAIN
+from onnx_attn.graph.body import Body, bodies_of, put_back, take_out
+from onnx_attn.graph.inline import inline_functions
+from onnx_attn.graph.load import Loaded
+from onnx_attn.graph.view import GraphView
+from onnx_attn.graph.world import World
+from onnx_attn.recognize.candidates import recognize
+from onnx_attn.site import Candidate, Verdict
+
+Entry = dict[str, Any]
+
+
+def with_functions_inlined(loaded: Loaded, view: GraphView, own: bool) -> tuple[Loaded, GraphView, list[Candidate]]:
+    """The model to read, and its candidates: functions in which attention lies are put where they are called.
+
+    own: the model may be changed; else a copy is.
+    """
+    candidates = recognize(view)
+    functions = _functions_around(loaded.proto, candidates)
+    if not functions:
+        return loaded, view, candidates
+    if not own:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(loaded.proto)
+        loaded = Loaded(copy, loaded.name, loaded.data_files)
+    inline_functions(loaded.proto, functions)
+    view = GraphView(loaded.proto)
+    return loaded, view, recognize(view)
+
+
+def _functions_around(proto: onnx.ModelProto, candidates: Sequence[Candidate]) -> list[tuple[str, str]]:
+    """The functions of the model that nested attention lies in, however deep."""
+    named = {
+        name
+        for candidate in candidates
+        if isinstance(candidate, Verdict) and candidate.code == "nested-graph"
+        for name in re.findall(r"\((\w+)\)", candidate.scope)
+    }
+    return [(f.domain, f.name) for f in proto.functions if f.name in named and f.domain != DOMAIN]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The candidates of one body: where they stand in the report, and the body."""
+
+    places: tuple[int, ...]
+    body: Body
+
+
+def blocks(model: onnx.ModelProto, worlds: Collection[World], entries: Sequence[object]) -> list[Block]:
+    """The bodies of `model` in which attention was found, with the places of their candidates among `entries`."""
+    found = []
+    for owner, node in enumerate(model.graph.node):
+        for attribute in bodies_of(node):
+            graph = next(each.g for each in node.attribute if each.name == attribute)
+            name = node.name or next((output for output in node.output if output), node.op_type)
+            scope = f"{graph.name} ({attribute}) | {name} ({node.op_type})"
+            places = tuple(
+                place
+                for place, entry in enumerate(entries)
+                if isinstance(entry, Verdict) and entry.code == "nested-graph" and _lies_in(entry.scope, scope)
+            )
+            body = take_out(model, owner, attribute, worlds) if places else None
+            if body is not None:
+                found.append(Block(places, body))
+    return found
+
+
+def _lies_in(inner: str, scope: str) -> bool:
+    return inner == scope or inner.endswith(f" | {scope}")
+
+
+def merged(entries: list[Entry], found: Sequence[tuple[Block, list[Entry]]]) -> list[Entry]:
+    """The report's candidates with those of bodies as their own reading tells them, numbered anew."""
+    instead: dict[int, list[Entry]] = {}
+    for block, own in found:
+        instead |= {place: [] for place in block.places}
+        instead[block.places[0]] = own
+    flat = [entry for place, before in enumerate(entries) for entry in instead.get(place, [before])]
+    counts = {"site": 0, "other": 0}
+    for entry in flat:
+        kind = "other" if entry["status"] == "not_attention" else "site"
+        entry["id"] = f"{kind}-{counts[kind]}"
+        counts[kind] += 1
+    return flat
+
+
+def counted(report: dict[str, Any]) -> None:
+    """Bring the report's totals in line with its candidates."""
+    statuses = [candidate["status"] for candidate in report["candidates"]]
+    report["refused"] = statuses.count("refused")
+    report["sites"] = statuses.count("site") + report["refused"]
+    if "fused" in report:
+        report["fused"] = statuses.count("site")
+
+
+def replace_bodies(
+    model: onnx.ModelProto,
+    found: Sequence[Block],
+    rewrite: Callable[[Body], tuple[list[Entry], onnx.ModelProto | None]],
+) -> tuple[list[tuple[Block, list[Entry]]], bool]:
+    """Rewrite each body; a body that changed is put back. Returns its candidates, and whether any did."""
+    results, changed = [], False
+    for block in found:
+        own, after = rewrite(block.body)
+        results.append((block, own))
+        if after is not None:
+            put_back(model, block.body, after)
+            changed = True
+    return results, changed

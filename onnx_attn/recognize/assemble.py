@@ -1,0 +1,198 @@
+"""A site from its parts: Q, K, V, masks and the result, each in the axes in which sites are written.
+
+    query (batch…, N, S, H)    key (batch…, N, L, H)    value (batch…, N, L, Hv)    masks over (batch…, N, S, L)
+
+What the graph has in other axes is arranged: by moves that stand in no graph until a form writes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+
+import onnx_graphsurgeon as gs
+
+from onnx_attn.graph.view import GraphView, label
+from onnx_attn.recognize.normaliser import Normaliser
+from onnx_attn.recognize.operands import head_count, kv_head_count, read_operand
+from onnx_attn.recognize.probabilities import Product
+from onnx_attn.recognize.projection import read_projection
+from onnx_attn.recognize.result import Stop
+from onnx_attn.recognize.scores import Scores
+from onnx_attn.recognize.site_axes import SiteAxes, present, read_axes
+from onnx_attn.site import AttentionSite, Operand, ScoreTerm
+from onnx_attn.views.arrange import Move, arranged, moves_between, sayable
+from onnx_attn.views.axes import Atom, Axis, Frame, frame_of, leaves
+from onnx_attn.views.contraction import Labels
+from onnx_attn.views.trace import FLOATS
+
+
+def assemble(view: GraphView, softmax: Normaliser, scores: Scores, below: Product) -> AttentionSite | Stop:
+    """The site of a softmax between its two products, or why it is none that can be written."""
+    axes = read_axes(view, softmax, scores, below)
+    if isinstance(axes, Stop):
+        return axes
+    features = _fresh(view, axes.product.left, axes.product.left_axes, axes.product.summed)
+    value_features = _fresh(
+        view,
+        axes.values.right,
+        axes.values.right_axes,
+        tuple(name for name in axes.values.right_axes if name not in axes.values.left_axes),
+    )
+    width: Axis = tuple(atom for name in axes.product.summed for atom in features[name])
+    value_width: Axis = tuple(atom for axis in value_features.values() for atom in axis)
+    query = _operand(view, axes, axes.product.left, axes.product.left_axes, axes.scores | features, (axes.rows, width))
+    key = _operand(view, axes, axes.product.right, axes.product.right_axes, axes.scores | features, (axes.keys, width))
+    value = _operand(
+        view,
+        axes,
+        axes.values.right,
+        axes.values.right_axes,
+        axes.probabilities | value_features,
+        (axes.keys, value_width),
+    )
+    result = _result_moves(view, axes, axes.probabilities | value_features, value_width)
+    if query is None or key is None or value is None or result is None:
+        return Stop("shape-unknown", scores.product.node, "its axes cannot be brought into order")
+    terms = _terms(view, axes)
+    if isinstance(terms, Stop):
+        return terms
+    return _site(view, softmax, scores, below, axes, (query, key, value), terms, result)
+
+
+def _fresh(view: GraphView, tensor: gs.Tensor, labels: Labels, wanted: Labels) -> dict[Hashable, Axis]:
+    """Axes of their own for some labels of a tensor."""
+    shapes = view.shapes(tensor)
+    assert shapes is not None
+    return {name: axis for name, axis in zip(labels, frame_of(shapes), strict=True) if name in wanted}
+
+
+def _operand(
+    view: GraphView,
+    axes: SiteAxes,
+    tensor: gs.Tensor,
+    labels: Labels,
+    known: Mapping[Hashable, Axis],
+    last: tuple[Axis, Axis],
+) -> Operand | None:
+    """An operand with its batch axes in the site's order and `last` behind them; None if it has others."""
+    frame = tuple(leaves(known.get(name, ())) for name in labels)
+    own = present(view, tensor, frame)
+    frame = tuple(axis if {*axis} <= own else () for axis in frame)
+    return _arrange(view, tensor, frame, (*(_held(axis, own) for axis in axes.batch), *last))
+
+
+def _held(axis: Axis, own: set[Atom]) -> Axis:
+    """What a tensor has of an axis: all of it, the heads that others share, or nothing."""
+    return tuple(atom for atom in axis if atom in own)
+
+
+def _arrange(view: GraphView, tensor: gs.Tensor, frame: Frame, wanted: Frame) -> Operand | None:
+    moves = _moves(view, frame, wanted)
+    return read_operand(view, tensor, moves) if moves is not None else None
+
+
+def _moves(view: GraphView, frame: Frame, wanted: Frame) -> list[Move] | None:
+    moves = moves_between(frame, wanted, len(view.worlds))
+    return moves if moves is not None and all(sayable(move) for move in moves) else None
+
+
+def _result_moves(view: GraphView, axes: SiteAxes, known: Mapping[Hashable, Axis], width: Axis) -> list[Move] | None:
+    """From `(batch…, N, S, Hv)` to the axes that the graph's own P·V has."""
+    frame = tuple(leaves(known.get(name, ())) for name in axes.values.result_axes)
+    own = {atom for axis in frame for atom in axis}
+    written = (*axes.batch, axes.rows, width)
+    if own != {atom for axis in written for atom in axis}:
+        return None
+    return _moves(view, written, frame)
+
+
+def _terms(view: GraphView, axes: SiteAxes) -> tuple[ScoreTerm, ...] | Stop:
+    found = []
+    for term, at in axes.terms:
+        if term.mask is None:
+            found.append(term)
+            continue
+        mask = _mask(view, axes, term.mask, at)
+        if mask is None:
+            return Stop("mask-shape", axes.product.node, f"'{term.mask.name}' holds axes of the scores in part")
+        found.append(replace(term, mask=mask))
+    return tuple(found)
+
+
+def _mask(view: GraphView, axes: SiteAxes, mask: gs.Tensor, at: Frame) -> gs.Tensor | None:
+    """The mask over the axes of the site's scores; itself, where it broadcasts over them as it stands."""
+    rank = view.rank(mask) or 0
+    own = present(view, mask, at)
+    frame = tuple(tuple(atom for atom in axis if atom in own) for axis in at[len(at) - rank :])
+    wanted = []
+    for axis in (*axes.batch, axes.rows, axes.keys):
+        held = _held(axis, own)
+        if held and held != axis:
+            return None
+        wanted.append(held)
+    bare = _bare(tuple(wanted))
+    if _bare(frame) == bare and rank <= len(wanted):
+        return mask
+    moves = _moves(view, frame, bare)
+    return arranged(view, mask, moves)[0] if moves is not None else None
+
+
+def _bare(frame: Frame) -> Frame:
+    """Without the leading axes of size 1, which broadcasting adds."""
+    first = next((place for place, axis in enumerate(frame) if axis), len(frame))
+    return frame[first:]
+
+
+def _site(
+    view: GraphView,
+    softmax: Normaliser,
+    scores: Scores,
+    below: Product,
+    axes: SiteAxes,
+    operands: tuple[Operand, Operand, Operand],
+    terms: tuple[ScoreTerm, ...],
+    result: list[Move],
+) -> AttentionSite | Stop:
+    query, key, value = operands
+    scale = query.trace.factor * key.trace.factor * scores.scale
+    if not math.isfinite(scale):
+        return Stop("scale-not-constant", scores.product.node, "it is not a finite number")
+    types = [view.elem_type(operand.tensor) for operand in operands]
+    # V may have a type of its own: half-precision exports with a float32 mask compute softmax and P·V in float32.
+    if types[0] != types[1] or not set(types) <= set(FLOATS):
+        return Stop("type-not-supported", scores.product.node)
+    sizes = [view.static(operand.tensor, -1) for operand in (key, value)]
+    if None in sizes and len({view.static(operand.tensor, -3) for operand in operands if axes.batch}) > 1:
+        return Stop("shape-unknown", scores.product.node, "heads of a size that varies are shared")
+    return AttentionSite(
+        name=label(softmax.node),
+        node=softmax.node,
+        product=scores.product.node,
+        query=query,
+        key=key,
+        value=value,
+        scale=scale,
+        scores_scale=scores.scale,
+        terms=terms,
+        probabilities_dtypes=below.dtypes,
+        guard=below.guard,
+        output=below.output or axes.values.result,
+        value_product=below.node,
+        result=tuple(result),
+        heads=head_count(view, axes, query),
+        kv_heads=kv_head_count(view, axes, key),
+        head_dim=view.static(query.tensor, -1),
+        value_dim=view.static(value.tensor, -1),
+        projection=read_projection(view, query, key, value),
+        turned=_turned(view, softmax, below),
+        anchor="" if softmax.in_one_node else label(below.node),
+        overflows=softmax.overflows,
+        notes=below.notes,
+    )
+
+
+def _turned(view: GraphView, softmax: Normaliser, below: Product) -> bool:
+    last = (view.rank(softmax.scores) or 0) - 1
+    return last not in softmax.axes or below.swapped or any(step.node.op == "Transpose" for step in below.steps)

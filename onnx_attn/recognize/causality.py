@@ -1,0 +1,124 @@
+"""Does a site's mask keep queries from later keys? Read off the mask's numbers, with nothing padded away.
+
+Exporters write causality as a stored triangle, as a comparison of two ranges, as Trilu of ones, joined with the padding by And,
+by Where or by a sum. Whole numbers and booleans that a caller gives are set to one (nothing is padding), the mask is computed at
+the sizes of one world, and looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import helper
+
+from onnx_attn.graph.edit import reads
+from onnx_attn.graph.view import GraphView
+from onnx_attn.runtime import CannotRun, Session
+from onnx_attn.site import ScoreTerm
+from onnx_attn.views.arrange import real, rearranged
+
+BLOCKED = -9999.0
+"""From here on downwards a number that is added blocks: exporters write -1e4, the lowest number, or minus infinity."""
+MOST_NODES = 256
+_COMPUTES = frozenset({"MatMul", "Gemm", "Conv", "Einsum", "Attention", "Softmax", "If", "Loop", "Scan"})
+"""What makes biases from activations rather than masks from sizes."""
+
+
+def blocks_later_keys(view: GraphView, masks: Sequence[ScoreTerm]) -> bool:
+    """Whether no query attends to a later key, by these masks together; False where they cannot be computed by themselves."""
+    attended: np.ndarray | None = None
+    for term in masks:
+        assert term.mask is not None
+        shapes = view.shapes(term.mask)
+        if shapes is None or len(shapes[0]) < 2 or min(shapes[0][-2:]) < 2:
+            continue
+        value = _value(view, term.mask)
+        if value is None:
+            continue
+        allowed = _attended(term, value)
+        attended = allowed if attended is None else attended & allowed
+    return attended is not None and _is_causal(attended)
+
+
+def _attended(term: ScoreTerm, value: np.ndarray) -> np.ndarray:
+    if term.kind == "where":
+        return value.astype(bool) == term.keep_when
+    return (-value if term.kind == "subtract" else value) > BLOCKED
+
+
+def _is_causal(attended: np.ndarray) -> bool:
+    """Nothing above the diagonal, and everything on it; of unequal lengths the first or the last positions agree."""
+    queries, keys = attended.shape[-2:]
+    for offset in {0, keys - queries}:
+        later = np.triu(np.ones((queries, keys), bool), offset + 1)
+        on = np.eye(queries, keys, offset, dtype=bool)
+        if later.any() and not attended[..., later].any() and attended[..., on].all():
+            return True
+    return False
+
+
+def _value(view: GraphView, mask: gs.Tensor) -> np.ndarray | None:
+    """A mask's numbers at the first world's sizes, over the axes of the site."""
+    tensor = real(view, mask)
+    if tensor.name not in view.computed:
+        view.computed[tensor.name] = _run(view, tensor)
+    value = view.computed[tensor.name]
+    return None if value is None else rearranged(view, value, mask)
+
+
+def _run(view: GraphView, tensor: gs.Tensor) -> np.ndarray | None:
+    found = _ancestors(view, tensor)
+    if found is None:
+        return None
+    positions, inputs, weights = found
+    world = view.worlds[0]
+    shape = world.shape(tensor.name)
+    nodes = [view.proto.graph.node[position] for position in sorted(positions)]
+    made = {name for node in nodes for name in node.output}
+    if any(name and name not in made | inputs | weights for node in nodes for name in reads(node)):
+        return None
+    types = {name: helper.make_tensor_value_info(name, world.elem_type(name), world.shape(name)) for name in inputs}
+    output = helper.make_tensor_value_info(tensor.name, world.elem_type(tensor.name), shape)
+    stored = [view.initializer(name) for name in weights]
+    graph = helper.make_graph(nodes, "mask", list(types.values()), [output], stored)
+    model = onnx.ModelProto(graph=graph, ir_version=view.proto.ir_version)
+    model.opset_import.extend(view.proto.opset_import)
+    try:
+        given = {name: _given(view, name) for name in inputs}
+        return Session(model, tensor.name).run(given)[0]
+    except (CannotRun, ValueError):
+        return None
+
+
+def _given(view: GraphView, name: str) -> np.ndarray:
+    """Ones for whole numbers and booleans, zeros for the rest."""
+    world = view.worlds[0]
+    shape, dtype = world.shape(name), helper.tensor_dtype_to_np_dtype(world.elem_type(name))
+    if shape is None:
+        raise ValueError(name)
+    return np.ones(shape, dtype) if np.dtype(dtype).kind in "iub" else np.zeros(shape, dtype)
+
+
+def _ancestors(view: GraphView, tensor: gs.Tensor) -> tuple[set[int], set[str], set[str]] | None:
+    """Positions of the nodes that make a tensor, the inputs and the weights that they start from. None if it is made from
+    activations, or by too many nodes."""
+    positions: set[int] = set()
+    inputs: set[str] = set()
+    weights: set[str] = set()
+    queue = [tensor]
+    while queue:
+        tensor = queue.pop()
+        node = view.producer(tensor)
+        if node is None:
+            if tensor.name:
+                (weights if isinstance(tensor, gs.Constant) else inputs).add(tensor.name)
+            continue
+        if not view.in_main_graph(node) or node.op in _COMPUTES or len(positions) > MOST_NODES:
+            return None
+        if view.position(node) not in positions:
+            positions.add(view.position(node))
+            queue.extend(node.inputs)
+    return positions, inputs, weights

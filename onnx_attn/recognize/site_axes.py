@@ -1,0 +1,246 @@
+"""Which axes of the two products are batch, heads, queries, keys and features, wherever they stand.
+
+The labels of the products say what is shared; the softmax says which side the keys are on; where the channels of Q's layer
+went says which axis is that of heads. Nothing else: no position has a meaning of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+
+import onnx_graphsurgeon as gs
+
+from onnx_attn.graph.view import GraphView, label
+from onnx_attn.recognize.normaliser import Normaliser
+from onnx_attn.recognize.origin import Origin, read_origin
+from onnx_attn.recognize.probabilities import Product
+from onnx_attn.recognize.result import Stop
+from onnx_attn.recognize.scores import Scores
+from onnx_attn.site import ScoreTerm
+from onnx_attn.views.axes import Atom, Axis, Frame, frame_of, leaves, reshaped, settled
+from onnx_attn.views.contraction import Contraction, Labels
+from onnx_attn.views.layout import REPEAT, Digit
+from onnx_attn.views.movement import Step, permutation
+from onnx_attn.views.trace import trace
+
+ByLabel = dict[Hashable, Axis]
+
+
+@dataclass(frozen=True)
+class SiteAxes:
+    """The axes of a site's scores, and how its tensors hold them.
+
+    product: with Q on the left. values: P·V with P on the left.
+    scores: the scores' axes by the labels of `product`. probabilities: the same by the labels of `values`.
+    batch: in the order in which the site is written, heads last. heads: how many of these, from the last, are heads; None where
+        nothing tells. terms: masks and the like with the axes of the scores that they meet.
+    """
+
+    product: Contraction
+    values: Contraction
+    scores: ByLabel
+    probabilities: ByLabel
+    batch: Frame
+    heads: int | None
+    rows: Axis
+    keys: Axis
+    terms: tuple[tuple[ScoreTerm, Frame], ...]
+
+
+def read_axes(view: GraphView, softmax: Normaliser, scores: Scores, below: Product) -> SiteAxes | Stop:
+    """Read the axes of a softmax between two products; Stop where they are no attention's."""
+    shapes = view.shapes(scores.product.result)
+    assert shapes is not None and below.product is not None
+    frame = frame_of(shapes)
+    by_label: ByLabel = dict(zip(scores.product.result_axes, frame, strict=True))
+    terms: list[tuple[ScoreTerm, Frame]] = []
+    for item in scores.items:
+        if isinstance(item, ScoreTerm):
+            terms.append((item, frame))
+            continue
+        moved = _through(view, item, frame)
+        if moved is None:
+            return Stop("scores-changed", item.node, f"{item.node.op} '{label(item.node)}'")
+        frame = moved
+    over = frame
+    for step in below.steps:
+        moved = _through(view, step, frame)
+        if moved is None:
+            return Stop("probabilities-changed", step.node, f"{step.node.op} '{label(step.node)}'")
+        frame = moved
+    probabilities: ByLabel = dict(zip(below.product.left_axes, frame, strict=True))
+    keys = leaves(atom for axis in softmax.axes for atom in over[axis])
+    moves = any(isinstance(item, Step) for item in scores.items)
+    sided = _sided(scores.product, by_label, keys, None if moves else softmax.axes)
+    if sided is None:
+        return Stop("softmax-axis", softmax.node)
+    product, key_labels = sided
+    summed = leaves(atom for name in below.product.summed for atom in probabilities[name])
+    if {*summed} != {*keys}:
+        return Stop("operand-order" if below.swapped else "softmax-axis", below.node if below.swapped else softmax.node)
+    found = _roles(view, product, below.product, by_label, probabilities, key_labels)
+    if isinstance(found, Stop):
+        return found
+    batch, heads, rows = found
+    read = SiteAxes(
+        product,
+        below.product,
+        _settled(by_label),
+        _settled(probabilities),
+        settled(batch),
+        heads,
+        leaves(rows),
+        leaves(keys),
+        tuple((term, settled(at)) for term, at in terms),
+    )
+    return _grouped(view, read)
+
+
+def _settled(axes: Mapping[Hashable, Axis]) -> ByLabel:
+    return {name: leaves(axis) for name, axis in axes.items()}
+
+
+def _through(view: GraphView, step: Step, frame: Frame) -> Frame | None:
+    node = step.node
+    if node.op in ("Transpose", "Einsum"):
+        return tuple(frame[axis] for axis in permutation(node) or range(len(frame))[::-1])
+    shapes = view.shapes(step.output)
+    return reshaped(frame, shapes) if shapes is not None else None
+
+
+def _sided(
+    product: Contraction, axes: ByLabel, keys: Axis, positions: tuple[int, ...] | None
+) -> tuple[Contraction, Labels] | None:
+    """The product with K on the right: the softmax runs over all of its own axes that are no heads, and over nothing else.
+
+    positions: the softmax's axes in the product's result, where nothing moves between; they tell where there is one key only.
+    """
+    wanted = {*keys}
+    for turned in (product, product.turned):
+        own = [name for name in turned.right_axes if name not in turned.left_axes]
+        found = [name for name in own if {*leaves(axes[name])} <= wanted]
+        if wanted and {atom for name in found for atom in leaves(axes[name])} == wanted:
+            return turned, tuple(name for name in found if axes[name])
+        if not wanted and positions is not None and any(product.result_axes[at] in own for at in positions):
+            return turned, tuple(product.result_axes[at] for at in positions if product.result_axes[at] in own)
+    return None
+
+
+def _roles(
+    view: GraphView,
+    product: Contraction,
+    values: Contraction,
+    axes: ByLabel,
+    probabilities: ByLabel,
+    key_labels: Labels,
+) -> tuple[Frame, int | None, Axis] | Stop:
+    """Batch axes in order (heads last), how many are heads, and the axis of queries."""
+    shared = {
+        atom
+        for name in values.right_axes
+        if name in probabilities and name not in values.summed
+        for atom in leaves(probabilities[name])
+    }
+    own = [name for name in product.result_axes if name in product.left_axes and name not in product.right_axes]
+    channels = _channels(view, product.left, product.left_axes, axes)
+    if channels is None:
+        channels = _channels(view, product.right, product.right_axes, axes)
+    heads = {*leaves(channels or ())}
+    rows = [name for name in own if not {*leaves(axes[name])} & shared]
+    if len(rows) > 1:
+        # Without a layer that tells, axes of Q alone are heads that share one of K and V; only the last is of queries.
+        rows = rows[-1:] if channels is None else [name for name in rows if not _within(axes[name], heads)]
+    if not rows:
+        return Stop("no-value-product", values.node, "the values differ from query to query")
+    taken = {*rows, *key_labels}
+    batch = [axis for name in product.result_axes if name not in taken for axis in _pieces(axes[name])]
+    queries = leaves(atom for name in rows for atom in axes[name])
+    if channels is None:
+        return tuple(batch), None, queries
+    last = [axis for axis in batch if _within(axis, heads)]
+    others = [axis for axis in batch if not _within(axis, heads)]
+    if not last:
+        last = [()]  # One head: its axis has to stand where heads do.
+        if () in others:
+            others.remove(())
+    return (*(others or [()]), *last), len(last), queries
+
+
+def _within(axis: Axis, heads: set[Atom]) -> bool:
+    pieces = leaves(axis)
+    return bool(pieces) and {*pieces} <= heads
+
+
+def _pieces(axis: Axis) -> list[Axis]:
+    return [(piece,) for piece in leaves(axis)] or [()]
+
+
+def _channels(view: GraphView, operand: gs.Tensor, labels: Labels, axes: ByLabel) -> Axis | None:
+    """The pieces of the batch axes that run over channels of the operand's layer: its heads. Axes that join heads with
+    something else are cut between them. None where no layer tells, or no plain movement leads from it."""
+    origin = read_origin(view, operand) or _last_axis(view, operand)
+    layout = origin.layout(view) if origin is not None else None
+    if origin is None or layout is None:
+        return None
+    pieces: list[Atom] = []
+    for name, digits in zip(labels, layout.axes, strict=True):
+        if name not in axes or not digits:
+            continue
+        runs = _runs(digits, origin.channels)
+        sizes = [tuple(math.prod(_size(d, shape) for d in run) for run, _ in runs) for shape in origin.base]
+        cut = reshaped((axes[name],), sizes)
+        if cut is not None:
+            pieces.extend(atom for (_, is_head), axis in zip(runs, cut, strict=True) if is_head for atom in axis)
+    return tuple(pieces) if pieces or origin.layer is not None else None
+
+
+def _last_axis(view: GraphView, operand: gs.Tensor) -> Origin | None:
+    """What an operand is moved from, where no layer stands behind it: heads may be part of its last axis."""
+    found = trace(view, operand)
+    base = view.shapes(found.source)
+    if base is None or not found.steps:
+        return None
+    return Origin(None, frozenset({len(base[0]) - 1}), found.steps, base)
+
+
+def _runs(digits: tuple[Digit, ...], channels: frozenset[int]) -> list[tuple[list[Digit], bool]]:
+    """Neighbouring digits that run over channels, or do not."""
+    runs: list[tuple[list[Digit], bool]] = []
+    for digit in digits:
+        is_head = digit.axis in channels
+        if runs and (runs[-1][1] == is_head or digit.axis == REPEAT):
+            runs[-1][0].append(digit)
+        else:
+            runs.append(([digit], is_head))
+    return runs
+
+
+def _size(digit: Digit, shape: tuple[int, ...]) -> int:
+    return shape[digit.axis] if digit.size is None else digit.size
+
+
+def present(view: GraphView, tensor: gs.Tensor, axes: Frame) -> set[Atom]:
+    """The pieces of these axes, the last of them the tensor's last, that the tensor has and does not broadcast."""
+    shapes = view.shapes(tensor) or ()
+    rank = len(shapes[0]) if shapes else 0
+    found: set[Atom] = set()
+    for axis, sizes in zip(axes[len(axes) - rank :], zip(*shapes, strict=True), strict=True):
+        if any(size != 1 for size in sizes):
+            found |= {*leaves(axis)}
+    return found
+
+
+def _grouped(view: GraphView, found: SiteAxes) -> SiteAxes:
+    """Two head axes of Q, over the inner of which K and V have one head only, are one: groups that share a head."""
+    if (found.heads or 0) < 2:
+        return found
+    *others, outer, inner = found.batch
+    key = present(view, found.product.right, tuple(found.scores.get(name, ()) for name in found.product.right_axes))
+    value = present(view, found.values.right, tuple(found.probabilities.get(n, ()) for n in found.values.right_axes))
+    masks = [present(view, term.mask, at) for term, at in found.terms if term.mask is not None]
+    if {*inner} & (key | value) or any(len({*outer, *inner} & mask) == 1 for mask in masks):
+        return found
+    assert found.heads is not None
+    return replace(found, batch=(*others, (*outer, *inner)), heads=found.heads - 1)
