@@ -29,9 +29,6 @@ from models.registry import REGISTRY
 from models.table import is_unmet, stopped, table
 
 EXPORTERS = "torchscript:17,dynamo:18,dynamo:23"
-CHOICE = frozenset({"vit_small_patch16_224", "bert", "gpt2", "gpt2_no_mask", "clip_vision"})
-"""References whose library offers eager attention and the fused operator; the others know one way."""
-
 _ROOT = Path(__file__).parents[1]
 
 
@@ -77,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _ways(name: str, asked: str) -> tuple[Attn, ...]:
-    ways: tuple[Attn, ...] = ("sdpa", "eager") if name in CHOICE else ("sdpa",)
+    ways: tuple[Attn, ...] = ("sdpa", "eager") if REGISTRY[name].both_ways else ("sdpa",)
     return tuple(way for way in ways if asked in (way, "both")) or ways
 
 
@@ -94,7 +91,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
             options.size,
             options.half,
             options.land and not dynamic,
-            name in CHOICE,
+            REGISTRY[name].both_ways,
             options.target_version,
             options.sm,
         )

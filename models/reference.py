@@ -89,7 +89,8 @@ class Reference:
     """A named architecture: what it is and how it is built.
 
     `leave_alone` says why its sites must not be replaced, where that is so. `fixed_sequence` lists the
-    exporters whose dynamic file declares a varying sequence, yet runs at the example's length only.
+    exporters whose dynamic file declares a varying sequence, yet runs at the example's length only. `both_ways`: its
+    library offers plain products (eager) and the fused operator (sdpa); the others know one way.
     """
 
     name: str
@@ -97,3 +98,4 @@ class Reference:
     builder: Callable[[Setting], Built]
     leave_alone: str = ""
     fixed_sequence: tuple[Exporter, ...] = ()
+    both_ways: bool = False

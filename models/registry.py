@@ -12,14 +12,17 @@ _mha = partial(Reference, fixed_sequence=("torchscript",))
 """torch's module as traced by TorchScript: the length of K and V is a constant of the file."""
 
 
-def _timm(name: str, model: str, what: str, edge: int = 224) -> Reference:
-    return Reference(name, f"timm {model}: {what}", timm_vision.timm_model(model, edge))
+_both = partial(Reference, both_ways=True)
+
+
+def _timm(name: str, model: str, what: str, edge: int = 224, both_ways: bool = False) -> Reference:
+    return Reference(name, f"timm {model}: {what}", timm_vision.timm_model(model, edge), both_ways=both_ways)
 
 
 _REFERENCES = (
     Reference("vit_b_16", "torchvision ViT-B/16", vision.vit_b_16),
-    Reference("vit_small_patch16_224", "timm ViT-S/16", vision.vit_small_patch16_224),
-    Reference(
+    _both("vit_small_patch16_224", "timm ViT-S/16", vision.vit_small_patch16_224),
+    _both(
         "deit_tiny_distilled", "timm DeiT-Ti/16 distilled, two tokens beside the patches", vision.deit_tiny_distilled
     ),
     Reference("swin_t", "torchvision Swin-T, shifted windows, relative position bias", swin.swin_t),
@@ -27,13 +30,13 @@ _REFERENCES = (
     Reference(
         "swin_v2_t_256", "the same at 256 × 256, where nothing is padded", partial(swin.swin_v2_t, full_edge=256)
     ),
-    Reference("bert", "transformers BertModel, padding mask, 2 layers", language.bert),
-    Reference("gpt2", "transformers GPT2Model, padding mask, 2 layers", language.gpt2),
-    Reference("gpt2_no_mask", "transformers GPT2Model, token numbers alone", language.gpt2_no_mask),
-    Reference("clip_vision", "transformers CLIPVisionModel, 2 layers", vision.clip_vision),
-    Reference("clip_text", "transformers CLIPTextModel, causal, 2 layers", language.clip_text),
+    _both("bert", "transformers BertModel, padding mask, 2 layers", language.bert),
+    _both("gpt2", "transformers GPT2Model, padding mask, 2 layers", language.gpt2),
+    _both("gpt2_no_mask", "transformers GPT2Model, token numbers alone", language.gpt2_no_mask),
+    _both("clip_vision", "transformers CLIPVisionModel, 2 layers", vision.clip_vision),
+    _both("clip_text", "transformers CLIPTextModel, causal, 2 layers", language.clip_text),
     Reference("t5_encoder", "transformers T5EncoderModel, position buckets, no scale, 2 layers", language.t5_encoder),
-    Reference("whisper_encoder", "transformers WhisperEncoder, no bias on K, 2 layers", language.whisper_encoder),
+    _both("whisper_encoder", "transformers WhisperEncoder, no bias on K, 2 layers", language.whisper_encoder),
     _mha("mha", "nn.MultiheadAttention, batch first", basic.mha),
     _mha("mha_seq_first", "nn.MultiheadAttention, sequence first", partial(basic.mha, batch_first=False)),
     _mha("mha_no_bias", "nn.MultiheadAttention without biases", partial(basic.mha, bias=False)),
@@ -81,24 +84,31 @@ _REFERENCES = (
     Reference("handwritten_dropout", "with nn.Dropout in eval mode", partial(basic.handwritten, dropout=0.1)),
     Reference("resnet50", "torchvision ResNet-50: no attention", vision.resnet50),
     Reference("convnext_tiny", "torchvision ConvNeXt-T: no attention", vision.convnext_tiny),
-    Reference("vit_qk_norm", "timm ViT-S whose Q and K are normalised", timm_vision.vit_qk_norm),
-    _timm("beit_base", "beit_base_patch16_224", "relative position bias"),
-    _timm("swin_tiny", "swin_tiny_patch4_window7_224", "shifted windows"),
+    _both("vit_qk_norm", "timm ViT-S whose Q and K are normalised", timm_vision.vit_qk_norm),
+    _timm("beit_base", "beit_base_patch16_224", "relative position bias", both_ways=True),
+    _timm("swin_tiny", "swin_tiny_patch4_window7_224", "shifted windows", both_ways=True),
     _timm("swinv2_tiny_window8", "swinv2_tiny_window8_256", "cosine attention", 256),
     _timm("coat_lite_mini", "coat_lite_mini", "factorised, which is linear attention: no site"),
-    _timm("crossvit_9", "crossvit_9_240", "two branches, a class token that asks the other's patches", 240),
+    _timm(
+        "crossvit_9", "crossvit_9_240", "two branches, a class token that asks the other's patches", 240, both_ways=True
+    ),
     _timm("edgenext_small", "edgenext_small", "cross-covariance: channels attend to channels"),
     _timm("gcvit_xxtiny", "gcvit_xxtiny", "windows, and queries from the whole picture"),
-    _timm("davit_tiny", "davit_tiny", "windows and channel groups in turn"),
-    _timm("nest_tiny", "nest_tiny", "blocks of patches on an axis of their own"),
+    _timm("davit_tiny", "davit_tiny", "windows and channel groups in turn", both_ways=True),
+    _timm("nest_tiny", "nest_tiny", "blocks of patches on an axis of their own", both_ways=True),
     _timm("tnt_s", "tnt_s_patch16_224", "pixels within patches"),
-    _timm("visformer_tiny", "visformer_tiny", "channels first, projections by 1 × 1 convolutions"),
-    _timm("volo_d1", "volo_d1_224", "outlook attention, which is none, and class attention"),
+    _timm("visformer_tiny", "visformer_tiny", "channels first, projections by 1 × 1 convolutions", both_ways=True),
+    _timm("volo_d1", "volo_d1_224", "outlook attention, which is none, and class attention", both_ways=True),
     _timm("mixer_b16", "mixer_b16_224", "no attention"),
     _timm("poolformer_s12", "poolformer_s12", "no attention"),
     _timm("fastvit_t8", "fastvit_t8", "no attention"),
     *(
-        Reference(name, f"transformers {family.model}, 2 layers{note}", hf_models.transformers_model(name))
+        Reference(
+            name,
+            f"transformers {family.model}, 2 layers{note}",
+            hf_models.transformers_model(name),
+            both_ways=not family.eager,
+        )
         for name, family, note in ((n, f, hf_models.NOTES.get(n, "")) for n, f in hf_models.FAMILIES.items())
     ),
     Reference("no_attention", "convolutions and a softmax over classes", basic.no_attention),
