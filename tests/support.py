@@ -48,11 +48,18 @@ class Export:
         return torch_modules and ".torchscript." in self.path.name and ".dynamic" in self.path.name
 
     @property
-    def projected(self) -> bool:
-        """Whether two of Q, K and V at least are projected from one source."""
-        return not self.path.name.startswith(
-            ("sdpa", "no_attention", "mha_zero_attn", "mha_bias_kv", "mha_kdim", "swin_v2")
-        )
+    def packable(self) -> int:
+        """The sites of which two of Q, K and V at least are one layer's on one source, heads apart, and nothing but movement
+        between."""
+        unpacked = {"davit_tiny": 2, "volo_d1": 2}.get(self.name, self.true_sites if self.name in UNPACKED else 0)
+        return self.wanted - unpacked
+
+
+UNPACKED = frozenset(
+    # No layer, or none of one source; heads that are normalised or turned behind their layer; 1 × 1 convolutions.
+    "sdpa sdpa_scale sdpa_causal sdpa_mask sdpa_prescaled sdpa_mask_bool sdpa_gqa sdpa_mqa mha_zero_attn mha_bias_kv mha_kdim "
+    "swin_v2_t swinv2_tiny_window8 vit_qk_norm edgenext_small llama mistral falcon phi visformer_tiny".split()
+)
 
 
 def exports(pattern: str = "*") -> list[Export]:

@@ -225,7 +225,7 @@ class _Case:
         if code == "scores-changed":
             return self.op("Clip", scores, self.number(-50.0), self.number(50.0))
         if code == "scale-not-constant":
-            return self.op("Mul", scores, self.number(np.linspace(1, 2, self.t).reshape(1, 1, 1, self.t)))
+            return self.op("Mul", scores, self.input("temperature", 1, 1, 1, 1, element=self.element))
         if code == "talking-heads":
             last = self.op("Transpose", scores, perm=[0, 2, 3, 1])
             mixed = self.op("MatMul", last, self.number(np.eye(self.n) + 0.1))

@@ -45,12 +45,20 @@ def test_every_site_of_a_half_precision_export_lands(export: Export, form: str, 
     assert len(after.kernels) <= len(before.kernels) + (export.name in ONE_MORE)
 
 
+UNPARSED = {"volo_d1": "Col2Im"}
+"""What has nothing to do with attention and keeps an export from being parsed, before and after."""
+
+
 @pytest.mark.parametrize("export", STATIC, ids=lambda export: export.path.stem)
 def test_every_fused_export_builds(export: Export, tmp_path: Path) -> None:
     """In float32 too, where exports that hold `Attention` nodes do not build as they come."""
     fused = tmp_path / "fused.onnx"
     onnx_attn.fuse(export.path, fused)
     engine = compile_model(fused)
+    if (operator := UNPARSED.get(export.name)) is not None:
+        for each in (engine, compile_model(export.path)):
+            assert any(f"operator: {operator}" in error for error in each.errors), each.errors
+        return
     assert engine.built, engine.errors
 
 

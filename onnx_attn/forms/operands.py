@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.dims import digit_dim, layout_dims, tensor_dims, write_reshape
 from onnx_attn.forms.moves import written
-from onnx_attn.forms.packing import ROLES
+from onnx_attn.forms.packing import ROLES, Packing
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
+from onnx_attn.recognize.operands import head_copies
 from onnx_attn.site import AttentionSite, Operand
 from onnx_attn.views.arrange import Dim, reshape_target
 from onnx_attn.views.layout import REPEAT, Digit, Layout
@@ -18,7 +20,7 @@ from onnx_attn.views.movement import layout_of, permutation
 
 
 def write_operands(
-    writer: Writer, view: GraphView, site: AttentionSite, form: str, packed: Mapping[int, str]
+    writer: Writer, view: GraphView, site: AttentionSite, form: str, packing: Packing | None, packed: Mapping[int, str]
 ) -> tuple[tuple[str, str, str], float]:
     """The names of Q, K and V and the scale that is left to apply; `packed` has those that are written already, by role.
 
@@ -28,24 +30,20 @@ def write_operands(
     afterwards, Q is always written anew: writing a site twice must say the same.
     """
     scale, names = site.scores_scale, []
+    shared = _shared(writer, view, site, packing) if form == "attention" else {}
     for role, (hint, operand) in enumerate(zip(ROLES, site.operands, strict=True)):
-        if role in packed:
+        if (ready := packed.get(role) or shared.get(role)) is not None:
             scale *= operand.trace.factor
-            names.append(packed[role])
+            names.append(ready)
             continue
-        if form == "attention" and (own := _own_heads(view, operand)) is not None:
-            name = _rewrite(writer, view, own, operand.whole.source, hint)
-            if name is not None:
-                scale *= operand.trace.factor
-                names.append(name)
-                continue
         scaled = operand.trace.factor != 1.0
         stands = operand.tensor is operand.read and (not scaled or hint == "value")
         if stands and not (hint == "query" and form == "primitives"):
             names.append(operand.tensor.name)
             continue
         # V's factor is no part of the scale.
-        name = None if scaled and hint == "value" else _written_anew(writer, view, operand, hint)
+        stays = (scaled and hint == "value") or (not scaled and _before_its_transpose(view, operand) is not None)
+        name = None if stays else _written_anew(writer, view, operand, hint)
         if name is not None:
             scale *= operand.trace.factor
         names.append(name or _as_it_stands(writer, view, operand, hint))
@@ -54,13 +52,18 @@ def write_operands(
 
 def _as_it_stands(writer: Writer, view: GraphView, operand: Operand, role: str) -> str:
     """The operand from what the product reads; of a K that was transposed for it, what was transposed."""
+    return _before_its_transpose(view, operand) or written(writer, view, operand.tensor, role)
+
+
+def _before_its_transpose(view: GraphView, operand: Operand) -> str | None:
+    """The name of the operand itself, where the graph has it and transposes it for the product, as K mostly is."""
     moves = [view.arranged[name] for name in _arranged(view, operand)]
     producer = view.producer(operand.read)
     if len(moves) == 1 and moves[0].op == "Transpose" and producer is not None:
         perm = permutation(producer)
         if perm is not None and [perm[axis] for axis in moves[0].attrs["perm"]] == sorted(perm):
             return producer.inputs[0].name
-    return written(writer, view, operand.tensor, role)
+    return None
 
 
 def _arranged(view: GraphView, operand: Operand) -> list[str]:
@@ -73,14 +76,44 @@ def _arranged(view: GraphView, operand: Operand) -> list[str]:
     return names
 
 
+def shares_heads(view: GraphView, site: AttentionSite, packing: Packing | None) -> bool:
+    """Whether K and V can both be given with the fewer heads that they have, which the Attention operator repeats itself."""
+    members = packing.members if packing is not None else {}
+    counts: set[int | None] = set()
+    for role, operand in ((1, site.key), (2, site.value)):
+        if role in members:
+            counts.add(members[role][1].heads.count)
+        elif (layout := _own_heads(view, operand)) is None:
+            counts.add(view.static(operand.tensor, -3))
+        elif _plan(view, layout, operand.whole.source) is None:
+            return False
+        else:
+            heads = view.static(operand.tensor, -3)
+            counts.add(heads // head_copies(view, operand) if heads is not None else None)
+    return len(counts) == 1 and None not in counts
+
+
+def _shared(writer: Writer, view: GraphView, site: AttentionSite, packing: Packing | None) -> dict[int, str]:
+    """K and V, by role, without the copies of their heads."""
+    found: dict[int, str] = {}
+    if not shares_heads(view, site, packing):
+        return found
+    for role in {1, 2}.difference(packing.members if packing is not None else ()):
+        layout = _own_heads(view, site.operands[role])
+        name = _rewrite(writer, view, layout, site.operands[role].whole.source, ROLES[role]) if layout else None
+        if name is not None:
+            found[role] = name
+    return found
+
+
 def _own_heads(view: GraphView, operand: Operand) -> Layout | None:
-    """The layout of K or V without the copies of its heads, which the operator makes itself; None if there are none, or V is
-    scaled between."""
-    shapes, factor = view.shapes(operand.whole.source), operand.whole.factor
+    """The layout of K or V without the copies of its heads; None if there are none, or a factor stands among them, or in V,
+    where it is no part of the scale."""
+    shapes = view.shapes(operand.whole.source)
     layout = layout_of(view, shapes, operand.whole.steps) if shapes is not None else None
     if layout is None or len(layout.axes) != 4 or not any(digit.axis == REPEAT for digit in layout.axes[1]):
         return None
-    if factor != operand.trace.factor or factor != 1.0 or layout.axes[1][-1].axis != REPEAT:
+    if operand.whole.factor != operand.trace.factor or layout.axes[1][-1].axis != REPEAT:
         return None
     heads = tuple(digit for digit in layout.axes[1] if digit.axis != REPEAT)
     return Layout((layout.axes[0], heads, *layout.axes[2:]), layout.offsets)
@@ -92,9 +125,32 @@ def _written_anew(writer: Writer, view: GraphView, operand: Operand, role: str) 
 
 def _rewrite(writer: Writer, view: GraphView, layout: Layout, source: gs.Tensor, role: str) -> str | None:
     """source → Reshape → Transpose → Reshape, as far as each is needed; None if this cannot be said."""
+    plan = _plan(view, layout, source)
+    if plan is None:
+        return None
+    tensor = source.name
+    if plan.split is not None:
+        tensor = write_reshape(writer, tensor, plan.split, f"{role}_split")
+    if plan.order != sorted(plan.order):
+        tensor = writer.add("Transpose", [tensor], role, perm=plan.order)
+    return write_reshape(writer, tensor, plan.merged, f"{role}_merged") if plan.merged is not None else tensor
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The targets of the Reshapes before and after a Transpose (None where there is none to write), and its permutation."""
+
+    split: list[int] | None
+    order: list[int]
+    merged: list[int] | None
+
+
+def _plan(view: GraphView, layout: Layout, source: gs.Tensor) -> _Plan | None:
     base = tensor_dims(view, source)
     if base is None or not _reads_everything(layout, base):
         return None
+    if (perm := _whole_axes(layout, base)) is not None:
+        return _Plan(None, perm, None)
     atoms = _atoms(layout, len(base))
     split: list[Dim] = [digit_dim(digit, base) for digit in atoms]
     order = [atoms.index(digit) for digit in layout.digits]
@@ -103,12 +159,19 @@ def _rewrite(writer: Writer, view: GraphView, layout: Layout, source: gs.Tensor,
     first, last = reshape_target(base, split), reshape_target(moved, final)
     if first is None or last is None:
         return None
-    tensor = source.name
-    if split != base:
-        tensor = write_reshape(writer, tensor, first, f"{role}_split")
-    if order != sorted(order):
-        tensor = writer.add("Transpose", [tensor], role, perm=order)
-    return write_reshape(writer, tensor, last, f"{role}_merged") if moved != final else tensor
+    return _Plan(first if split != base else None, order, last if moved != final else None)
+
+
+def _whole_axes(layout: Layout, base: list[Dim]) -> list[int] | None:
+    """The order of the source's axes in which the operand has them, where it takes none of them apart; axes of size 1 fill the
+    places that are left."""
+    if len(layout.axes) != len(base) or any(
+        len(axis) > 1 or any(d.size is not None for d in axis) for axis in layout.axes
+    ):
+        return None
+    taken = {digit.axis for digit in layout.digits}
+    ones = iter([axis for axis in range(len(base)) if axis not in taken])
+    return [axis[0].axis if axis else next(ones) for axis in layout.axes]
 
 
 def _atoms(layout: Layout, rank: int) -> list[Digit]:

@@ -88,6 +88,9 @@ class Packing:
 def plan_packing(view: GraphView, site: AttentionSite) -> Packing | str:
     """A packing for the site, or in words why there is none."""
     if site.projection is None or not _shared_sources(site):
+        worked_on = site.projection is not None and None in site.projection.operands and site.projection.kind != "none"
+        if worked_on:
+            return "something other than movement stands between the projections and Q, K or V"
         return "no two of Q, K and V are linear in one source"
     if site.value.whole.factor != 1.0:
         return "V is scaled"

@@ -15,7 +15,7 @@ from onnx_attn.forms.function import write_function_call
 from onnx_attn.forms.in_proj import InProj
 from onnx_attn.forms.masks import fold_masks
 from onnx_attn.forms.moves import write_moves
-from onnx_attn.forms.operands import write_operands
+from onnx_attn.forms.operands import shares_heads, write_operands
 from onnx_attn.forms.packed_gemm import write_packed
 from onnx_attn.forms.packing import ROLES, Group, Packing
 from onnx_attn.forms.primitives import write_primitives
@@ -100,10 +100,10 @@ def _write_body(
     output: str,
 ) -> _Body:
     """The attention itself, on the operands that are projected already (by role) and the others."""
-    operands, scale = write_operands(writer, view, site, form, projected)
+    operands, scale = write_operands(writer, view, site, form, packing, projected)
     scale = 1.0 if algebra.scale else scale
     rank = view.rank(site.query.tensor) or 0
-    if not (form == "attention" and rank == 4):
+    if not (form == "attention" and rank == 4 and shares_heads(view, site, packing)):
         operands = _with_all_heads(writer, view, site, packing, operands, rank)
     if form == "function":
         return _Body((write_function_call(writer, site, operands, scale, rank, output, view),))

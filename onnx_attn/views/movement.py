@@ -56,7 +56,9 @@ class Step:
 
 def moves(view: GraphView, node: gs.Node, output: gs.Tensor) -> bool:
     """True if `output` of this node holds elements of the node's first input and nothing else, each at most once."""
-    if node.domain not in STANDARD or view.shapes(output) is None or view.shapes(node.inputs[0]) is None:
+    if node.domain not in STANDARD or not node.inputs:
+        return False
+    if view.shapes(output) is None or view.shapes(node.inputs[0]) is None:
         return False
     if node.op == "Split" or rearranges(view, node):
         return True
