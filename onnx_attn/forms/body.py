@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from onnx import TensorProto
+
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Guard, ScoreTerm
@@ -20,12 +22,16 @@ from onnx_attn.views.trace import lowest
 
 @dataclass(frozen=True)
 class Signature:
-    """What decides the nodes of a body, apart from the numbers in it: sites of one signature share one function."""
+    """What decides the nodes of a body, apart from the numbers in it: sites of one signature share one function.
+
+    double: its numbers are of double precision, which an attribute of one float would round.
+    """
 
     rank: int
     terms: tuple[tuple[str, bool, int], ...]
     probabilities_dtypes: tuple[int, ...]
     guard: Guard
+    double: bool = False
 
     @property
     def suffix(self) -> str:
@@ -36,6 +42,8 @@ class Signature:
         parts += [f"Cast{dtype}" for dtype in self.probabilities_dtypes]
         if self.guard:
             parts.append({"nan": "GuardNaN", "row": "GuardRow"}[self.guard])
+        if self.double:
+            parts.append("Double")
         return "".join(f"_{part}" for part in parts)
 
 
@@ -58,9 +66,10 @@ NAMES = {("where", False): "WhereNot", ("factor", False): "Divisor"} | {
 """What a function's name says of each term of its scores, by kind and `keep_when`."""
 
 
-def signature(site: AttentionSite, rank: int) -> Signature:
+def signature(view: GraphView, site: AttentionSite, rank: int) -> Signature:
     terms = tuple((term.kind, term.keep_when, term.dtype) for term in site.terms)
-    return Signature(rank, terms, site.probabilities_dtypes, site.guard)
+    double = view.elem_type(site.query.tensor) == TensorProto.DOUBLE
+    return Signature(rank, terms, site.probabilities_dtypes, site.guard, double)
 
 
 FILLED = ("where", "scale", "softcap", "floor")

@@ -7,8 +7,10 @@ function inputs nor overloads.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import AttributeProto as Attribute
+from onnx import helper, numpy_helper
 
 from onnx_attn.domain import ATTENTION, DOMAIN
 from onnx_attn.forms.body import FIXED, Signature, Spelling, numbers, signature, write_body
@@ -28,8 +30,8 @@ def write_function_call(
     view: GraphView,
 ) -> onnx.FunctionProto:
     """Append the call to `writer` and return the function that it calls."""
-    form = signature(site, rank)
-    attributes = {role: float(number) for role, number in numbers(view, site, scale).items()}
+    form = signature(view, site, rank)
+    attributes = {role: _attribute(float(number), form) for role, number in numbers(view, site, scale).items()}
     function = _function(writer.names, form, site.terms, list(attributes), view.opset)
     masks = [written(writer, view, mask, "mask") for mask in site.mask_tensors]
     writer.add(
@@ -42,6 +44,11 @@ def write_function_call(
         attributes=attributes,
     )
     return function
+
+
+def _attribute(number: float, form: Signature) -> float | onnx.TensorProto:
+    """As the call carries it: ONNX's floats are of single precision."""
+    return numpy_helper.from_array(np.asarray(number)) if form.double else number
 
 
 def _function(
@@ -70,9 +77,8 @@ def attention_function(
             writer.nodes.append(helper.make_node("Constant", [], [f"{role}_float"], value_float=FIXED[role]))
         else:
             constant = helper.make_node("Constant", [], [f"{role}_float"])
-            constant.attribute.append(
-                onnx.AttributeProto(name="value_float", ref_attr_name=role, type=onnx.AttributeProto.FLOAT)
-            )
+            name, kind = ("value", Attribute.TENSOR) if form.double else ("value_float", Attribute.FLOAT)
+            constant.attribute.append(Attribute(name=name, ref_attr_name=role, type=kind))
             writer.nodes.append(constant)
         return writer.add("CastLike", [f"{role}_float", like], role)
 

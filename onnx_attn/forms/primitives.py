@@ -37,7 +37,7 @@ def write_primitives(
     masks = [written(writer, view, mask, "mask") for mask in site.mask_tensors]
     triangle = _triangle(writer, view, site) if site.causal else ""
     spelling = Spelling(writer, scalar, lambda: writer.shape(-1), triangle, writer.names.claim(site.name), output)
-    write_body(spelling, site.terms, signature(site, rank), operands, masks)
+    write_body(spelling, site.terms, signature(view, site, rank), operands, masks)
     stored = float(np.asarray(scale, helper.tensor_dtype_to_np_dtype(operand_type)))
     return abs(stored - scale) / abs(scale) if scale else 0.0
 

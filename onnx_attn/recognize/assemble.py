@@ -156,7 +156,7 @@ def _site(
     result: list[Move],
 ) -> AttentionSite | Stop:
     query, key, value = operands
-    scale = query.trace.factor * key.trace.factor * scores.scale
+    scale = query.whole.factor * key.whole.factor * scores.scale
     if not math.isfinite(scale):
         return Stop("scale-not-constant", scores.product.node, "it is not a finite number")
     types = [view.elem_type(operand.tensor) for operand in operands]

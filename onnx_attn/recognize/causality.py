@@ -1,8 +1,8 @@
 """Does a site's mask keep queries from later keys? Read off the mask's numbers, with nothing padded away.
 
 Exporters write causality as a stored triangle, as a comparison of two ranges, as Trilu of ones, joined with the padding by And,
-by Where or by a sum. Whole numbers and booleans that a caller gives are set to one (nothing is padding), the mask is computed at
-the sizes of one world, and looked at.
+by Where or by a sum. What a caller gives is set to one throughout and to zero (one of them pads nothing), the mask is computed at
+the sizes of one world, and looked at: a key that is blocked both times is blocked by its place.
 """
 
 from __future__ import annotations
@@ -35,12 +35,19 @@ def blocks_later_keys(view: GraphView, masks: Sequence[ScoreTerm]) -> bool:
         shapes = view.shapes(term.mask)
         if shapes is None or len(shapes[0]) < 2 or min(shapes[0][-2:]) < 2:
             continue
-        value = _value(view, term.mask)
-        if value is None:
+        allowed = _ever_attended(view, term)
+        if allowed is None:
             continue
-        allowed = _attended(term, value)
         attended = allowed if attended is None else attended & allowed
     return attended is not None and _is_causal(attended)
+
+
+def _ever_attended(view: GraphView, term: ScoreTerm) -> np.ndarray | None:
+    """Where the mask lets a query attend for some padding: none at all, or, where a mask names what it blocks, the other way."""
+    assert term.mask is not None
+    found = [_value(view, term.mask, given) for given in (1, 0)]
+    allowed = [_attended(term, value) for value in found if value is not None]
+    return np.logical_or.reduce(allowed) if allowed else None
 
 
 def _attended(term: ScoreTerm, value: np.ndarray) -> np.ndarray:
@@ -60,16 +67,17 @@ def _is_causal(attended: np.ndarray) -> bool:
     return False
 
 
-def _value(view: GraphView, mask: gs.Tensor) -> np.ndarray | None:
-    """A mask's numbers at the first world's sizes, over the axes of the site."""
+def _value(view: GraphView, mask: gs.Tensor, given: int) -> np.ndarray | None:
+    """A mask's numbers at the first world's sizes, over the axes of the site, where a caller gives one number throughout."""
     tensor = real(view, mask)
-    if tensor.name not in view.computed:
-        view.computed[tensor.name] = _run(view, tensor)
-    value = view.computed[tensor.name]
+    key = f"{tensor.name} of {given}"
+    if key not in view.computed:
+        view.computed[key] = _run(view, tensor, given)
+    value = view.computed[key]
     return None if value is None else rearranged(view, value, mask)
 
 
-def _run(view: GraphView, tensor: gs.Tensor) -> np.ndarray | None:
+def _run(view: GraphView, tensor: gs.Tensor, given: int) -> np.ndarray | None:
     found = _ancestors(view, tensor)
     if found is None:
         return None
@@ -87,19 +95,17 @@ def _run(view: GraphView, tensor: gs.Tensor) -> np.ndarray | None:
     model = onnx.ModelProto(graph=graph, ir_version=view.proto.ir_version)
     model.opset_import.extend(view.proto.opset_import)
     try:
-        given = {name: _given(view, name) for name in inputs}
-        return Session(model, tensor.name).run(given)[0]
+        return Session(model, tensor.name).run({name: _given(view, name, given) for name in inputs})[0]
     except (CannotRun, ValueError):
         return None
 
 
-def _given(view: GraphView, name: str) -> np.ndarray:
-    """Ones for whole numbers and booleans, zeros for the rest."""
+def _given(view: GraphView, name: str, number: int) -> np.ndarray:
     world = view.worlds[0]
     shape, dtype = world.shape(name), helper.tensor_dtype_to_np_dtype(world.elem_type(name))
     if shape is None:
         raise ValueError(name)
-    return np.ones(shape, dtype) if np.dtype(dtype).kind in "iub" else np.zeros(shape, dtype)
+    return np.full(shape, number, dtype)
 
 
 def _ancestors(view: GraphView, tensor: gs.Tensor) -> tuple[set[int], set[str], set[str]] | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView
@@ -13,7 +14,7 @@ from onnx_attn.site import Operand
 from onnx_attn.views.arrange import Move, arranged
 from onnx_attn.views.axes import size_of
 from onnx_attn.views.layout import REPEAT
-from onnx_attn.views.movement import layout_of
+from onnx_attn.views.movement import index_map, layout_of
 from onnx_attn.views.trace import Trace, trace
 
 if TYPE_CHECKING:
@@ -60,6 +61,18 @@ def head_copies(view: GraphView, operand: Operand) -> int:
     if shapes is None:
         return 1
     layout = layout_of(view, shapes, operand.whole.steps)
-    if layout is None or len(layout.axes) < 3:
+    if layout is None:
+        return _copies_in(index_map(view.worlds[0], shapes[0], operand.whole.steps))
+    if len(layout.axes) < 3:
         return 1
     return math.prod(d.size for d in layout.axes[-3] if d.axis == REPEAT and d.size is not None)
+
+
+def _copies_in(index: np.ndarray | None) -> int:
+    """The same off the index map, where rows or heads were put in an order that is no layout."""
+    if index is None or index.ndim < 3 or not index.size:
+        return 1
+    heads = index.reshape(-1, *index.shape[-3:])[0, :, 0, 0]
+    copies = heads.size // np.unique(heads).size
+    side_by_side = np.array_equal(heads, heads[::copies].repeat(copies))
+    return copies if side_by_side else 1

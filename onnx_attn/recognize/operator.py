@@ -46,7 +46,7 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
         query=query,
         key=key,
         value=value,
-        scale=query.trace.factor * key.trace.factor * scale,
+        scale=query.whole.factor * key.whole.factor * scale,
         scores_scale=scale,
         terms=_terms(view, node, mask),
         probabilities_dtypes=(),

@@ -6,13 +6,13 @@ went says which axis is that of heads. Nothing else: no position has a meaning o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView, label
+from onnx_attn.recognize.channels import Run, runs_in, runs_of
 from onnx_attn.recognize.normaliser import Normaliser
 from onnx_attn.recognize.origin import Origin, read_origin
 from onnx_attn.recognize.probabilities import Product
@@ -21,8 +21,7 @@ from onnx_attn.recognize.scores import Scores
 from onnx_attn.site import ScoreTerm
 from onnx_attn.views.axes import Atom, Axis, Frame, frame_of, leaves, reshaped, settled
 from onnx_attn.views.contraction import Contraction, Labels
-from onnx_attn.views.layout import REPEAT, Digit
-from onnx_attn.views.movement import Step, permutation
+from onnx_attn.views.movement import Step, index_map, permutation
 from onnx_attn.views.trace import trace
 
 ByLabel = dict[Hashable, Axis]
@@ -181,19 +180,33 @@ def _channels(view: GraphView, operand: gs.Tensor, labels: Labels, axes: ByLabel
     """The pieces of the batch axes that run over channels of the operand's layer: its heads. Axes that join heads with
     something else are cut between them. None where no layer tells, or no plain movement leads from it."""
     origin = read_origin(view, operand) or _last_axis(view, operand)
-    layout = origin.layout(view) if origin is not None else None
-    if origin is None or layout is None:
+    runs = _channel_runs(view, origin) if origin is not None else None
+    if origin is None or runs is None:
         return None
     pieces: list[Atom] = []
-    for name, digits in zip(labels, layout.axes, strict=True):
-        if name not in axes or not digits:
+    for place, name in enumerate(labels):
+        if name not in axes or not runs[0][place]:
             continue
-        runs = _runs(digits, origin.channels)
-        sizes = [tuple(math.prod(_size(d, shape) for d in run) for run, _ in runs) for shape in origin.base]
-        cut = reshaped((axes[name],), sizes)
+        cut = reshaped((axes[name],), [tuple(run.size for run in world[place]) for world in runs])
         if cut is not None:
-            pieces.extend(atom for (_, is_head), axis in zip(runs, cut, strict=True) if is_head for atom in axis)
+            pieces.extend(atom for run, axis in zip(runs[0][place], cut, strict=True) if run.head for atom in axis)
     return tuple(pieces) if pieces or origin.layer is not None else None
+
+
+def _channel_runs(view: GraphView, origin: Origin) -> list[list[list[Run]]] | None:
+    """By world and axis of an operand: its runs over channels of the layer, and over other things. None where nothing tells."""
+    layout = origin.layout(view)
+    if layout is not None:
+        return [[runs_of(digits, origin.channels, shape) for digits in layout.axes] for shape in origin.base]
+    found = [
+        runs_in(index, shape, origin.channels)
+        for world, shape in zip(view.worlds, origin.base, strict=True)
+        if (index := index_map(world, shape, origin.steps, origin.rows)) is not None
+    ]
+    alike = {tuple(tuple(run.head for run in axis) for axis in world) for world in found if world is not None}
+    if len(found) != len(view.worlds) or None in found or len(alike) != 1:
+        return None
+    return [world for world in found if world is not None]
 
 
 def _last_axis(view: GraphView, operand: gs.Tensor) -> Origin | None:
@@ -203,22 +216,6 @@ def _last_axis(view: GraphView, operand: gs.Tensor) -> Origin | None:
     if base is None or not found.steps:
         return None
     return Origin(None, frozenset({len(base[0]) - 1}), found.steps, base)
-
-
-def _runs(digits: tuple[Digit, ...], channels: frozenset[int]) -> list[tuple[list[Digit], bool]]:
-    """Neighbouring digits that run over channels, or do not."""
-    runs: list[tuple[list[Digit], bool]] = []
-    for digit in digits:
-        is_head = digit.axis in channels
-        if runs and (runs[-1][1] == is_head or digit.axis == REPEAT):
-            runs[-1][0].append(digit)
-        else:
-            runs.append(([digit], is_head))
-    return runs
-
-
-def _size(digit: Digit, shape: tuple[int, ...]) -> int:
-    return shape[digit.axis] if digit.size is None else digit.size
 
 
 def present(view: GraphView, tensor: gs.Tensor, axes: Frame) -> set[Atom]:

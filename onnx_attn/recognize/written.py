@@ -35,7 +35,7 @@ def recognize_written(view: GraphView, node: gs.Node) -> Written | Verdict:
     return Written(
         name=label(node),
         node=node,
-        scale=float(node.attrs.get("scale", 1.0)),
+        scale=_number(node.attrs.get("scale", 1.0)),
         causal="Causal" in node.op.split("_"),
         masks=masks,
         heads=size(query, -3) or 1,
@@ -43,3 +43,8 @@ def recognize_written(view: GraphView, node: gs.Node) -> Written | Verdict:
         head_dim=size(query, -1),
         value_dim=size(value, -1),
     )
+
+
+def _number(value: float | gs.Constant) -> float:
+    """Of double precision it is a tensor."""
+    return float(value.values) if isinstance(value, gs.Constant) else float(value)

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.graph.world import Shape
 from onnx_attn.views.folding import constant_value, may_fold
-from onnx_attn.views.movement import Step, index_map
+from onnx_attn.views.movement import Step, handed_on, index_map, is_identity, permutation
 from onnx_attn.views.trace import Trace, trace
 
 
@@ -161,19 +161,23 @@ def _on_rows(
         if not _keeps_rows(view, step, width):
             break
         moves.insert(0, step)
-        source = step.node.inputs[0]
+        source = _below(view, step)
     if view.shapes(source) is None or view.static(source, -1) != width:
         return None
     return Linear(source, tuple(moves), constant, transposed, bias, *factors, output, channels, width, product)
 
 
 def _keeps_rows(view: GraphView, step: Step, width: int) -> bool:
-    if view.static(step.node.inputs[0], -1) != width:
+    below = _below(view, step)
+    if not view.rank(below) or view.static(below, -1) != width:
         return False
-    if step.node.op == "Transpose":
-        perm = step.node.attrs.get("perm")
-        return perm is not None and perm[-1] == len(perm) - 1
-    return step.node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+    if (perm := permutation(step.node)) is not None:
+        return perm[-1] == len(perm) - 1
+    return step.node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten") or is_identity(view, step.node)
+
+
+def _below(view: GraphView, step: Step) -> gs.Tensor:
+    return handed_on(view, step.node) if is_identity(view, step.node) else step.node.inputs[0]
 
 
 def _is_vector(sizes: tuple[int, ...], channels: int) -> bool:
