@@ -36,7 +36,9 @@ class Case:
 def cases(view: GraphView, site: AttentionSite, cut: Cut, operator: bool = False) -> Iterator[Case]:
     """Every kind of case in every world (two batch sizes and lengths where these are dynamic). operator: the site is, or
     becomes, the Attention operator."""
-    masks = {real(view, term.mask).name for term in site.masks if term.mask is not None} & set(cut.inputs)
+    # What is subtracted blocks by plus infinity.
+    signs = {real(view, term.mask).name: -1.0 if term.kind == "subtract" else 1.0 for term in site.masks if term.mask}
+    masks = {name: sign for name, sign in signs.items() if name in cut.inputs}
     # Exponentials that overflow make NaN of large logits, which one softmax does not.
     kinds = ["random"] if site.overflows else ["random", "large"]
     if masks:
@@ -44,7 +46,7 @@ def cases(view: GraphView, site: AttentionSite, cut: Cut, operator: bool = False
     for number, world in enumerate(view.worlds):
         for order, kind in enumerate(kinds):
             rng = np.random.default_rng([SEED, number, order])
-            inputs = {name: _value(rng, view, world, name, kind, name in masks) for name in cut.inputs}
+            inputs = {name: _value(rng, view, world, name, kind, masks.get(name)) for name in cut.inputs}
             inputs |= {name: _known(world, name) for name in cut.known}
             # The Attention operator's float64 kernel answers NaN for a masked row where its other kernels answer 0.
             exact = not (operator and kind.startswith("row"))
@@ -57,7 +59,9 @@ def _known(world: World, name: str) -> np.ndarray:
     return value.astype(np.float64) if np.dtype(value.dtype).kind == "f" else value
 
 
-def _value(rng: np.random.Generator, view: GraphView, world: World, name: str, kind: str, is_mask: bool) -> np.ndarray:
+def _value(
+    rng: np.random.Generator, view: GraphView, world: World, name: str, kind: str, sign: float | None
+) -> np.ndarray:
     shape, elem_type = world.shape(name), view.worlds[0].elem_type(name)
     if shape is None:
         raise ValueError(f"the shape of '{name}' is not known")
@@ -72,8 +76,8 @@ def _value(rng: np.random.Generator, view: GraphView, world: World, name: str, k
     if np.issubdtype(dtype, np.integer):
         return rng.integers(0, 2, shape).astype(dtype)
     values = rng.standard_normal(shape)
-    if is_mask:
-        return _mask(rng, np.asarray(values), kind, elem_type)
+    if sign is not None:
+        return sign * _mask(rng, np.asarray(values), kind, elem_type)
     return values * (LARGE if kind == "large" else 1.0)
 
 

@@ -96,10 +96,16 @@ def _prove(view: GraphView, site: AttentionSite, own_cuts: Pair, exact_cuts: Pai
             results = _run(own_sessions, own_cuts, typed)
             own.append(found := _compare(*results))
             off = found
-            if edit.exact and case.exact:
-                errors.append(_errors(exact_sessions[0], exact_cuts[0], _in_type(typed, wide), results))
+            if case.exact and (edit.exact or not found.within(rtol)):
+                original, rewritten = _errors(exact_sessions[0], exact_cuts[0], _in_type(typed, wide), results)
                 # What is rounded anew may be close to the truth of this very case where the original's rounding is not.
-                off = min(found, errors[-1][1], key=lambda each: (not each.agrees, each.max_rel))
+                off = min(found, rewritten, key=lambda each: (not each.agrees, each.max_rel))
+                if edit.exact:
+                    errors.append((original, rewritten))
+                elif rewritten.agrees and original.agrees and rewritten.max_rel <= original.max_rel:
+                    # Where the original itself is that far off, as where a mask's lowest number swallows half-precision
+                    # scores, the type tells nothing, and float64 alone does.
+                    continue
             failure = failure or _failure(case.name, off, rtol)
     before, after = zip(*errors, strict=True) if errors else ((), ())
     pair = (worst(before), worst(after)) if errors else None

@@ -54,7 +54,7 @@ class Between(Operands):
             ]
             scores = self.arrange(scores, self.choose("axes under the mask", options))
         held = "sl" if kind == "causal" else self.choose("mask over", ["bl", "sl", "nsl", "bnsl", "l", "bsl"])
-        if self.varies and any("b" in axis and len(axis) > 1 for axis in scores.axes):
+        if self.varies and (kind == "constant" or any("b" in axis and len(axis) > 1 for axis in scores.axes)):
             held = held.replace("b", "")
         kept = tuple(axis if all(a in held for a in axis) else () for axis in scores.axes)
         place = tuple((a,) if any(a in axis for axis in kept) else () for a in "bnsl")
