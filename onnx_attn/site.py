@@ -69,7 +69,7 @@ class ScoreTerm:
     where:   `Where(mask, scores, fill)` if `keep_when` else `Where(mask, fill, scores)`
     cast:    to `dtype` (a TensorProto type)
     causal:  keys later than the query get −inf, `key ≤ query` by position
-    scale:   scores · fill, where the scale stands behind a mask
+    scale:   scores · fill if `keep_when` else scores / fill, where the scale stands behind a mask
     softcap: fill · tanh(scores / fill)
     floor:   max(scores, fill)
     factor:  scores · mask if `keep_when` else scores / mask, where nothing but weights decides the mask: a temperature a head

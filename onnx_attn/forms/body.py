@@ -47,7 +47,8 @@ class Signature:
         return "".join(f"_{part}" for part in parts)
 
 
-NAMES = {("where", False): "WhereNot", ("factor", False): "Divisor"} | {
+_TURNED = {("where", False): "WhereNot", ("factor", False): "Divisor", ("scale", False): "Unscale"}
+NAMES = _TURNED | {
     (kind, keep): name
     for kind, name in {
         "add": "Mask",
@@ -61,7 +62,7 @@ NAMES = {("where", False): "WhereNot", ("factor", False): "Divisor"} | {
         "factor": "Factor",
     }.items()
     for keep in (True, False)
-    if (kind, keep) not in (("where", False), ("factor", False))
+    if (kind, keep) not in _TURNED
 }
 """What a function's name says of each term of its scores, by kind and `keep_when`."""
 
@@ -155,7 +156,7 @@ def write_body(
 def _with_number(spelling: Spelling, term: ScoreTerm, scores: str, number: str) -> str:
     write = spelling.writer.add
     if term.kind == "scale":
-        return write("Mul", [scores, number], "scores_scaled")
+        return write("Mul" if term.keep_when else "Div", [scores, number], "scores_scaled")
     if term.kind == "floor":
         return write("Max", [scores, number], "scores_floored")
     return write(

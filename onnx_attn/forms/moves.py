@@ -26,6 +26,10 @@ def write_moves(writer: Writer, name: str, moves: Sequence[Move], hint: str, out
         last = output if number == len(moves) else None
         if move.op == "Transpose":
             name = writer.add("Transpose", [name], hint, output=last, perm=move.attrs["perm"])
+        elif move.op == "Expand":
+            name = writer.add(
+                "Expand", [name, writer.shape(*(d for d in move.after if isinstance(d, int)))], hint, output=last
+            )
         else:
             name = writer.add("Reshape", [name, _target(writer, name, move)], hint, output=last)
     return name

@@ -77,7 +77,7 @@ class Inference:
         attributes = list(node.attribute)
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in attributes):
             self._subgraphs(node, world, opsets)
-            return ()
+            return _chosen(node, inputs[0], world) if node.op_type == "If" and _domain(node.domain) == "" else ()
         key = (
             node.op_type,
             node.domain,
@@ -182,6 +182,19 @@ class Inference:
                 for tensor in graph.initializer:
                     world.known[tensor.name] = _stored(tensor)
                 self._nodes(graph.node, world, opsets, {v.name: v for v in (*graph.value_info, *graph.output)})
+
+
+def _chosen(node: onnx.NodeProto, condition: Known | None, world: World) -> Sequence[Known | None]:
+    """What an If gives: of the branch that is decided already, or what both branches have in common."""
+    branches = {a.name: [world.known.get(output.name) for output in a.g.output] for a in node.attribute}
+    first, second = branches.get("then_branch", []), branches.get("else_branch", [])
+    if condition is not None and condition.value is not None and condition.value.size == 1:
+        return first if condition.value.item() else second
+    pairs = zip(first, second, strict=False)
+    return [
+        Known(a.elem_type, a.shape) if a and b and (a.elem_type, a.shape) == (b.elem_type, b.shape) else None
+        for a, b in pairs
+    ]
 
 
 def _domain(name: str) -> str:

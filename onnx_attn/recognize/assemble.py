@@ -11,7 +11,9 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
 
+import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import helper
 
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.normaliser import Normaliser
@@ -22,7 +24,7 @@ from onnx_attn.recognize.result import Stop
 from onnx_attn.recognize.scores import Scores
 from onnx_attn.recognize.site_axes import SiteAxes, present, read_axes
 from onnx_attn.site import AttentionSite, Operand, ScoreTerm
-from onnx_attn.views.arrange import Move, arranged, moves_between, sayable
+from onnx_attn.views.arrange import Move, arranged, moves_between, repeated, sayable
 from onnx_attn.views.axes import Atom, Axis, Frame, frame_of, leaves
 from onnx_attn.views.contraction import Labels
 from onnx_attn.views.trace import FLOATS
@@ -110,9 +112,12 @@ def _result_moves(view: GraphView, axes: SiteAxes, known: Mapping[Hashable, Axis
 
 def _terms(view: GraphView, axes: SiteAxes) -> tuple[ScoreTerm, ...] | Stop:
     found = []
+    elem_type = view.elem_type(axes.product.result)
     for term, at in axes.terms:
+        if term.kind == "cast":
+            elem_type = term.dtype
         if term.mask is None:
-            found.append(term)
+            found.append(_said_exactly(term, elem_type) if term.kind == "scale" else term)
             continue
         mask = _mask(view, axes, term.mask, at)
         if mask is None:
@@ -121,22 +126,37 @@ def _terms(view: GraphView, axes: SiteAxes) -> tuple[ScoreTerm, ...] | Stop:
     return tuple(found)
 
 
+def _said_exactly(term: ScoreTerm, elem_type: int) -> ScoreTerm:
+    """A factor that its type holds as a divisor only is one: the graph divides by it."""
+    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+    divisor = float(np.asarray(1 / term.fill, dtype)) if term.fill else 0.0
+    exact = float(np.asarray(term.fill, dtype)) == term.fill
+    if exact or not divisor or abs(divisor * term.fill - 1) > 1e-12:
+        return term
+    return replace(term, fill=divisor, keep_when=False)
+
+
 def _mask(view: GraphView, axes: SiteAxes, mask: gs.Tensor, at: Frame) -> gs.Tensor | None:
-    """The mask over the axes of the site's scores; itself, where it broadcasts over them as it stands."""
+    """The mask over the axes of the site's scores; itself, where it broadcasts over them as it stands. One that has an axis of
+    theirs in part, such as a bias by height on queries that are height and width, is repeated along the rest."""
     rank = view.rank(mask) or 0
     own = present(view, mask, at)
     frame = tuple(tuple(atom for atom in axis if atom in own) for axis in at[len(at) - rank :])
-    wanted = []
-    for axis in (*axes.batch, axes.rows, axes.keys):
-        held = _held(axis, own)
-        if held and held != axis:
+    last = (*axes.batch, axes.rows, axes.keys)
+    missing = tuple(atom for axis in last for atom in axis if {*axis} & own and atom not in own)
+    moves: list[Move] = []
+    if missing:
+        spread = repeated(frame, missing, len(view.worlds))
+        if spread is None:
             return None
-        wanted.append(held)
-    bare = _bare(tuple(wanted))
-    if _bare(frame) == bare and rank <= len(wanted):
+        frame, moves = spread
+        own = own | {*missing}
+    wanted = tuple(_held(axis, own) for axis in last)
+    bare = _bare(wanted)
+    if not moves and _bare(frame) == bare and rank <= len(wanted):
         return mask
-    moves = _moves(view, frame, bare)
-    return arranged(view, mask, moves)[0] if moves is not None else None
+    found = _moves(view, frame, bare)
+    return arranged(view, mask, [*moves, *found])[0] if found is not None else None
 
 
 def _bare(frame: Frame) -> Frame:

@@ -52,7 +52,8 @@ class Origin:
 
 
 def read_origin(view: GraphView, tensor: gs.Tensor) -> Origin | None:
-    """The nearest layer above a tensor; None where a sum of different things, a table or an input comes first."""
+    """The nearest layer above a tensor; None where a sum of different things, a table, an input or a grouped convolution comes
+    first."""
     stack: list[tuple[gs.Tensor, tuple[Step, ...]]] = [(tensor, ())]
     seen: set[str] = set()
     for _ in range(MOST_NODES):
@@ -65,6 +66,9 @@ def read_origin(view: GraphView, tensor: gs.Tensor) -> Origin | None:
         node = view.producer(tensor)
         if node is None or not view.in_main_graph(node):
             continue
+        if node.op == "Conv" and node.attrs.get("group", 1) > 1:
+            # Pooled channel by channel, often by head on the batch axis: whose channels they were, no movement tells.
+            return None
         if (channels := _channels(view, node)) is not None:
             return _origin(view, node, channels, steps)
         stack.extend(reversed(_above(view, node, tensor, steps)))

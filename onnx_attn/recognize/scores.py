@@ -22,7 +22,7 @@ MOST_BRANCHES = 64
 
 CHANGES = frozenset(
     "Reshape Transpose Squeeze Unsqueeze Expand Clip Tanh Sub Max Min Pow Relu Sigmoid Neg QuantizeLinear "
-    "DequantizeLinear Concat Slice Softplus Dropout".split()
+    "DequantizeLinear Concat Slice Softplus Dropout ScatterND ScatterElements Pad".split()
 )
 """What may stand between a product and a softmax and still leave it attention, though not one that is read here."""
 

@@ -190,7 +190,11 @@ def _channels(view: GraphView, operand: gs.Tensor, labels: Labels, axes: ByLabel
         cut = reshaped((axes[name],), [tuple(run.size for run in world[place]) for world in runs])
         if cut is not None:
             pieces.extend(atom for run, axis in zip(runs[0][place], cut, strict=True) if run.head for atom in axis)
-    return tuple(pieces) if pieces or origin.layer is not None else None
+    if origin.layer is None:
+        # Of a map of pixels the last axis is width, which is part of the rows.
+        own = [name for name in labels if name in axes]
+        return tuple(pieces) if pieces and not {*pieces} & {*leaves(axes[own[-1]])} else None
+    return tuple(pieces)
 
 
 def _channel_runs(view: GraphView, origin: Origin) -> list[list[list[Run]]] | None:

@@ -24,9 +24,10 @@ Dim = int | tuple[int | str, ...]
 
 @dataclass(eq=False)
 class Move:
-    """A Reshape or a Transpose that stands in no graph; read like a node.
+    """A Reshape, a Transpose or an Expand that stands in no graph; read like a node.
 
-    before, after: the sizes in front of a Reshape and behind it. shapes: of the result, one a world.
+    before, after: the sizes in front of a Reshape and behind it; after: of an Expand, what is repeated, and 1 elsewhere.
+    shapes: of the result, one a world.
     """
 
     op: str
@@ -63,6 +64,17 @@ def moves_between(before: Frame, after: Frame, worlds: int) -> list[Move] | None
     if _sizes(turned, worlds) != _sizes(after, worlds):
         found.append(_reshape(turned, after, worlds))
     return found
+
+
+def repeated(frame: Frame, missing: Axis, worlds: int) -> tuple[Frame, list[Move]] | None:
+    """A tensor's axes with those that it broadcasts over in front, and the moves that repeat it along them; None if their
+    sizes vary."""
+    if any(len(set(atom.sizes)) > 1 for atom in missing):
+        return None
+    apart: Frame = (*(() for _ in missing), *frame)
+    wide: Frame = (*((atom,) for atom in missing), *frame)
+    sizes: tuple[Dim, ...] = (*(atom.sizes[0] for atom in missing), *(1 for _ in frame))
+    return wide, [_reshape(frame, apart, worlds), Move("Expand", _shapes(wide, worlds), {}, after=sizes)]
 
 
 def _whole_axes(before: Frame, after: Frame) -> list[int] | None:
@@ -154,7 +166,12 @@ def rearranged(view: GraphView, value: np.ndarray, tensor: gs.Tensor) -> np.ndar
 def moved(value: np.ndarray, moves: Sequence[Move], world: int = 0) -> np.ndarray:
     """What moves make of numbers, at one world's sizes."""
     for move in moves:
-        value = value.transpose(move.attrs["perm"]) if move.op == "Transpose" else value.reshape(move.shapes[world])
+        if move.op == "Transpose":
+            value = value.transpose(move.attrs["perm"])
+        elif move.op == "Expand":
+            value = np.broadcast_to(value, move.shapes[world])
+        else:
+            value = value.reshape(move.shapes[world])
     return value
 
 
