@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx import helper
 
 from onnx_attn.errors import InputError, one_line
 
@@ -22,6 +23,10 @@ class Session:
     """A model that can be run. Graph optimizations are off: what is compared is what the file says, node by node."""
 
     def __init__(self, model: onnx.ModelProto | str | Path, name: str):
+        self.name, self._model, self._spelled = name, model, False
+        self._open(model)
+
+    def _open(self, model: onnx.ModelProto | str | Path) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
@@ -30,16 +35,57 @@ class Session:
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.disable_prepacking", "1")
-        self.name = name
         try:
             source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own making, all of them direct Exceptions
-            raise CannotRun(f"{name}: ONNX Runtime does not load the model: {one_line(error)}") from error
+            raise CannotRun(f"{self.name}: ONNX Runtime does not load the model: {one_line(error)}") from error
         self.outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
         try:
             return [np.asarray(value) for value in self._session.run(list(outputs) if outputs else None, dict(inputs))]
         except Exception as error:
+            if not self._spelled and self._spell_masks():
+                return self.run(inputs, outputs)
             raise CannotRun(f"{self.name}: ONNX Runtime does not run the model: {one_line(error)}") from error
+
+    def _spell_masks(self) -> bool:
+        """Open the model with every row of its operators' masks spelled out; False if it has none."""
+        self._spelled = True
+        model = with_mask_rows(self._model if isinstance(self._model, onnx.ModelProto) else onnx.load(self._model))
+        if model is None:
+            return False
+        self._open(model)
+        return True
+
+
+def with_mask_rows(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """A copy that says the same with a row in the mask for every query; None if no `Attention` node has a mask.
+
+    Source: the operator's specification broadcasts the mask over queries; ONNX Runtime 1.31.1 rejects one that has one row.
+    """
+    masked = [
+        n for n in model.graph.node if n.op_type == "Attention" and n.domain == "" and len(n.input) > 3 and n.input[3]
+    ]
+    if not masked:
+        return None
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    nodes, number = [], 0
+    one = "onnx_attn/one_column"
+    copy.graph.initializer.append(helper.make_tensor(one, onnx.TensorProto.INT64, [1], [1]))
+    for node in copy.graph.node:
+        if node.op_type == "Attention" and node.domain == "" and len(node.input) > 3 and node.input[3]:
+            rows, sizes, mask = (f"onnx_attn/{what}_{number}" for what in ("rows", "mask_sizes", "mask_rows"))
+            nodes += [
+                helper.make_node("Shape", [node.input[0]], [rows], start=-2, end=-1),
+                helper.make_node("Concat", [rows, one], [sizes], axis=0),
+                helper.make_node("Expand", [node.input[3], sizes], [mask]),
+            ]
+            node.input[3] = mask
+            number += 1
+        nodes.append(node)
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return copy

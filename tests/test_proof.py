@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graphs import HEAD_DIM, HEADS, Net
 from onnx import numpy_helper
 from pre_norm import ROOT, PreNorm
 from support import EXPORTS, exports, feeds, max_rel, run
@@ -189,3 +190,18 @@ def test_weights_that_are_rounded_badly_are_seen(name: str, monkeypatch: pytest.
     _, second = (c for c in report["candidates"] if c["status"] != "not_attention")
     assert (report["fused"], second["algebra"]) == (2, [])
     assert all("max_rel" in reason and "float64" not in reason for reason in second["algebra_left"].values())
+
+
+@pytest.mark.parametrize("dims", [(2, 1, 1, 5), (5,)])
+def test_an_operator_whose_mask_has_one_row_is_proved_though_the_runtime_rejects_it(dims: tuple[int, ...]) -> None:
+    """The specification broadcasts the mask over queries; exports with a padding mask rely on it."""
+    net = Net(23)
+    q, k, v = (net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv")
+    net.output(net.op("Attention", q, k, v, net.input("mask", *dims), name="softmax"))
+    model = net.model()
+    with pytest.raises(Exception, match="attn_mask"):
+        run(model, feeds(model, {}))
+    report = onnx_attn.fuse(model, target_version="10.0").report
+    (candidate,) = report["candidates"]
+    assert (candidate["status"], candidate["form"], report["proof"]["ok"]) == ("site", "function", True)
+    assert candidate["certificate"]["ok"] and candidate["certificate"]["cases"] > 4
