@@ -82,6 +82,25 @@ def _count(cell: Cell, _: Path, __: Path, note: Note) -> None:
         note["true_sites"] = count_sites(built.module, built.args)
 
 
+def _runs(original: Path) -> bool:
+    """Whether ONNX Runtime runs the export at all: torch writes files that it does not."""
+    import onnx_attn
+    from onnx_attn.runtime import CannotRun
+
+    try:
+        onnx_attn.verify(str(original), str(original))
+    except CannotRun:
+        return False
+    return True
+
+
+def _read(_: Cell, original: Path, __: Path, note: Note) -> None:
+    """What is found in an export that nothing runs, and so nothing can be proved of."""
+    import onnx_attn
+
+    note["sites_read"] = onnx_attn.inspect(str(original))["sites"]
+
+
 def _fuse(cell: Cell, original: Path, fused: Path, note: Note) -> None:
     import onnx_attn
 
@@ -157,6 +176,9 @@ def main(request: str, answer: str) -> int:
             note["failure"] = {"stage": stage, "reason": _first_line(error)}
             if stage == "export":
                 _count(cell, *paths, note)
+            elif stage == "fuse" and not _runs(paths[0]):
+                note["failure"]["stage"] = "run"
+                _read(cell, *paths, note)
             break
     write("done")
     return 0

@@ -51,8 +51,8 @@ def worse(note: Note) -> list[str]:
 
 
 def is_broken(note: Note) -> bool:
-    """Whether the cell breaks a promise: fusing made it worse, or a stage other than torch's export failed."""
-    return bool(worse(note)) or (note["failure"] is not None and note["failure"]["stage"] != "export")
+    """Whether the cell breaks a promise: fusing made it worse, or a stage failed that is not of torch and its files."""
+    return bool(worse(note)) or (note["failure"] is not None and note["failure"]["stage"] not in ("export", "run"))
 
 
 def _megabytes(value: int | None) -> str | None:

@@ -16,9 +16,12 @@ LEGEND = (
 def is_unmet(note: Note) -> bool:
     """Whether a site that should be fused is not, one is fused that should not be, or a proof failed.
 
-    What torch cannot export is a failure of the cell, though no one's promise.
+    What torch cannot export is a failure of the cell, though no one's promise; of what it exports and ONNX Runtime does not
+    run, nothing can be proved, and every site has to be found.
     """
     failure = note["failure"]
+    if failure is not None and failure["stage"] == "run":
+        return bool(note["sites_read"] != note["true_sites"])
     if failure is not None and failure["stage"] != "land":
         return bool(failure["stage"] != "export")
     wanted = 0 if note["leave_alone"] else note["true_sites"]
@@ -82,6 +85,7 @@ def _totals(notes: list[Note]) -> list[str]:
     true, found, fused = (sum(note[key] for note in done) for key in ("true_sites", "sites", "fused"))
     alone = sum(note["true_sites"] for note in done if note["leave_alone"])
     lost = sum(note.get("true_sites", 0) for note in notes if "fused" not in note)
+    read = sum(note.get("sites_read", 0) for note in notes)
     phases: Counter[str] = Counter()
     for note in done:
         phases.update(note["seconds"])
@@ -90,7 +94,8 @@ def _totals(notes: list[Note]) -> list[str]:
     lines = [
         f"- cells: {len(notes)}, unmet: {sum(map(is_unmet, notes))}, "
         f"failures: {', '.join(f'{stage} {count}' for stage, count in failed.items()) or 'none'}",
-        f"- sites: true {true} (to be left alone {alone}), found {found}, fused {fused}; in cells that failed {lost}",
+        f"- sites: true {true} (to be left alone {alone}), found {found}, fused {fused}; in cells that failed {lost}, "
+        f"of which {read} were found in exports that ONNX Runtime does not run",
         f"- worst max_rel: model {_number(model)}, site {_number(site)}",
         f"- nodes: {sum(n['nodes_before'] for n in done)} → {sum(n['nodes_after'] for n in done)}",
         f"- seconds: {sum(phases.values()):.1f} ({', '.join(f'{phase} {phases[phase]:.1f}' for phase in phases)})",

@@ -97,6 +97,7 @@ class AttentionSite:
     guard: what becomes of rows of P that are masked throughout. None: nothing is done. "nan": NaN becomes 0,
         `Where(IsNaN(P), 0, P)`. "row": as the Attention operator's kernels have it, the result of a row whose additive mask is
         nowhere above the type's lowest number becomes 0.
+    cleared: of kind "where" and fill 0, by which P becomes 0 for some keys before the product with V.
     output: the tensor that holds P·V; its name, type and shape stay. result: the moves to its axes from `(…, N, S, H)`.
     value_product: the node of P·V, where it is not what makes the output.
     heads, kv_heads, head_dim, value_dim: None where not static.
@@ -128,6 +129,7 @@ class AttentionSite:
     anchor: str = ""
     overflows: bool = False
     notes: tuple[str, ...] = ()
+    cleared: ScoreTerm | None = None
 
     @property
     def operands(self) -> tuple[Operand, Operand, Operand]:
@@ -149,8 +151,10 @@ class AttentionSite:
 
     @property
     def mask_tensors(self) -> tuple[gs.Tensor, ...]:
-        """All tensors that meet the scores, in order; over `(…, N, S, L)`, arranged where the graph has other axes."""
-        return tuple(term.mask for term in self.terms if term.mask is not None)
+        """All tensors that meet the scores, in order, and the one that clears probabilities; over `(…, N, S, L)`, arranged where
+        the graph has other axes."""
+        terms = (*self.terms, self.cleared) if self.cleared is not None else self.terms
+        return tuple(term.mask for term in terms if term.mask is not None)
 
 
 @dataclass(frozen=True)

@@ -180,3 +180,43 @@ def test_a_mask_that_is_subtracted_blocks_by_plus_infinity() -> None:
     net.output(net.sdpa(q, kt, v, lambda s: net.op("Sub", net.scaled(s), mask)))
     blocked = np.triu(np.full((5, 5), np.inf, np.float32), 1)
     assert_fused(net.model(), feeds(net.model()) | {"mask": blocked}, masks=[{"kind": "additive", "shape": [5, 5]}])
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("form", ["function", "primitives"])
+def test_probabilities_that_are_cleared_behind_the_softmax_stay_that(form: str, keep: bool) -> None:
+    """`softmax(scores.masked_fill(mask, −1e4)).masked_fill(mask, 0)`: a row that is blocked throughout answers 0."""
+    net = Net()
+    q, kt, v = heads_in(net)
+    mask = net.input("mask", 2, 1, 1, 5, dtype=bool)
+
+    def filled(value: str, number: float) -> str:
+        pair = (net.const(number), value)
+        return net.op("Where", mask, *(pair[::-1] if keep else pair))
+
+    net.output(net.sdpa(q, kt, v, lambda s: filled(net.scaled(s), -1e4), lambda p: filled(p, 0.0)))
+    model = net.model()
+    inputs = feeds(model)
+    inputs["mask"][0] = not keep
+    fused = assert_fused(model, inputs, asked_form=form, masks=[{"kind": "boolean", "shape": [2, 1, 1, 5]}])
+    again = onnx_attn.inspect(fused)["candidates"][0]
+    assert (again["status"], len(again["masks"])) == ("site", 1)
+
+
+@pytest.mark.parametrize("form", ["attention", "contrib"])
+def test_no_operator_clears_probabilities(form: str) -> None:
+    net = Net(23, np.float16)
+    q, kt, v = heads_in(net)
+    mask = net.input("mask", 2, 1, 1, 5, dtype=bool)
+    net.output(net.sdpa(q, kt, v, probabilities=lambda p: net.op("Where", mask, net.const(0.0), p)))
+    target = "onnxruntime" if form == "contrib" else "onnx"
+    (candidate,) = onnx_attn.fuse(net.model(), form=form, target=target).report["candidates"]
+    assert (candidate["status"], candidate["code"]) == ("refused", "form-not-taken")
+
+
+def test_probabilities_that_are_filled_with_another_number_are_changed() -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    mask = net.input("mask", 2, 1, 1, 5, dtype=bool)
+    net.output(net.sdpa(q, kt, v, probabilities=lambda p: net.op("Where", mask, net.const(0.1), p)))
+    assert_refused(net.model(), "probabilities-changed")

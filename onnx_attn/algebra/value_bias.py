@@ -44,6 +44,8 @@ def read_value_bias(view: GraphView, site: AttentionSite, value: Projected) -> O
     """The out-projection behind which V's bias can move; else why it cannot."""
     if site.guard is not None:
         return "rows that are masked throughout are cleared, so that not every row of probabilities sums to 1"
+    if site.cleared is not None:
+        return "probabilities are cleared behind the softmax, so that not every row of them sums to 1"
     found = _out_projection(view, site)
     if isinstance(found, str):
         return found

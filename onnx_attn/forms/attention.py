@@ -35,6 +35,8 @@ def attention_refused(view: GraphView, site: AttentionSite) -> Refused | None:
         return "type-not-supported", "the probabilities are cast to another type"
     if (view.rank(site.query.tensor) or 0) > 4:
         return "shape-unknown", "Q, K and V have more than four axes"
+    if site.cleared is not None:
+        return "form-not-taken", "probabilities are cleared behind the softmax"
     others = {term.kind for term in site.terms} & {"scale", "softcap", "floor", "factor"}
     if others:
         return "form-not-taken", f"the scores have a {others.pop()} of their own"

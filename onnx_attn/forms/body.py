@@ -24,6 +24,7 @@ from onnx_attn.views.trace import lowest
 class Signature:
     """What decides the nodes of a body, apart from the numbers in it: sites of one signature share one function.
 
+    cleared: whether the last mask says which probabilities are kept (True) or set to 0 (False); None where there is none.
     double: its numbers are of double precision, which an attribute of one float would round.
     """
 
@@ -32,6 +33,7 @@ class Signature:
     probabilities_dtypes: tuple[int, ...]
     guard: Guard
     double: bool = False
+    cleared: bool | None = None
 
     @property
     def suffix(self) -> str:
@@ -40,6 +42,8 @@ class Signature:
         for kind, keep_when, dtype in self.terms:
             parts.append(NAMES[kind, keep_when] + (str(dtype) if dtype else ""))
         parts += [f"Cast{dtype}" for dtype in self.probabilities_dtypes]
+        if self.cleared is not None:
+            parts.append("Keep" if self.cleared else "Clear")
         if self.guard:
             parts.append({"nan": "GuardNaN", "row": "GuardRow"}[self.guard])
         if self.double:
@@ -70,7 +74,8 @@ NAMES = _TURNED | {
 def signature(view: GraphView, site: AttentionSite, rank: int) -> Signature:
     terms = tuple((term.kind, term.keep_when, term.dtype) for term in site.terms)
     double = view.elem_type(site.query.tensor) == TensorProto.DOUBLE
-    return Signature(rank, terms, site.probabilities_dtypes, site.guard, double)
+    cleared = site.cleared.keep_when if site.cleared is not None else None
+    return Signature(rank, terms, site.probabilities_dtypes, site.guard, double, cleared)
 
 
 FILLED = ("where", "scale", "softcap", "floor")
@@ -139,6 +144,10 @@ def write_body(
     probabilities = write("Softmax", [scores], "probabilities", axis=-1, name=spelling.softmax_name)
     for dtype in form.probabilities_dtypes:
         probabilities = write("Cast", [probabilities], "probabilities_cast", to=dtype)
+    if form.cleared is not None:
+        zero = spelling.scalar("zero", probabilities, dtype)
+        chosen = [probabilities, zero] if form.cleared else [zero, probabilities]
+        probabilities = write("Where", [next(remaining), *chosen], "probabilities_cleared")
     if form.guard == "nan":
         bad = write("IsNaN", [probabilities], "probabilities_isnan")
         zero = spelling.scalar("zero", probabilities, dtype)

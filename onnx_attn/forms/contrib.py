@@ -34,6 +34,8 @@ def contrib_refused(view: GraphView, site: AttentionSite) -> Refused | None:
         return "type-not-supported", "the softmax runs in another type than the operands'"
     if site.guard is not None:
         return "masked-row-differs", "rows that are masked throughout are cleared, which the operator does not do"
+    if site.cleared is not None:
+        return "form-not-taken", "probabilities are cleared behind the softmax"
     if any(term.kind not in ("add", "cast") for term in site.terms) or len(site.masks) > 1:
         return "mask-shape", "the operator adds one float mask to the scores"
     for mask in site.mask_tensors:

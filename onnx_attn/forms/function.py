@@ -83,6 +83,7 @@ def attention_function(
         return writer.add("CastLike", [f"{role}_float", like], role)
 
     masks = [f"mask_{n}" for n, term in enumerate(terms) if term.mask is not None]
+    masks += ["cleared"] if form.cleared is not None else []
 
     def last_axis() -> str:
         return writer.add("Constant", [], "last_axis", value_ints=[-1])

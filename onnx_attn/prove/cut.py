@@ -34,7 +34,8 @@ class Cut:
 def boundary(view: GraphView, site: AttentionSite, edit: SiteEdit) -> set[str]:
     """Where a site begins: what its edit starts from, and its masks. A mask is part of the site where its rewriting rests on
     what is in it."""
-    masks = {real(view, term.mask).name for term in site.masks if term.mask is not None}
+    terms = (*site.masks, site.cleared) if site.cleared is not None else site.masks
+    masks = {real(view, term.mask).name for term in terms if term.mask is not None}
     return set(edit.sources) | (set() if edit.rests_on_mask else masks)
 
 

@@ -121,9 +121,20 @@ def _terms(view: GraphView, axes: SiteAxes) -> tuple[ScoreTerm, ...] | Stop:
             continue
         mask = _mask(view, axes, term.mask, at)
         if mask is None:
-            return Stop("mask-shape", axes.product.node, f"'{term.mask.name}' holds axes of the scores in part")
+            return Stop("mask-shape", axes.product.node, f"'{term.mask.name}' has an axis of the scores in part")
         found.append(replace(term, mask=mask))
     return tuple(found)
+
+
+def _cleared(view: GraphView, axes: SiteAxes) -> ScoreTerm | Stop | None:
+    if axes.cleared is None:
+        return None
+    term, at = axes.cleared
+    assert term.mask is not None
+    mask = _mask(view, axes, term.mask, at)
+    if mask is None:
+        return Stop("mask-shape", axes.values.node, f"'{term.mask.name}' has an axis of the probabilities in part")
+    return replace(term, mask=mask)
 
 
 def _said_exactly(term: ScoreTerm, elem_type: int) -> ScoreTerm:
@@ -179,6 +190,9 @@ def _site(
     scale = query.whole.factor * key.whole.factor * scores.scale
     if not math.isfinite(scale):
         return Stop("scale-not-constant", scores.product.node, "it is not a finite number")
+    cleared = _cleared(view, axes)
+    if isinstance(cleared, Stop):
+        return cleared
     types = [view.elem_type(operand.tensor) for operand in operands]
     # V may have a type of its own: half-precision exports with a float32 mask compute softmax and P·V in float32.
     if types[0] != types[1] or not set(types) <= set(FLOATS):
@@ -210,6 +224,7 @@ def _site(
         anchor="" if softmax.in_one_node else label(below.node),
         overflows=softmax.overflows,
         notes=below.notes,
+        cleared=cleared,
     )
 
 

@@ -10,11 +10,12 @@ from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.match import HERE, Match, const, follow, op, require
 from onnx_attn.recognize.result import Stop
 from onnx_attn.recognize.scores import MOVES
-from onnx_attn.site import Guard
+from onnx_attn.site import Guard, ScoreTerm
 from onnx_attn.views.constants import is_constant
 from onnx_attn.views.contraction import Contraction, contraction
 from onnx_attn.views.movement import Step, is_identity, rearranges
 from onnx_attn.views.trace import FLOATS
+from onnx_attn.views.uniform import uniform
 
 PRODUCTS = ("MatMul", "Einsum", "Gemm")
 CHANGES = MOVES | frozenset(
@@ -38,7 +39,8 @@ class Product:
 
     product: with P on the left, whichever operand it is; None in a body, where shapes are not known.
     swapped: P is the graph's right operand. steps: movement from the softmax's result to what the product reads.
-    output: what holds the result, where that is not the product's own.
+    output: what holds the result, where that is not the product's own. cleared: a mask that sets probabilities to 0, and how
+    many of the steps stand before it.
     """
 
     node: gs.Node
@@ -49,6 +51,7 @@ class Product:
     dtypes: tuple[int, ...] = ()
     guard: Guard = None
     notes: tuple[str, ...] = ()
+    cleared: tuple[ScoreTerm, int] | None = None
 
 
 def read_probabilities(view: GraphView, tensor: gs.Tensor, softmax: gs.Node) -> Product | Stop:
@@ -60,7 +63,8 @@ def read_probabilities(view: GraphView, tensor: gs.Tensor, softmax: gs.Node) -> 
     found = Product(softmax)
     bodies = not view.in_main_graph(softmax)
     while True:
-        guarded = follow([GUARD], view, tensor, bodies=bodies) if found.guard is None else None
+        free = found.guard is None and found.cleared is None
+        guarded = follow([GUARD], view, tensor, bodies=bodies) if free else None
         if isinstance(guarded, Match):
             tensor, found = guarded.value, replace(found, guard="nan")
             continue
@@ -70,7 +74,7 @@ def read_probabilities(view: GraphView, tensor: gs.Tensor, softmax: gs.Node) -> 
         node = readers[0]
         if node.op in PRODUCTS and node.domain in STANDARD and len(node.inputs) > 1:
             return _product(view, tensor, node, found, bodies)
-        below = _through(view, node, found)
+        below = _through(view, node, found) or _cleared(view, node, tensor, found)
         if isinstance(below, Stop):
             return below
         if below is None:
@@ -138,6 +142,20 @@ def _through(view: GraphView, node: gs.Node, found: Product) -> Product | Stop |
         # A guard before or after the cast is the same: a NaN stays one, and 0 is 0 in every type.
         return replace(found, dtypes=(*found.dtypes, node.attrs["to"]))
     return None
+
+
+def _cleared(view: GraphView, node: gs.Node, tensor: gs.Tensor, found: Product) -> Product | None:
+    """`Where(mask, 0, P)` and `Where(mask, P, 0)`: blocked keys are set to 0 once more, which tells on rows where all are."""
+    if node.op != "Where" or node.domain not in STANDARD or found.guard is not None or found.cleared is not None:
+        return None
+    mask, chosen, other = node.inputs
+    fill = other if chosen is tensor else chosen
+    if mask is tensor or chosen is other or uniform(view, fill) != 0.0:
+        return None
+    if view.shapes(node.outputs[0]) is None or view.shapes(node.outputs[0]) != view.shapes(tensor):
+        return None
+    term = ScoreTerm("where", mask, 0.0, keep_when=chosen is tensor)
+    return replace(found, cleared=(term, len(found.steps)))
 
 
 def _several(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> Stop:

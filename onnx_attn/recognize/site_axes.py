@@ -34,7 +34,8 @@ class SiteAxes:
     product: with Q on the left. values: P·V with P on the left.
     scores: the scores' axes by the labels of `product`. probabilities: the same by the labels of `values`.
     batch: in the order in which the site is written, heads last. heads: how many of these, from the last, are heads; None where
-        nothing tells. terms: masks and the like with the axes of the scores that they meet.
+        nothing tells. terms: masks and the like with the axes of the scores that they meet. cleared: the mask behind the softmax,
+        alike.
     """
 
     product: Contraction
@@ -46,6 +47,7 @@ class SiteAxes:
     rows: Axis
     keys: Axis
     terms: tuple[tuple[ScoreTerm, Frame], ...]
+    cleared: tuple[ScoreTerm, Frame] | None = None
 
 
 def read_axes(view: GraphView, softmax: Normaliser, scores: Scores, below: Product) -> SiteAxes | Stop:
@@ -64,11 +66,14 @@ def read_axes(view: GraphView, softmax: Normaliser, scores: Scores, below: Produ
             return Stop("scores-changed", item.node, f"{item.node.op} '{label(item.node)}'")
         frame = moved
     over = frame
-    for step in below.steps:
+    before_clearing = frame
+    for count, step in enumerate(below.steps, 1):
         moved = _through(view, step, frame)
         if moved is None:
             return Stop("probabilities-changed", step.node, f"{step.node.op} '{label(step.node)}'")
         frame = moved
+        if below.cleared is not None and count == below.cleared[1]:
+            before_clearing = frame
     probabilities: ByLabel = dict(zip(below.product.left_axes, frame, strict=True))
     keys = leaves(atom for axis in softmax.axes for atom in over[axis])
     moves = any(isinstance(item, Step) for item in scores.items)
@@ -93,6 +98,7 @@ def read_axes(view: GraphView, softmax: Normaliser, scores: Scores, below: Produ
         leaves(rows),
         leaves(keys),
         tuple((term, settled(at)) for term, at in terms),
+        (below.cleared[0], settled(before_clearing)) if below.cleared is not None else None,
     )
     return _grouped(view, read)
 
@@ -240,7 +246,8 @@ def _grouped(view: GraphView, found: SiteAxes) -> SiteAxes:
     *others, outer, inner = found.batch
     key = present(view, found.product.right, tuple(found.scores.get(name, ()) for name in found.product.right_axes))
     value = present(view, found.values.right, tuple(found.probabilities.get(n, ()) for n in found.values.right_axes))
-    masks = [present(view, term.mask, at) for term, at in found.terms if term.mask is not None]
+    terms = (*found.terms, found.cleared) if found.cleared is not None else found.terms
+    masks = [present(view, term.mask, at) for term, at in terms if term.mask is not None]
     if {*inner} & (key | value) or any(len({*outer, *inner} & mask) == 1 for mask in masks):
         return found
     assert found.heads is not None

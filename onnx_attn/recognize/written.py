@@ -10,7 +10,7 @@ from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.result import Stop
 from onnx_attn.site import ScoreTerm, Verdict, Written
 
-_TENSORS = ("Mask", "Minus", "Where", "WhereNot", "Factor", "Divisor")
+_TENSORS = ("Mask", "Minus", "Where", "WhereNot", "Factor", "Divisor", "Keep", "Clear")
 """The parts of a function's name that stand for an input each."""
 
 
@@ -25,7 +25,7 @@ def recognize_written(view: GraphView, node: gs.Node) -> Written | Verdict:
     masks = tuple(
         ScoreTerm("where" if kind.startswith("Where") else "add", mask)
         for kind, mask in zip(kinds, node.inputs[3:], strict=False)
-        if kind not in ("Factor", "Divisor")
+        if kind not in ("Factor", "Divisor", "Keep", "Clear")
     )
 
     def size(tensor: gs.Tensor, axis: int) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from spelling.between import Between
+from spelling.between import Between, canonical
 from spelling.operands import Made
 from spelling.values import Axes, Spelling, Value, arranged
 
@@ -20,6 +20,7 @@ NEAR_MISSES = (
     "probabilities read twice",
     "probabilities plus a number",
     "probabilities times a mask",
+    "probabilities filled with a number",
     "scale from outside",
     "divided by the scores",
     "scores times a mask from outside",
@@ -37,9 +38,10 @@ class Writer(Between):
         made = {role: self.turned_about(role, each) for role, each in self.operands().items()}
         self.places(made)
         scores, numbers = self.scores(made)
-        probabilities = Value(*self.changed(self.softmax(scores)))
         with np.errstate(over="ignore", invalid="ignore"):
             powers = np.exp(numbers - numbers.max(-1, keepdims=True))
+        weights = powers / powers.sum(-1, keepdims=True)
+        probabilities, weights = self.changed(self.softmax(scores), weights)
         value, value_numbers = made["v"]
         value = self.repeated(value, "v")
         summed = "s" if self.near_miss == "values by queries" else "l"
@@ -48,9 +50,7 @@ class Writer(Between):
             value = Value(value.name, tuple(tuple("s" if a == "l" else a for a in axis) for axis in value.axes))
         attended = self.product("values", probabilities, value, summed)
         copies = 4 // self.kv_heads
-        result = np.einsum(
-            "bnsl,bnlv->bnsv", powers / powers.sum(-1, keepdims=True), value_numbers.repeat(copies, axis=1)
-        )
+        result = np.einsum("bnsl,bnlv->bnsv", weights, value_numbers.repeat(copies, axis=1))
         expected = self.finished(attended, result, "l" if summed == "s" else "s")
         self.read_elsewhere(made, probabilities, value)
         truth = {"head_dim": 12, "value_dim": self.sizes["v"]}
@@ -113,8 +113,32 @@ class Writer(Between):
         last = self.arrange(value, (*others, ("n",)))
         return Value(self.net.op("MatMul", last.name, self.net.weight(4, 4)), last.axes)
 
-    def changed(self, value: Value) -> tuple[str, Axes]:
+    def changed(self, value: Value, weights: np.ndarray) -> tuple[Value, np.ndarray]:
         """Probabilities on their way to the values."""
+        if self.near_miss == "probabilities filled with a number":
+            return self.cleared(value, weights, 0.5)
+        if self.near_miss is None and self.choose("cleared", [False, False, False, True]):
+            return self.cleared(value, weights, 0.0)
+        return Value(*self.missed_behind(value)), weights
+
+    def cleared(self, value: Value, weights: np.ndarray, fill: float) -> tuple[Value, np.ndarray]:
+        """Probabilities of keys that a mask names become a number."""
+        held = (
+            "l"
+            if any("b" in axis and len(axis) > 1 for axis in value.axes)
+            else self.choose("cleared over", ["l", "bl"])
+        )
+        kept = tuple(axis if all(a in held for a in axis) else () for axis in value.axes)
+        blocked = self.rng.random([self.size(axis) for axis in kept]) < 0.5
+        place = tuple((a,) if a in held and any(a in axis for axis in kept) else () for a in "bnsl")
+        spread = canonical(blocked, kept, place, self.sizes)
+        keep = self.choose("cleared where", [True, False])
+        name = self.mask_input(blocked != keep, kept)
+        pair = (self.net.const(fill), value.name)
+        made = self.net.op("Where", name, *(pair[::-1] if keep else pair))
+        return Value(made, value.axes), np.where(spread, fill, weights)
+
+    def missed_behind(self, value: Value) -> tuple[str, Axes]:
         net, name = self.net, value.name
         if self.near_miss == "probabilities are an output":
             net.output(name, len(value.axes))
