@@ -201,6 +201,9 @@ class _Case:
         probabilities = self.softmax(self.changed(scores), axis=2 if facts.turned else -1)
         if facts.code == "probabilities-changed":
             probabilities = self.op("Add", probabilities, self.number(0.5))
+        if facts.cleared:
+            cleared = self.input("cleared", self.b, 1, 1, self.t, element=TensorProto.BOOL)
+            probabilities = self.op("Where", cleared, self.number(0.0), probabilities)
         if facts.value_dtype == "other":
             probabilities = self.op("Cast", probabilities, to=self.value_element)
         self.op("MatMul", probabilities, v, made="y")

@@ -117,6 +117,12 @@ class GraphView:
             return None
         return first
 
+    @cached_property
+    def tensors(self) -> dict[str, gs.Tensor]:
+        """The tensors of the main graph by name."""
+        found: dict[str, gs.Tensor] = self.graph.tensors()
+        return found
+
     def scalar(self, tensor: gs.Tensor) -> float | None:
         """A constant of one element, as a float64."""
         value = self.constant(tensor)

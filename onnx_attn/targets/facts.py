@@ -18,7 +18,7 @@ class Facts:
     mask: "none", "additive" or "boolean"; mask_type: an additive mask has the type of the "query" or an "other" one;
         mask_queries: the mask has "one" row for every query, or "all"; mask_keys: as many columns as there are keys
         ("all", or one for all), or "fewer".
-    scale: "positive" or "negative". softcap: a Tanh limits the scores.
+    scale: "positive" or "negative". softcap: a Tanh limits the scores. cleared: a mask sets probabilities to 0.
     turned: the softmax runs over another axis than the last, or its result is transposed.
     nested: the operator in whose body the site lies (If, Loop, Scan, or "function"), "none" in the main graph.
     rank: of the `Attention` operator's Q. precision: it sets softmax_precision. past, presents: it reads, writes a cache.
@@ -49,6 +49,7 @@ class Facts:
     causal: bool | None = None
     scale: str | None = None
     softcap: bool | None = None
+    cleared: bool | None = None
     turned: bool | None = None
     nested: str | None = None
     rank: int | None = None
@@ -119,6 +120,7 @@ PLAIN = Facts(
     causal=False,
     scale="positive",
     softcap=False,
+    cleared=False,
     turned=False,
     nested="none",
     rank=4,

@@ -41,7 +41,9 @@ def facts_of(view: GraphView, candidate: Candidate) -> Facts:
         known |= _site(view, candidate)
     elif isinstance(candidate, Written):
         known |= _product(view, *candidate.node.inputs[:3]) | _masks(view, candidate.masks, candidate.node.inputs[0])
-        known |= {"causal": candidate.causal, "scale": _sign(candidate.scale), "softcap": False}
+        known |= {"causal": candidate.causal, "scale": _sign(candidate.scale)}
+        parts = candidate.node.op.split("_")
+        known |= {"softcap": "Softcap" in parts, "cleared": not {"Keep", "Clear"}.isdisjoint(parts)}
     if node is not None and form_of_node(node) == "attention":
         known |= _operator(view, node, known["nested"] == "none")
     elif node is not None and form_of_node(node) == "contrib":
@@ -95,7 +97,7 @@ def _site(view: GraphView, site: AttentionSite) -> Known:
     query, key = site.query.tensor, site.key.tensor
     known = _product(view, query, key, site.value.tensor, keys=-2)
     known |= {"heads": site.heads, "kv_heads": site.kv_heads, "causal": site.causal, "turned": site.turned}
-    known |= {"softcap": any(term.kind == "softcap" for term in site.terms)}
+    known |= {"softcap": any(term.kind == "softcap" for term in site.terms), "cleared": site.cleared is not None}
     known |= {"head_dim": site.head_dim, "value_head": "same" if site.value_dim == site.head_dim else "other"}
     return (
         known | {"batch": _batch(view, query, site.heads), "scale": _sign(site.scale)} | _masks(view, site.masks, query)
@@ -172,6 +174,7 @@ def _operator(view: GraphView, node: gs.Node, visible: bool) -> Known:
         "causal": bool(attributes.get("is_causal", 0)),
         "scale": _sign(attributes.get("scale", None if "scale" in node.attrs else 1.0)),
         "softcap": None if softcap is None else softcap != 0.0,
+        "cleared": False,
         "precision": bool(attributes.get("softmax_precision", 0)),
         "window": any(attributes.get(f"{side}_window_size", -1) >= 0 for side in ("left", "right")),
         "past": bool(given[4] or given[5]),

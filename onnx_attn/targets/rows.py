@@ -47,6 +47,19 @@ class Isnt:
 
 
 @dataclass(frozen=True)
+class NoneOf:
+    """Does not hold for an unknown fact."""
+
+    values: tuple[Value, ...]
+
+    def holds(self, value: Value | None) -> bool:
+        return value is not None and value not in self.values
+
+    def __str__(self) -> str:
+        return f"is neither {' nor '.join(map(str, self.values))}"
+
+
+@dataclass(frozen=True)
 class AnyOf:
     values: tuple[Value, ...]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnx_attn.targets.editions import RTX, TRT_10_0, TRT_10_14, TRT_11
-from onnx_attn.targets.rows import Above, AnyOf, Below, Condition, Example, Is, Outcome, Row, examples
+from onnx_attn.targets.rows import Above, AnyOf, Below, Condition, Example, Is, NoneOf, Outcome, Row, examples
 from onnx_attn.targets.tensorrt import ADDITIVE, ASKED, BOOLEAN, ONE_QUERY, SITE_FORMS, SPELL_OUT, SPELLED, Given
 
 OPERATOR, SPELLED_OUT = ("attention",), ("primitives",)
@@ -244,5 +244,13 @@ WITHOUT_KERNEL = (
         "no attention kernel has a Tanh that limits the scores",
         None,
         {"softcap": True},
+    ),
+    _runs(
+        "cleared",
+        {"cleared": Is(True), "head_dim": NoneOf((32, 64))},
+        "attention kernels that set probabilities to 0 behind their softmax exist for heads of 32 and 64 alone",
+        "mask the scores alone; rows that are masked throughout can be cleared behind the product with V",
+        {"cleared": True, "head_dim": 24},
+        {"cleared": True, "head_dim": 128},
     ),
 )
