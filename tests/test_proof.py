@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import HEAD_DIM, HEADS, Net
+from graphs import CHANNELS, HEAD_DIM, HEADS, WIDTH, Net
 from onnx import numpy_helper
 from pre_norm import ROOT, PreNorm
 from support import EXPORTS, exports, feeds, max_rel, run
@@ -205,3 +205,22 @@ def test_an_operator_whose_mask_has_one_row_is_proved_though_the_runtime_rejects
     (candidate,) = report["candidates"]
     assert (candidate["status"], candidate["form"], report["proof"]["ok"]) == ("site", "function", True)
     assert candidate["certificate"]["ok"] and candidate["certificate"]["cases"] > 4
+
+
+@pytest.mark.parametrize("probe", ["learned", "zeros"])
+def test_what_no_input_decides_is_no_random_value_of_the_proof(probe: str) -> None:
+    """One learned query that is repeated, and zeros that a sum was read through, as in DETR's decoder: the cut before starts above
+    them or below them, and the cut after on the other side."""
+    net = Net()
+    x = net.input("x", 1 if probe == "learned" else "batch", 5, WIDTH)
+    query = net.op("Tile", net.weight(1, 1, WIDTH), net.ints(1, 1, 1))
+    if probe == "zeros":
+        zeros = net.op("Expand", net.const(np.zeros((1, 1, 1))), net.op("Shape", x))
+        query = net.op("Add", zeros, x)
+    q, k = (net.split_heads(net.linear(query if name == "q" or probe == "zeros" else x, CHANNELS)) for name in "qk")
+    v = net.split_heads(net.linear(zeros if probe == "zeros" else x, CHANNELS))
+    merged = net.merge_heads(net.sdpa(q, net.swap(k), v))
+    net.output(net.linear(merged, WIDTH, width=CHANNELS), 3)
+    report = onnx_attn.fuse(net.model()).report
+    (candidate,) = report["candidates"]
+    assert (candidate["status"], candidate["packed"], candidate["certificate"]["ok"]) == ("site", True, True)

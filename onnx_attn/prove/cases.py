@@ -48,21 +48,24 @@ def cases(view: GraphView, site: AttentionSite, cut: Cut, operator: bool = False
         for order, kind in enumerate(kinds):
             rng = np.random.default_rng([SEED, number, order])
             inputs = {name: _value(rng, view, world, name, kind, masks.get(name)) for name in cut.inputs}
-            inputs |= {name: _known(world, name) for name in cut.known} | _spread(view, world, cut)
+            inputs |= {name: _known(world, name) for name in cut.known} | _decided(view, world, cut)
             # The Attention operator's float64 kernel answers NaN for a masked row where its other kernels answer 0.
             exact = not (operator and kind.startswith("row"))
             yield Case(f"{kind}@{number}", inputs, kind != "large", exact)
 
 
-def _spread(view: GraphView, world: World, cut: Cut) -> dict[str, np.ndarray]:
-    """What is one number everywhere whatever the inputs are: zeros that a sum was read through are no random values."""
-    found = {name: number for name in cut.inputs if (number := uniform(view, view.tensors[name])) is not None}
-    dtypes = {name: np.dtype(helper.tensor_dtype_to_np_dtype(world.elem_type(name))) for name in found}
-    return {
-        name: np.full(shape, number, np.float64 if dtypes[name].kind in "fV" else dtypes[name])
-        for name, number in found.items()
-        if (shape := world.shape(name)) is not None
-    }
+def _decided(view: GraphView, world: World, cut: Cut) -> dict[str, np.ndarray]:
+    """What no input decides is what it is, and no random value: a learned query, zeros that a sum was read through. Where a cut
+    goes further down, it may have been computed with."""
+    found: dict[str, np.ndarray] = {}
+    for name in cut.inputs:
+        shape, number = world.shape(name), uniform(view, view.tensors[name])
+        if all(each.value(name) is not None for each in view.worlds):
+            found[name] = _known(world, name)
+        elif number is not None and shape is not None:
+            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(world.elem_type(name)))
+            found[name] = np.full(shape, number, np.float64 if dtype.kind in "fV" else dtype)
+    return found
 
 
 def _known(world: World, name: str) -> np.ndarray:
