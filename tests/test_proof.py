@@ -209,8 +209,8 @@ def test_an_operator_whose_mask_has_one_row_is_proved_though_the_runtime_rejects
 
 @pytest.mark.parametrize("probe", ["learned", "zeros"])
 def test_what_no_input_decides_is_no_random_value_of_the_proof(probe: str) -> None:
-    """One learned query that is repeated, and zeros that a sum was read through, as in DETR's decoder: the cut before starts above
-    them or below them, and the cut after on the other side."""
+    """One learned query that is repeated, and zeros that a sum was read through, as in DETR's decoder: one cut starts above
+    them, the other below."""
     net = Net()
     x = net.input("x", 1 if probe == "learned" else "batch", 5, WIDTH)
     query = net.op("Tile", net.weight(1, 1, WIDTH), net.ints(1, 1, 1))

@@ -220,3 +220,37 @@ def test_probabilities_that_are_filled_with_another_number_are_changed() -> None
     mask = net.input("mask", 2, 1, 1, 5, dtype=bool)
     net.output(net.sdpa(q, kt, v, probabilities=lambda p: net.op("Where", mask, net.const(0.1), p)))
     assert_refused(net.model(), "probabilities-changed")
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_what_is_subtracted_from_a_whole_row_of_scores_is_nothing_to_a_softmax(behind: bool) -> None:
+    """`scores − max(scores)` before a softmax that subtracts it anyway; a mask may follow."""
+    net = Net()
+    q, kt, v = heads_in(net)
+
+    def scores(value: str) -> str:
+        scaled = net.scaled(value)
+        stable = net.op("Sub", scaled, net.op("ReduceMax", scaled, axes=[-1]))
+        return net.op("Add", stable, net.weight(5, 5)) if behind else stable
+
+    net.output(net.sdpa(q, kt, v, scores))
+    fused = assert_fused(net.model(), scale=ROOT)
+    assert "MatMul" not in {node.op_type for node in fused.graph.node}
+
+
+@pytest.mark.parametrize("op", ["Add", "Where"])
+def test_a_mask_that_is_made_from_the_scores_is_none(op: str) -> None:
+    """The largest scores alone, and a row's maximum in front of a number that takes the place of some."""
+    net = Net()
+    q, kt, v = heads_in(net)
+
+    def scores(value: str) -> str:
+        scaled = net.scaled(value)
+        peak = net.op("ReduceMax", scaled, axes=[-1])
+        if op == "Add":
+            return net.op("Add", scaled, net.op("Mul", net.op("Sub", scaled, peak), net.const(0.5)))
+        stable = net.op("Sub", scaled, peak)
+        return net.op("Where", net.input("mask", 5, 5, dtype=bool), stable, net.const(-2.0))
+
+    net.output(net.sdpa(q, kt, v, scores))
+    assert_refused(net.model(), "scores-changed")

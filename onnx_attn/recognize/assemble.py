@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from onnx_attn.graph.view import GraphView, label
+from onnx_attn.recognize.dependence import depends_on
 from onnx_attn.recognize.normaliser import Normaliser
 from onnx_attn.recognize.operands import head_count, kv_head_count, read_operand
 from onnx_attn.recognize.probabilities import Product
@@ -113,12 +114,21 @@ def _result_moves(view: GraphView, axes: SiteAxes, known: Mapping[Hashable, Axis
 def _terms(view: GraphView, axes: SiteAxes) -> tuple[ScoreTerm, ...] | Stop:
     found = []
     elem_type = view.elem_type(axes.product.result)
-    for term, at in axes.terms:
+    for number, (term, at) in enumerate(axes.terms):
         if term.kind == "cast":
             elem_type = term.dtype
         if term.mask is None:
             found.append(_said_exactly(term, elem_type) if term.kind == "scale" else term)
             continue
+        if depends_on(view, term.mask, axes.product.node):
+            later = {other.kind for other, _ in axes.terms[number + 1 :]}
+            if (
+                term.kind in ("add", "subtract")
+                and later <= _SHIFTED
+                and not {*axes.keys} & present(view, term.mask, at)
+            ):
+                continue  # Of each row the same number: the softmax does not see it.
+            return Stop("scores-changed", axes.product.node, f"'{term.mask.name}' is made from the scores themselves")
         mask = _mask(view, axes, term.mask, at)
         if mask is None:
             return Stop("mask-shape", axes.product.node, f"'{term.mask.name}' has an axis of the scores in part")
@@ -126,11 +136,17 @@ def _terms(view: GraphView, axes: SiteAxes) -> tuple[ScoreTerm, ...] | Stop:
     return tuple(found)
 
 
+_SHIFTED = {"add", "subtract", "scale", "cast"}
+"""Terms that leave a shift of a whole row one."""
+
+
 def _cleared(view: GraphView, axes: SiteAxes) -> ScoreTerm | Stop | None:
     if axes.cleared is None:
         return None
     term, at = axes.cleared
     assert term.mask is not None
+    if depends_on(view, term.mask, axes.product.node):
+        return Stop("probabilities-changed", axes.values.node, f"'{term.mask.name}' is made from the scores themselves")
     mask = _mask(view, axes, term.mask, at)
     if mask is None:
         return Stop("mask-shape", axes.values.node, f"'{term.mask.name}' has an axis of the probabilities in part")

@@ -91,7 +91,8 @@ def _product(view: GraphView, tensor: gs.Tensor, node: gs.Node, found: Product, 
         return replace(found, node=node)
     product = contraction(view, node)
     if product is None:
-        return Stop("probabilities-changed", node, f"{node.op} '{label(node)}'")
+        more = " multiplies more than two operands" if node.op == "Einsum" and len(node.inputs) > 2 else ""
+        return Stop("probabilities-changed", node, f"{node.op} '{label(node)}'{more}")
     swapped = product.right is tensor
     product = product.turned if swapped else product
     if is_constant(view, product.right) or product.factor != 1.0:
