@@ -16,8 +16,8 @@ from onnx_attn.views.trace import trace
 
 
 def recognize_softmax(view: GraphView, node: gs.Node) -> AttentionSite | Verdict | None:
-    """Read the softmax that ends at a node as a site, or say what it is instead, or why it has to be left alone; None where no
-    softmax ends. Many nodes that are no attention together are no candidate: nobody called them a softmax."""
+    """Read the softmax, of one node or many, that ends at a node as a site, or say what it is instead, or why it has to be left
+    alone; None where no softmax ends."""
     softmax = read_normaliser(view, node)
     if softmax is None:
         return Stop("shape-unknown", node).verdict(label(node)) if node.op == "Softmax" else _divided(view, node)
@@ -29,8 +29,6 @@ def recognize_softmax(view: GraphView, node: gs.Node) -> AttentionSite | Verdict
         found = assemble(view, softmax, above, below)
     if not isinstance(found, Stop):
         return found
-    if not softmax.in_one_node and not CODES[found.code].attention:
-        return None
     return found.verdict(label(softmax.node), anchor=label(below.node) if not softmax.in_one_node else "")
 
 
