@@ -254,3 +254,25 @@ def test_a_mask_that_is_made_from_the_scores_is_none(op: str) -> None:
 
     net.output(net.sdpa(q, kt, v, scores))
     assert_refused(net.model(), "scores-changed")
+
+
+def test_heads_that_have_a_norm_each_are_heads() -> None:
+    """Cut apart, normalised one by one, and joined: as StableLM's norms of queries and keys are exported."""
+    net = Net()
+    x = net.input("x", 2, 5, WIDTH)
+
+    def each_normalised(value: str, heads: int) -> str:
+        parts = net.op("Split", value, net.ints(*[1] * heads), outputs=heads, axis=1)
+        normed = [net.op("LayerNormalization", part, net.weight(HEAD_DIM), axis=-1) for part in parts]
+        return net.op("Concat", *normed, axis=1)
+
+    q = each_normalised(net.split_heads(net.linear(x, 4 * HEAD_DIM), 4), 4)
+    k, v = (net.split_heads(net.linear(x, 2 * HEAD_DIM)) for _ in range(2))
+    k, v = (
+        net.reshape(
+            net.op("Expand", net.op("Unsqueeze", each, net.ints(2)), net.ints(1, 1, 2, 1, 1)), 2, 4, 5, HEAD_DIM
+        )
+        for each in (each_normalised(k, 2), v)
+    )
+    net.output(net.merge_heads(net.sdpa(q, net.swap(k), v), 4 * HEAD_DIM), 3)
+    assert_fused(net.model(), heads=4, kv_heads=2, projection="triplet")

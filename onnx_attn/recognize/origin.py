@@ -21,6 +21,8 @@ from onnx_attn.views.trace import read_joined, scalar_factor
 
 MOST_NODES = 96
 """How many nodes one search may look at: a rotary embedding of a normalised query takes about thirty."""
+MOST_PIECES = 8
+"""How many nodes may work on one piece of a tensor that is cut and joined again."""
 _LAYERS = frozenset({"MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose"})
 _KEEPS_AXES = frozenset(
     "Mul Div Add Sub Neg Cast Where Clip Sqrt Pow Sigmoid Relu Elu Softplus Tanh LayerNormalization RMSNormalization "
@@ -114,6 +116,8 @@ def _above(
     joined = node.op == "Concat"
     if joined and (pieces := read_joined(view, node, tensor)) is not None:
         return [(pieces[0], (pieces[2], *steps))]
+    if joined and (whole := _before_split(view, node)) is not None:
+        return [(whole, steps)]
     if node.domain not in STANDARD or (node.op not in _KEEPS_AXES and not joined):
         return []
     shape = view.shapes(tensor)
@@ -121,3 +125,34 @@ def _above(
     return [
         (each, steps) for each in node.inputs if (joined or view.shapes(each) == shape) and not is_constant(view, each)
     ]
+
+
+def _before_split(view: GraphView, joined: gs.Node) -> gs.Tensor | None:
+    """What a Concat puts together again: the input of a Split along the same axis, each of whose pieces was worked on by itself,
+    as where every head has a norm of its own."""
+    splits = [_split_above(view, piece) for piece in joined.inputs]
+    first = splits[0]
+    if first is None or any(split is None or split[0] is not first[0] for split in splits):
+        return None
+    node, rank = first[0], view.rank(joined.outputs[0]) or 0
+    outputs = [output.name for output in node.outputs]
+    same_axis = rank and node.attrs.get("axis", 0) % rank == joined.attrs["axis"] % rank
+    if not same_axis or [split[1] for split in splits if split is not None] != outputs:
+        return None
+    whole: gs.Tensor = node.inputs[0]
+    return whole if view.shapes(whole) == view.shapes(joined.outputs[0]) else None
+
+
+def _split_above(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Node, str] | None:
+    """The Split, and its output, that a tensor of the same axes comes from."""
+    for _ in range(MOST_PIECES):
+        node = view.producer(tensor)
+        if node is None or node.domain not in STANDARD or not view.in_main_graph(node):
+            return None
+        if node.op == "Split":
+            return node, tensor.name
+        above = [each for each in node.inputs if not is_constant(view, each)]
+        if node.op not in _KEEPS_AXES or len(above) != 1 or view.shapes(above[0]) != view.shapes(tensor):
+            return None
+        tensor = above[0]
+    return None
