@@ -30,6 +30,10 @@ CELLS = (
     ("mha_cross", "dynamo", 18, False),
     ("decoder_layer_pre", "dynamo", 20, False),
     ("gqa_block", "dynamo", 23, True),
+    ("llama", "torchscript", 17, True),
+    ("edgenext_small", "torchscript", 17, False),
+    ("crossvit_9", "dynamo", 18, False),
+    ("marian", "dynamo", 18, False),
 )
 
 
@@ -54,10 +58,10 @@ AS_EXPORTED = (
     ("vit_b_16", "torchscript", 17, 125, 311, 12, 89),
     ("vit_b_16", "dynamo", 18, 137, 340, 12, 89),
     ("vit_b_16", "dynamo", 23, 113, 304, 12, 89),
-    ("swin_t", "torchscript", 17, 177, 171, 12, 156),
-    ("swin_t", "dynamo", 18, 321, 202, 2, 258),
-    ("swin_t", "dynamo", 23, 321, 202, 2, 258),
-    ("swin_v2_t", "torchscript", 17, 266, 215, 12, 266),
+    ("swin_t", "torchscript", 17, 177, 171, 12, 105),
+    ("swin_t", "dynamo", 18, 321, 202, 2, 106),
+    ("swin_t", "dynamo", 23, 321, 202, 2, 106),
+    ("swin_v2_t", "torchscript", 17, 266, 215, 12, 172),
 )
 
 
@@ -75,7 +79,7 @@ def test_land_gives_the_known_figures_and_fusing_makes_nothing_worse(
     assert report["sites"] == before["sites"] == 12
     assert report["kernels"] <= fused_kernels
     assert report["moved_bytes"] <= before["moved_bytes"]
-    assert report["landed"] >= landed
+    assert report["landed"] == 12
     assert [entry["site"] for entry in report["per_site"]] == [entry["site"] for entry in before["per_site"]]
     mapping = sum(report["seconds"][phase] for phase in ("names", "recognize", "map"))
     print(f"{name} {exporter} {opset}: mapping {mapping:.2f} s, compiling {report['seconds']['compile']:.2f} s")
