@@ -276,3 +276,20 @@ def test_heads_that_have_a_norm_each_are_heads() -> None:
     )
     net.output(net.merge_heads(net.sdpa(q, net.swap(k), v), 4 * HEAD_DIM), 3)
     assert_fused(net.model(), heads=4, kv_heads=2, projection="triplet")
+
+
+def test_a_factor_of_values_is_no_part_of_the_scale_where_heads_are_shared() -> None:
+    """V is multiplied behind the copies of its heads, which the operator makes itself."""
+    net = Net(23, np.float16)
+    q = net.input("q", 2, 4, 5, HEAD_DIM)
+
+    def repeated(name: str) -> str:
+        wide = net.op(
+            "Expand", net.op("Unsqueeze", net.input(name, 2, 2, 5, HEAD_DIM), net.ints(2)), net.ints(1, 1, 2, 1, 1)
+        )
+        return net.reshape(wide, 2, 4, 5, HEAD_DIM)
+
+    k, v = repeated("k"), net.op("Mul", repeated("v"), net.const(0.5))
+    net.output(net.sdpa(q, net.swap(k), v))
+    fused = assert_fused(net.model(), asked_form="attention", rtol=2e-3, scale=float(np.float16(ROOT)), kv_heads=2)
+    assert [node.op_type for node in fused.graph.node].count("Attention") == 1

@@ -85,8 +85,8 @@ def shares_heads(view: GraphView, site: AttentionSite, packing: Packing | None) 
             counts.add(members[role][1].heads.count)
         elif (layout := _own_heads(view, operand)) is None:
             counts.add(view.static(operand.tensor, -3))
-        elif _plan(view, layout, operand.whole.source) is None:
-            return False
+        elif _plan(view, layout, operand.whole.source) is None or (role == 2 and operand.whole.factor != 1.0):
+            return False  # V's factor is no part of the scale, and would be lost.
         else:
             heads = view.static(operand.tensor, -3)
             counts.add(heads // head_copies(view, operand) if heads is not None else None)
@@ -107,8 +107,7 @@ def _shared(writer: Writer, view: GraphView, site: AttentionSite, packing: Packi
 
 
 def _own_heads(view: GraphView, operand: Operand) -> Layout | None:
-    """The layout of K or V without the copies of its heads; None if there are none, or a factor stands among them, or in V,
-    where it is no part of the scale."""
+    """The layout of K or V without the copies of its heads; None if there are none, or a factor stands among them."""
     shapes = view.shapes(operand.whole.source)
     layout = layout_of(view, shapes, operand.whole.steps) if shapes is not None else None
     if layout is None or len(layout.axes) != 4 or not any(digit.axis == REPEAT for digit in layout.axes[1]):
