@@ -141,6 +141,12 @@ TINY: dict[str, Tiny] = {
 }
 
 
+def timm_built(module: nn.Module, setting: Setting, edge: int) -> Built:
+    """A timm module with its choice of attention, called with images."""
+    choose_attention(module, setting)
+    return Built(module, (normal(setting.images, 3, edge, edge),), ["image"], ["logits"], [_BATCH], [_BATCH])
+
+
 def choose_attention(module: nn.Module, setting: Setting) -> None:
     """timm's blocks decide by an attribute whether they call the operator or plain products."""
     for part in module.modules():
@@ -161,8 +167,7 @@ def timm_model(name: str, full_edge: int = 224) -> Callable[[Setting], Built]:
         else:
             edge = full_edge
             module = timm.create_model(name, pretrained=False)
-        choose_attention(module, setting)
-        return Built(module, (normal(setting.images, 3, edge, edge),), ["image"], ["logits"], [_BATCH], [_BATCH])
+        return timm_built(module, setting, edge)
 
     return build
 
@@ -173,6 +178,4 @@ def vit_qk_norm(setting: Setting) -> Built:
 
     sizes = _VIT if setting.tiny else {"embed_dim": 384, "depth": 12, "num_heads": 6}
     module = VisionTransformer(qk_norm=True, num_classes=10, **sizes)
-    choose_attention(module, setting)
-    edge = 16 if setting.tiny else 224
-    return Built(module, (normal(setting.images, 3, edge, edge),), ["image"], ["logits"], [_BATCH], [_BATCH])
+    return timm_built(module, setting, 16 if setting.tiny else 224)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.inputs import normal
 from models.reference import BATCH, TINY_HEADS, TINY_INNER, TINY_WIDTH, Axes, Built, Setting
+from models.timm_vision import choose_attention
 
 _BATCH: Axes = {0: BATCH}
 _TINY_EDGE = 16
@@ -59,9 +60,7 @@ def vit_small_patch16_224(setting: Setting) -> Built:
         )
     else:
         module = timm.create_model("vit_small_patch16_224", pretrained=False)
-    for part in module.modules():
-        if hasattr(part, "fused_attn"):
-            part.fused_attn = setting.attn == "sdpa"
+    choose_attention(module, setting)
     return Built(module, _image(setting), ["image"], ["logits"], [_BATCH], [_BATCH])
 
 
@@ -82,9 +81,7 @@ def deit_tiny_distilled(setting: Setting) -> Built:
         )
     else:
         module = timm.create_model("deit_tiny_distilled_patch16_224", pretrained=False)
-    for part in module.modules():
-        if hasattr(part, "fused_attn"):
-            part.fused_attn = setting.attn == "sdpa"
+    choose_attention(module, setting)
     return Built(module, _image(setting), ["image"], ["logits"], [_BATCH], [_BATCH])
 
 

@@ -65,10 +65,7 @@ def with_mask_rows(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
     Source: the operator's specification broadcasts the mask over queries; ONNX Runtime 1.31.1 rejects one that has one row.
     """
-    masked = [
-        n for n in model.graph.node if n.op_type == "Attention" and n.domain == "" and len(n.input) > 3 and n.input[3]
-    ]
-    if not masked:
+    if not any(map(_is_masked, model.graph.node)):
         return None
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -76,7 +73,7 @@ def with_mask_rows(model: onnx.ModelProto) -> onnx.ModelProto | None:
     one = "onnx_attn/one_column"
     copy.graph.initializer.append(helper.make_tensor(one, onnx.TensorProto.INT64, [1], [1]))
     for node in copy.graph.node:
-        if node.op_type == "Attention" and node.domain == "" and len(node.input) > 3 and node.input[3]:
+        if _is_masked(node):
             rows, sizes, mask = (f"onnx_attn/{what}_{number}" for what in ("rows", "mask_sizes", "mask_rows"))
             nodes += [
                 helper.make_node("Shape", [node.input[0]], [rows], start=-2, end=-1),
@@ -89,3 +86,7 @@ def with_mask_rows(model: onnx.ModelProto) -> onnx.ModelProto | None:
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     return copy
+
+
+def _is_masked(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Attention" and node.domain == "" and len(node.input) > 3 and bool(node.input[3])

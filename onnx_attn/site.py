@@ -203,3 +203,8 @@ class Written:
 
 
 Candidate = AttentionSite | Written | Verdict
+
+
+def engine_name(candidate: Candidate) -> str:
+    """The name of the node by which an engine tells where a candidate went."""
+    return (candidate.anchor if not isinstance(candidate, Written) else "") or candidate.name

@@ -14,7 +14,7 @@ import onnx
 
 from onnx_attn.engine.kernels import Engine, Kernel
 from onnx_attn.engine.names import as_written, called
-from onnx_attn.site import Candidate, Verdict, Written
+from onnx_attn.site import Candidate, Verdict, Written, engine_name
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def find_landings(model: onnx.ModelProto, candidates: Sequence[Candidate], engin
     """
     sites = [candidate for candidate in candidates if is_site(candidate)]
     kernels = _Index(engine.kernels)
-    found = {id(site): kernels.of(_addresses(_anchor(site), site)) for site in sites}
+    found = {id(site): kernels.of(_addresses(engine_name(site), site)) for site in sites}
     lost = [site for site in sites if found[id(site)] is None]
     twins = _twins(model, {_outermost(site) for site in sites}) if lost else {}
     landings = []
@@ -62,12 +62,12 @@ def find_landings(model: onnx.ModelProto, candidates: Sequence[Candidate], engin
 def _outermost(site: Candidate) -> str:
     """The node of the main graph that a site is, or lies beneath."""
     scope = _scope(site)
-    return scope.split(" | ")[-1].rpartition(" (")[0] if scope else _anchor(site)
+    return scope.split(" | ")[-1].rpartition(" (")[0] if scope else engine_name(site)
 
 
 def _inside(site: Candidate) -> tuple[str, ...]:
     """The way from that node to the site."""
-    return (_anchor(site), *_scope(site).split(" | ")[:-1]) if _scope(site) else ()
+    return (engine_name(site), *_scope(site).split(" | ")[:-1]) if _scope(site) else ()
 
 
 class _Index:
@@ -92,10 +92,6 @@ def _paths(layer: str) -> Iterable[str]:
         caller, _, kind = way[step].rpartition(" (")
         if kind.endswith(")"):
             yield " | ".join([caller, *way[step + 1 :]])
-
-
-def _anchor(site: Candidate) -> str:
-    return (site.anchor if not isinstance(site, Written) else "") or site.name
 
 
 def _scope(site: Candidate) -> str:

@@ -9,7 +9,7 @@ half-precision scores from overflowing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from onnx import TensorProto
@@ -40,7 +40,8 @@ class Signature:
         """Reads as what it does: `_Mask`, `_Where_GuardNaN`, `_Cast1_Mask_Cast10`; nothing for the plain 4-D site."""
         parts = [f"{self.rank}D"] if self.rank != 4 else []
         for kind, keep_when, dtype in self.terms:
-            parts.append(NAMES[kind, keep_when] + (str(dtype) if dtype else ""))
+            name = _NAMES[kind] if keep_when else _TURNED.get(kind, _NAMES[kind])
+            parts.append(name + (str(dtype) if dtype else ""))
         parts += [f"Cast{dtype}" for dtype in self.probabilities_dtypes]
         if self.cleared is not None:
             parts.append("Keep" if self.cleared else "Clear")
@@ -51,24 +52,19 @@ class Signature:
         return "".join(f"_{part}" for part in parts)
 
 
-_TURNED = {("where", False): "WhereNot", ("factor", False): "Divisor", ("scale", False): "Unscale"}
-NAMES = _TURNED | {
-    (kind, keep): name
-    for kind, name in {
-        "add": "Mask",
-        "subtract": "Minus",
-        "where": "Where",
-        "cast": "Cast",
-        "causal": "Causal",
-        "scale": "Scale",
-        "softcap": "Softcap",
-        "floor": "Floor",
-        "factor": "Factor",
-    }.items()
-    for keep in (True, False)
-    if (kind, keep) not in _TURNED
+_NAMES = {
+    "add": "Mask",
+    "subtract": "Minus",
+    "where": "Where",
+    "cast": "Cast",
+    "causal": "Causal",
+    "scale": "Scale",
+    "softcap": "Softcap",
+    "floor": "Floor",
+    "factor": "Factor",
 }
-"""What a function's name says of each term of its scores, by kind and `keep_when`."""
+_TURNED = {"where": "WhereNot", "factor": "Divisor", "scale": "Unscale"}
+"""What a function's name says of each term of its scores, by kind; of some another thing where `keep_when` is false."""
 
 
 def signature(view: GraphView, site: AttentionSite, rank: int) -> Signature:
@@ -135,12 +131,9 @@ def write_body(
             scores = write("Add" if term.kind == "add" else "Sub", [scores, next(remaining)], "scores_masked")
         elif term.kind == "factor":
             scores = write("Mul" if term.keep_when else "Div", [scores, next(remaining)], "scores_scaled")
-        elif term.kind in FILLED and term.kind != "where":
-            scores = _with_number(spelling, term, scores, spelling.scalar(f"fill_{number}", scores, dtype))
         else:
             fill = spelling.scalar(f"fill_{number}", scores, dtype)
-            chosen = [scores, fill] if term.keep_when else [fill, scores]
-            scores = write("Where", [next(remaining), *chosen], "scores_masked")
+            scores = _with_number(spelling, term, scores, fill, remaining)
     probabilities = write("Softmax", [scores], "probabilities", axis=-1, name=spelling.softmax_name)
     for dtype in form.probabilities_dtypes:
         probabilities = write("Cast", [probabilities], "probabilities_cast", to=dtype)
@@ -162,8 +155,12 @@ def write_body(
     return write("Where", [bad, spelling.scalar("zero", attention, 0), attention], "attention", output=spelling.output)
 
 
-def _with_number(spelling: Spelling, term: ScoreTerm, scores: str, number: str) -> str:
+def _with_number(spelling: Spelling, term: ScoreTerm, scores: str, number: str, masks: Iterator[str]) -> str:
+    """A term that has a number of its own; of `masks` a Where takes the next."""
     write = spelling.writer.add
+    if term.kind == "where":
+        chosen = [scores, number] if term.keep_when else [number, scores]
+        return write("Where", [next(masks), *chosen], "scores_masked")
     if term.kind == "scale":
         return write("Mul" if term.keep_when else "Div", [scores, number], "scores_scaled")
     if term.kind == "floor":

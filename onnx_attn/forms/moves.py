@@ -8,16 +8,13 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
-from onnx_attn.views.arrange import Move, reshape_target, shape_parts
+from onnx_attn.views.arrange import Move, reshape_target, shape_parts, unarranged
 
 
 def written(writer: Writer, view: GraphView, tensor: gs.Tensor, hint: str) -> str:
     """The name of a tensor, after writing what arranges it."""
-    moves: list[Move] = []
-    while (move := view.arranged.get(tensor.name)) is not None:
-        moves.insert(0, move)
-        tensor = move.inputs[0]
-    return write_moves(writer, tensor.name, moves, hint)
+    source, moves = unarranged(view, tensor)
+    return write_moves(writer, source.name, moves, hint)
 
 
 def write_moves(writer: Writer, name: str, moves: Sequence[Move], hint: str, output: str | None = None) -> str:

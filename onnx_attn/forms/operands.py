@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -14,15 +14,16 @@ from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.recognize.operands import head_copies
 from onnx_attn.site import AttentionSite, Operand
-from onnx_attn.views.arrange import Dim, reshape_target
+from onnx_attn.views.arrange import Dim, reshape_target, unarranged
 from onnx_attn.views.layout import REPEAT, Digit, Layout
 from onnx_attn.views.movement import layout_of, permutation
 
 
 def write_operands(
-    writer: Writer, view: GraphView, site: AttentionSite, form: str, packing: Packing | None, packed: Mapping[int, str]
+    writer: Writer, view: GraphView, site: AttentionSite, form: str, packed: Mapping[int, str], shared: bool
 ) -> tuple[tuple[str, str, str], float]:
-    """The names of Q, K and V and the scale that is left to apply; `packed` has those that are written already, by role.
+    """The names of Q, K and V and the scale that is left to apply; `packed` has those that are written already, by role. shared:
+    K and V are given without the copies of their heads (`shares_heads`).
 
     An operand that is read as it stands keeps its tensor. One that the graph has in other axes, and a Q or K that carries part
     of the scale, are written anew from their source, so that the scale is applied once; where that cannot be said in ONNX (two
@@ -30,11 +31,11 @@ def write_operands(
     afterwards, Q is always written anew: writing a site twice must say the same.
     """
     scale, names = site.scores_scale, []
-    shared = _shared(writer, view, site, packing) if form == "attention" else {}
+    ready = {**(_shared(writer, view, site, packed) if shared else {}), **packed}
     for role, (hint, operand) in enumerate(zip(ROLES, site.operands, strict=True)):
-        if (ready := packed.get(role) or shared.get(role)) is not None:
+        if role in ready:
             scale *= operand.trace.factor
-            names.append(ready)
+            names.append(ready[role])
             continue
         scaled = operand.trace.factor != 1.0
         stands = operand.tensor is operand.read and (not scaled or hint == "value")
@@ -57,23 +58,13 @@ def _as_it_stands(writer: Writer, view: GraphView, operand: Operand, role: str) 
 
 def _before_its_transpose(view: GraphView, operand: Operand) -> str | None:
     """The name of the operand itself, where the graph has it and transposes it for the product, as K mostly is."""
-    moves = [view.arranged[name] for name in _arranged(view, operand)]
+    _, moves = unarranged(view, operand.tensor)
     producer = view.producer(operand.read)
     if len(moves) == 1 and moves[0].op == "Transpose" and producer is not None:
         perm = permutation(producer)
         if perm is not None and [perm[axis] for axis in moves[0].attrs["perm"]] == sorted(perm):
             return producer.inputs[0].name
     return None
-
-
-def _arranged(view: GraphView, operand: Operand) -> list[str]:
-    """The names of the tensors between what the product reads and the operand."""
-    names: list[str] = []
-    tensor = operand.tensor
-    while tensor.name in view.arranged:
-        names.insert(0, tensor.name)
-        tensor = view.arranged[tensor.name].inputs[0]
-    return names
 
 
 def shares_heads(view: GraphView, site: AttentionSite, packing: Packing | None) -> bool:
@@ -93,12 +84,10 @@ def shares_heads(view: GraphView, site: AttentionSite, packing: Packing | None) 
     return len(counts) == 1 and None not in counts
 
 
-def _shared(writer: Writer, view: GraphView, site: AttentionSite, packing: Packing | None) -> dict[int, str]:
+def _shared(writer: Writer, view: GraphView, site: AttentionSite, packed: Collection[int]) -> dict[int, str]:
     """K and V, by role, without the copies of their heads."""
     found: dict[int, str] = {}
-    if not shares_heads(view, site, packing):
-        return found
-    for role in {1, 2}.difference(packing.members if packing is not None else ()):
+    for role in {1, 2}.difference(packed):
         layout = _own_heads(view, site.operands[role])
         name = _rewrite(writer, view, layout, site.operands[role].whole.source, ROLES[role]) if layout else None
         if name is not None:

@@ -100,10 +100,11 @@ def _write_body(
     output: str,
 ) -> _Body:
     """The attention itself, on the operands that are projected already (by role) and the others."""
-    operands, scale = write_operands(writer, view, site, form, packing, projected)
-    scale = 1.0 if algebra.scale else scale
     rank = view.rank(site.query.tensor) or 0
-    if not (form == "attention" and rank == 4 and shares_heads(view, site, packing)):
+    shared = form == "attention" and rank == 4 and shares_heads(view, site, packing)
+    operands, scale = write_operands(writer, view, site, form, projected, shared)
+    scale = 1.0 if algebra.scale else scale
+    if not shared:
         operands = _with_all_heads(writer, view, site, packing, operands, rank)
     if form == "function":
         return _Body((write_function_call(writer, site, operands, scale, rank, output, view),))

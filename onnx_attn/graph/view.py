@@ -38,8 +38,8 @@ class GraphView:
         """Whether the node at a position computes from weights alone (`views.folding`)."""
         self.folds: dict[str, onnx.TensorProto | None] = {}
         """The values of such nodes' results, None where they stay computed (`views.folding`)."""
-        self.computed: dict[str, np.ndarray | None] = {}
-        """Masks at one world's sizes, with nothing padded away (`recognize.causality`)."""
+        self.computed: dict[str, list[np.ndarray]] = {}
+        """Masks at one world's sizes, by what a caller may give (`recognize.causality`)."""
         self.arranged: dict[str, Any] = {}
         """By name, what makes tensors that are read in other axes than the graph has them in (`views.arrange`)."""
         self._defaults = overridable(proto)
@@ -111,7 +111,11 @@ class GraphView:
 
     def constant(self, tensor: gs.Tensor) -> np.ndarray | None:
         """A small value that is the same in every world: a constant, or computed from nothing but static sizes."""
-        values = [world.value(tensor.name) for world in self.worlds]
+        return self.constant_of(tensor.name)
+
+    def constant_of(self, name: str) -> np.ndarray | None:
+        """The same by a value's name."""
+        values = [world.value(name) for world in self.worlds]
         first = values[0]
         if first is None or any(value is None or not np.array_equal(value, first) for value in values[1:]):
             return None

@@ -12,7 +12,6 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
@@ -118,11 +117,11 @@ class Cutter:
             elif name in start or name not in producers:
                 free[name] = None
             elif name not in outputs and self._is_known(name, kinds):
-                value = self._same_everywhere(name)
-                if value is None:
-                    known[name] = None
-                else:
+                value = self.view.constant_of(name)
+                if value is not None and value.dtype.kind in "iu":  # Some operators want whole numbers as constants.
                     used[name] = numpy_helper.from_array(value, name)
+                else:
+                    known[name] = None
             else:
                 node = producers[name]
                 nodes[id(node)] = node
@@ -147,13 +146,6 @@ class Cutter:
     def _is_known(self, name: str, kinds: str) -> bool:
         values = [world.value(name) for world in self.view.worlds]
         return all(value is not None and value.dtype.kind in kinds for value in values)
-
-    def _same_everywhere(self, name: str) -> np.ndarray | None:
-        """A whole number or several that are the same at all sizes: a constant, which some operators want as one."""
-        values = [self.view.worlds[0].value(name), *(world.value(name) for world in self.view.worlds[1:])]
-        first = values[0]
-        same = first is not None and all(value is not None and np.array_equal(value, first) for value in values)
-        return first if same and first is not None and first.dtype.kind in "iu" else None
 
     def _typed(self, name: str) -> onnx.ValueInfoProto:
         shape = self.view.worlds[0].shape(name)

@@ -45,8 +45,7 @@ def blocks_later_keys(view: GraphView, masks: Sequence[ScoreTerm]) -> bool:
 def _ever_attended(view: GraphView, term: ScoreTerm) -> np.ndarray | None:
     """Where the mask lets a query attend for some padding: none at all, or, where a mask names what it blocks, the other way."""
     assert term.mask is not None
-    found = [_value(view, term.mask, given) for given in (1, 0)]
-    allowed = [_attended(term, value) for value in found if value is not None]
+    allowed = [_attended(term, value) for value in _values(view, term.mask)]
     return np.logical_or.reduce(allowed) if allowed else None
 
 
@@ -67,27 +66,26 @@ def _is_causal(attended: np.ndarray) -> bool:
     return False
 
 
-def _value(view: GraphView, mask: gs.Tensor, given: int) -> np.ndarray | None:
-    """A mask's numbers at the first world's sizes, over the axes of the site, where a caller gives one number throughout."""
+def _values(view: GraphView, mask: gs.Tensor) -> list[np.ndarray]:
+    """A mask's numbers at the first world's sizes, over the axes of the site, for each number that a caller may give."""
     tensor = real(view, mask)
-    key = f"{tensor.name} of {given}"
-    if key not in view.computed:
-        view.computed[key] = _run(view, tensor, given)
-    value = view.computed[key]
-    return None if value is None else rearranged(view, value, mask)
+    if tensor.name not in view.computed:
+        view.computed[tensor.name] = _run(view, tensor)
+    return [rearranged(view, value, mask) for value in view.computed[tensor.name]]
 
 
-def _run(view: GraphView, tensor: gs.Tensor, given: int) -> np.ndarray | None:
+def _run(view: GraphView, tensor: gs.Tensor) -> list[np.ndarray]:
+    """The numbers with ones from every caller and with zeros, the same once where there is none; none that cannot be computed."""
     found = _ancestors(view, tensor)
     if found is None:
-        return None
+        return []
     positions, inputs, weights = found
     world = view.worlds[0]
     shape = world.shape(tensor.name)
     nodes = [view.proto.graph.node[position] for position in sorted(positions)]
     made = {name for node in nodes for name in node.output}
     if any(name and name not in made | inputs | weights for node in nodes for name in reads(node)):
-        return None
+        return []
     types = {name: helper.make_tensor_value_info(name, world.elem_type(name), world.shape(name)) for name in inputs}
     output = helper.make_tensor_value_info(tensor.name, world.elem_type(tensor.name), shape)
     stored = [view.initializer(name) for name in weights]
@@ -95,9 +93,16 @@ def _run(view: GraphView, tensor: gs.Tensor, given: int) -> np.ndarray | None:
     model = onnx.ModelProto(graph=graph, ir_version=view.proto.ir_version)
     model.opset_import.extend(view.proto.opset_import)
     try:
-        return Session(model, tensor.name).run({name: _given(view, name, given) for name in inputs})[0]
+        session = Session(model, tensor.name)
     except (CannotRun, ValueError):
-        return None
+        return []
+    values = []
+    for number in (1, 0) if inputs else (1,):
+        try:
+            values.append(session.run({name: _given(view, name, number) for name in inputs})[0])
+        except (CannotRun, ValueError):
+            continue
+    return values
 
 
 def _given(view: GraphView, name: str, number: int) -> np.ndarray:

@@ -76,11 +76,16 @@ def _spelled(view: GraphView, node: gs.Node) -> Normaliser | None:
     found = match_value(SPELLED, view, node.outputs[0])
     if not isinstance(found, Match):
         return None
+    return _over_its_sum(view, found, node, node.outputs[0])
+
+
+def _over_its_sum(view: GraphView, found: Match, named: gs.Node, probabilities: gs.Tensor) -> Normaliser | None:
+    """The softmax of exponentials and their sum; None where a maximum was subtracted that is not one number for the sum."""
     axes = _reduced(view, found.node("sum"))
     peak = found.node("peak") if "peak" in found.captures else None
     if axes is None or (peak is not None and not set(axes) <= set(_reduced(view, peak) or ())):
         return None
-    return Normaliser(node, found["scores"], node.outputs[0], axes, overflows=peak is None)
+    return Normaliser(named, found["scores"], probabilities, axes, overflows=peak is None)
 
 
 def read_exponentials(view: GraphView, division: gs.Node) -> tuple[Normaliser, gs.Tensor] | None:
@@ -92,11 +97,8 @@ def read_exponentials(view: GraphView, division: gs.Node) -> tuple[Normaliser, g
     if not isinstance(found, Match):
         return None
     exponential = found.node("exponential").outputs[0]
-    axes = _reduced(view, found.node("sum"))
-    peak = found.node("peak") if "peak" in found.captures else None
-    if axes is None or (peak is not None and not set(axes) <= set(_reduced(view, peak) or ())):
-        return None
-    return Normaliser(division, found["scores"], exponential, axes, overflows=peak is None), exponential
+    softmax = _over_its_sum(view, found, division, exponential)
+    return (softmax, exponential) if softmax is not None else None
 
 
 def _in_logarithms(view: GraphView, node: gs.Node) -> Normaliser | None:

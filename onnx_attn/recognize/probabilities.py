@@ -9,16 +9,15 @@ import onnx_graphsurgeon as gs
 from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.match import HERE, Match, const, follow, op, require
 from onnx_attn.recognize.result import Stop
-from onnx_attn.recognize.scores import MOVES
 from onnx_attn.site import Guard, ScoreTerm
 from onnx_attn.views.constants import is_constant
 from onnx_attn.views.contraction import Contraction, contraction
-from onnx_attn.views.movement import Step, is_identity, rearranges
+from onnx_attn.views.movement import REARRANGE, Step, is_identity, rearranges
 from onnx_attn.views.trace import FLOATS
 from onnx_attn.views.uniform import uniform
 
 PRODUCTS = ("MatMul", "Einsum", "Gemm")
-CHANGES = MOVES | frozenset(
+CHANGES = REARRANGE | frozenset(
     "Cast Dropout Identity IsNaN Where Expand Mul Div Add Slice Concat Clip ReduceMean ReduceSum "
     "QuantizeLinear DequantizeLinear Sub Gather Split Squeeze Unsqueeze".split()
 )
@@ -191,7 +190,7 @@ def _mixing(view: GraphView, node: gs.Node) -> gs.Node | None:
         if node.op in (*PRODUCTS, "Conv"):
             return node if any(is_constant(view, tensor) for tensor in node.inputs[:2]) else None
         readers = _distinct(view.readers(node.outputs[0]))
-        if node.op not in MOVES or len(readers) != 1:
+        if node.op not in REARRANGE or len(readers) != 1:
             return None
         node = readers[0]
     return None

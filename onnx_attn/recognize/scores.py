@@ -12,11 +12,10 @@ from onnx_attn.recognize.result import Stop
 from onnx_attn.site import ScoreTerm
 from onnx_attn.views.constants import ignores_numbers, is_constant
 from onnx_attn.views.contraction import Contraction, contraction
-from onnx_attn.views.movement import Step, handed_on, is_identity, rearranges
+from onnx_attn.views.movement import REARRANGE, Step, handed_on, is_identity, rearranges
 from onnx_attn.views.trace import FLOATS, scalar_factor
 from onnx_attn.views.uniform import uniform
 
-MOVES = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 MOST_BRANCHES = 64
 """How many places one walk may look at: masks are added once or twice, not dozens of times."""
 
@@ -115,7 +114,7 @@ def _step(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
     if node.op == "Conv":
         # Heads stand where a convolution has its channels.
         return [] if path.mixed else _mixed(path, node, node.inputs[:1])
-    if path.mixed and node.op not in MOVES:
+    if path.mixed and node.op not in REARRANGE:
         return []
     if node.op in ("Mul", "Div"):
         return _factored(view, path, node) or _blocked(path, node, "scale-not-constant", node.inputs)

@@ -11,7 +11,7 @@ from onnx_attn.engine.landing import Landing
 from onnx_attn.engine.names import as_written
 from onnx_attn.errors import printable
 from onnx_attn.landing import Landed
-from onnx_attn.site import Candidate, Verdict, Written
+from onnx_attn.site import Candidate, Verdict, Written, engine_name
 from onnx_attn.targets.editions import Target, parse_target
 from onnx_attn.targets.lookup import obstacles
 from onnx_attn.targets.reading import facts_of, standing_form
@@ -74,7 +74,7 @@ def headline(errors: Sequence[str]) -> str:
 
 def _compilers_words(landing: Landing, engine: Engine) -> str:
     site = landing.candidate
-    name = (site.anchor if not isinstance(site, Written) else "") or site.name
+    name = engine_name(site)
     if landing.kernel is None:
         return "no kernel carries its name: it was merged with another, folded into a constant, or left out"
     where = f"it runs on {landing.kernel.name}"

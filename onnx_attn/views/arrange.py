@@ -147,20 +147,22 @@ def arranged(view: GraphView, tensor: gs.Tensor, moves: Sequence[Move]) -> tuple
     return tensor, tuple(steps)
 
 
-def real(view: GraphView, tensor: gs.Tensor) -> gs.Tensor:
-    """The tensor of the graph that an arranged one is made of."""
-    while (move := view.arranged.get(tensor.name)) is not None:
-        tensor = move.inputs[0]
-    return tensor
-
-
-def rearranged(view: GraphView, value: np.ndarray, tensor: gs.Tensor) -> np.ndarray:
-    """The numbers of an arranged tensor from those of the real one."""
+def unarranged(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Tensor, list[Move]]:
+    """The tensor of the graph that an arranged one is made of, and the moves that make it, in order."""
     moves: list[Move] = []
     while (move := view.arranged.get(tensor.name)) is not None:
         moves.append(move)
         tensor = move.inputs[0]
-    return moved(value, moves[::-1])
+    return tensor, moves[::-1]
+
+
+def real(view: GraphView, tensor: gs.Tensor) -> gs.Tensor:
+    return unarranged(view, tensor)[0]
+
+
+def rearranged(view: GraphView, value: np.ndarray, tensor: gs.Tensor) -> np.ndarray:
+    """The numbers of an arranged tensor from those of the real one."""
+    return moved(value, unarranged(view, tensor)[1])
 
 
 def moved(value: np.ndarray, moves: Sequence[Move], world: int = 0) -> np.ndarray:

@@ -161,23 +161,19 @@ def _on_rows(
         if not _keeps_rows(view, step, width):
             break
         moves.insert(0, step)
-        source = _below(view, step)
+        source = handed_on(view, step.node)
     if view.shapes(source) is None or view.static(source, -1) != width:
         return None
     return Linear(source, tuple(moves), constant, transposed, bias, *factors, output, channels, width, product)
 
 
 def _keeps_rows(view: GraphView, step: Step, width: int) -> bool:
-    below = _below(view, step)
+    below = handed_on(view, step.node)
     if not view.rank(below) or view.static(below, -1) != width:
         return False
     if (perm := permutation(step.node)) is not None:
         return perm[-1] == len(perm) - 1
     return step.node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten") or is_identity(view, step.node)
-
-
-def _below(view: GraphView, step: Step) -> gs.Tensor:
-    return handed_on(view, step.node) if is_identity(view, step.node) else step.node.inputs[0]
 
 
 def _is_vector(sizes: tuple[int, ...], channels: int) -> bool:

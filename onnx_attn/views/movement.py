@@ -71,12 +71,12 @@ def moves(view: GraphView, node: gs.Node, output: gs.Tensor) -> bool:
     return is_identity(view, node) and output is node.outputs[0]
 
 
-_REARRANGE = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
+REARRANGE = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 
 
 def rearranges(view: GraphView, node: gs.Node) -> bool:
     """True if a node's one result holds each element of its first input once, in other axes."""
-    if node.domain not in STANDARD or not (node.op in _REARRANGE or permutation(node) is not None):
+    if node.domain not in STANDARD or not (node.op in REARRANGE or permutation(node) is not None):
         return False
     return view.shapes(node.outputs[0]) is not None and view.shapes(node.inputs[0]) is not None
 
