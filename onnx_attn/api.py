@@ -12,6 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_attn.algebra.choose import IDENTITIES
+from onnx_attn.deliver import fuse_file, fuse_proto
 from onnx_attn.engine.profiles import Profile, as_range, fitted, sizes_at
 from onnx_attn.errors import ExpectationError, InputError, UsageError, one_line
 from onnx_attn.graph.inference import Inference
@@ -20,7 +21,7 @@ from onnx_attn.graph.sizes import worlds_of
 from onnx_attn.graph.world import World
 from onnx_attn.landing import Options as LandOptions
 from onnx_attn.landing import land_model
-from onnx_attn.pipeline import Options, fuse_file, fuse_proto, inspect_model
+from onnx_attn.pipeline import Options, inspect_model
 from onnx_attn.plan import Choice
 from onnx_attn.plan_file import load_plan
 from onnx_attn.prove.inputs import model_inputs

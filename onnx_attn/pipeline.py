@@ -1,30 +1,27 @@
-"""load → recognize → plan → apply → prove → save: the arrows of the design, one after the other."""
+"""load → recognize → plan → apply → prove: the arrows of the design, one after the other."""
 
 from __future__ import annotations
 
 import gc
-import shutil
 import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
 from onnx_attn.algebra.choose import NOTHING
-from onnx_attn.errors import DifferenceError, ExpectationError, UsageError
+from onnx_attn.errors import ExpectationError, UsageError
 from onnx_attn.forms.masks import compute_masks
 from onnx_attn.forms.write import write_site
 from onnx_attn.fusion import Fusion
 from onnx_attn.graph.body import Body, names_within
 from onnx_attn.graph.compose import compose
 from onnx_attn.graph.edit import Names, RoundsBadlyError, SiteEdit
-from onnx_attn.graph.load import Loaded, load
+from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import raise_opset
-from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.nested import Block, blocks, counted, merged, replace_bodies, with_functions_inlined
@@ -33,10 +30,10 @@ from onnx_attn.plan_file import ReadPlan, check_fits, fingerprint, plan_document
 from onnx_attn.prove.cut import Cutter, boundary, same_nodes
 from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.site import prove_site
-from onnx_attn.prove.whole import Model, WholeProof, compare_models, default_rtol
+from onnx_attn.prove.whole import default_rtol
 from onnx_attn.recognize.candidates import recognize
 from onnx_attn.recognize.causality import blocks_later_keys
-from onnx_attn.report.document import fusion_report, inspection, proof_document
+from onnx_attn.report.document import fusion_report, inspection
 from onnx_attn.runtime import CannotRun
 from onnx_attn.site import AttentionSite, Candidate, Verdict
 from onnx_attn.targets.editions import Target, parse_target
@@ -99,56 +96,6 @@ def inspect_model(loaded: Loaded, target: Target) -> Report:
 
 def _is_nested(entries: Sequence[object]) -> bool:
     return any(isinstance(entry, Verdict) and entry.code == "nested-graph" for entry in entries)
-
-
-def fuse_file(path: Path, output: Path, options: Options) -> tuple[Report, PlanDocument]:
-    """Fuse the model at `path` into `output`, which is written whole or not at all.
-
-    What is proved is the very file that will be delivered; the model in memory is given up before it is run.
-
-    Raises InputError, OutputError, ExpectationError, DifferenceError, UsageError as the interface's exit codes say.
-    """
-    check_output(output, path)
-    with staged(output) as draft:
-        report, trial = _write_draft(path, output, draft, options)
-        gc.collect()  # graphsurgeon's nodes and tensors refer to each other, and through them to the weights.
-        if options.verify:
-            _prove_whole(report, trial, path, draft)
-        start = time.perf_counter()
-        commit(draft, output)
-        _add_seconds(report, "save", start)
-    return report, trial.plan
-
-
-def fuse_proto(proto: onnx.ModelProto, name: str, options: Options) -> tuple[Report, PlanDocument, onnx.ModelProto]:
-    """Fuse a model in memory; `proto` stays as it is."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    report, trial, model = rewrite(Loaded(copy, name), options)
-    if not trial.changed:
-        model = onnx.ModelProto()
-        model.CopyFrom(proto)
-    if options.verify:
-        _prove_whole(report, trial, proto, model)
-    return report, trial.plan, model
-
-
-def _write_draft(path: Path, output: Path, draft: Path, options: Options) -> tuple[Report, Trial]:
-    start = time.perf_counter()
-    loaded = load(path)
-    check_data(output, loaded.data_files)
-    seconds = time.perf_counter() - start
-    report, trial, model = rewrite(loaded, options)
-    report["seconds"]["load"] += seconds
-    start = time.perf_counter()
-    if trial.changed:
-        write(model, draft, loaded.external)
-    elif loaded.external:
-        write(load(path).proto, draft, external=True)
-    else:
-        shutil.copyfile(path, draft)
-    _add_seconds(report, "save", start)
-    return report, trial
 
 
 @contextmanager
@@ -313,25 +260,3 @@ def _trial_inputs(fusion: Fusion) -> list[dict[str, np.ndarray]]:
         return [model_inputs(fusion.view.proto, world) for world in fusion.view.worlds]
     except UsageError as error:
         raise CannotRun(f"{fusion.name}: {error}; pass --no-verify to rewrite without proof") from error
-
-
-def _prove_whole(report: Report, trial: Trial, before: Model, after: Model) -> None:
-    """Run the whole model before and after. One that was not changed needs no run."""
-    start = time.perf_counter()
-    proof = WholeProof({}, 0, trial.rtol, 0.0)
-    if trial.changed:
-        try:
-            proof = compare_models((before, trial.name), (after, f"{trial.name} (fused)"), trial.inputs, trial.rtol)
-        except CannotRun as error:
-            raise CannotRun(f"{error}; pass --no-verify to rewrite without proof") from error
-    if not proof.ok:
-        raise DifferenceError(
-            f"{trial.name}: the fused model differs at output '{proof.failing[0]}' "
-            f"(max_rel {proof.worst.max_rel:.1e}, allowed {proof.rtol:.0e}); nothing was written; please report this"
-        )
-    report["proof"] = proof_document(proof)
-    _add_seconds(report, "prove", start)
-
-
-def _add_seconds(report: Report, phase: str, start: float) -> None:
-    report["seconds"][phase] = round(report["seconds"].get(phase, 0.0) + time.perf_counter() - start, 4)

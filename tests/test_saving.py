@@ -159,7 +159,7 @@ def test_interrupt_leaves_the_old_output(monkeypatch: pytest.MonkeyPatch, tmp_pa
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onnx_attn.pipeline.compare_models", interrupted)
+    monkeypatch.setattr("onnx_attn.deliver.compare_models", interrupted)
     with pytest.raises(KeyboardInterrupt):
         onnx_attn.fuse(source, tmp_path / "out.onnx")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -1,0 +1,90 @@
+"""From a model to a proved model: a file or a message in, rewritten, run whole before and after, written whole or not at all."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from pathlib import Path
+
+import onnx
+
+from onnx_attn.errors import DifferenceError
+from onnx_attn.graph.load import Loaded, load
+from onnx_attn.graph.save import check_data, check_output, commit, staged, write
+from onnx_attn.pipeline import Options, PlanDocument, Report, Trial, rewrite
+from onnx_attn.prove.whole import Model, WholeProof, compare_models
+from onnx_attn.report.document import proof_document
+from onnx_attn.runtime import CannotRun
+
+
+def fuse_file(path: Path, output: Path, options: Options) -> tuple[Report, PlanDocument]:
+    """Fuse the model at `path` into `output`, which is written whole or not at all.
+
+    What is proved is the very file that will be delivered; the model in memory is given up before it is run.
+
+    Raises InputError, OutputError, ExpectationError, DifferenceError, UsageError as the interface's exit codes say.
+    """
+    check_output(output, path)
+    with staged(output) as draft:
+        report, trial = _write_draft(path, output, draft, options)
+        gc.collect()  # graphsurgeon's nodes and tensors refer to each other, and through them to the weights.
+        if options.verify:
+            _prove_whole(report, trial, path, draft)
+        start = time.perf_counter()
+        commit(draft, output)
+        _add_seconds(report, "save", start)
+    return report, trial.plan
+
+
+def fuse_proto(proto: onnx.ModelProto, name: str, options: Options) -> tuple[Report, PlanDocument, onnx.ModelProto]:
+    """Fuse a model in memory; `proto` stays as it is."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    report, trial, model = rewrite(Loaded(copy, name), options)
+    if not trial.changed:
+        model = onnx.ModelProto()
+        model.CopyFrom(proto)
+    if options.verify:
+        _prove_whole(report, trial, proto, model)
+    return report, trial.plan, model
+
+
+def _write_draft(path: Path, output: Path, draft: Path, options: Options) -> tuple[Report, Trial]:
+    start = time.perf_counter()
+    loaded = load(path)
+    check_data(output, loaded.data_files)
+    seconds = time.perf_counter() - start
+    report, trial, model = rewrite(loaded, options)
+    report["seconds"]["load"] += seconds
+    start = time.perf_counter()
+    if trial.changed:
+        write(model, draft, loaded.external)
+    elif loaded.external:
+        write(load(path).proto, draft, external=True)
+    else:
+        shutil.copyfile(path, draft)
+    _add_seconds(report, "save", start)
+    return report, trial
+
+
+def _prove_whole(report: Report, trial: Trial, before: Model, after: Model) -> None:
+    """Run the whole model before and after. One that was not changed needs no run."""
+    start = time.perf_counter()
+    proof = WholeProof({}, 0, trial.rtol, 0.0)
+    if trial.changed:
+        try:
+            proof = compare_models((before, trial.name), (after, f"{trial.name} (fused)"), trial.inputs, trial.rtol)
+        except CannotRun as error:
+            raise CannotRun(f"{error}; pass --no-verify to rewrite without proof") from error
+    if not proof.ok:
+        raise DifferenceError(
+            f"{trial.name}: the fused model differs at output '{proof.failing[0]}' "
+            f"(max_rel {proof.worst.max_rel:.1e}, allowed {proof.rtol:.0e}); nothing was written; please report this"
+        )
+    report["proof"] = proof_document(proof)
+    _add_seconds(report, "prove", start)
+
+
+def _add_seconds(report: Report, phase: str, start: float) -> None:
+    report["seconds"][phase] = round(report["seconds"].get(phase, 0.0) + time.perf_counter() - start, 4)
