@@ -15,6 +15,7 @@ from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.deliver import fuse_file, fuse_proto
 from onnx_attn.engine.profiles import Profile, as_range, fitted, sizes_at
 from onnx_attn.errors import ExpectationError, InputError, UsageError, one_line
+from onnx_attn.forms.adaptation import ISLANDS
 from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.load import Loaded, check, load
 from onnx_attn.graph.sizes import worlds_of
@@ -80,6 +81,7 @@ def fuse(
     target: str = "tensorrt",
     target_version: str | None = None,
     form: str = "auto",
+    precision: str = "keep",
     pack: bool = True,
     algebra: bool = True,
     expect: int | None = None,
@@ -92,19 +94,25 @@ def fuse(
     projections by exact identities. `expect`: fail unless exactly so many sites
     are fused. `verify`: prove each site and the whole model in ONNX Runtime.
 
+    `precision`: "fp16" or "bf16" puts a half-precision island around each site of float32 that has no attention kernel else.
+
     `plan`: an earlier result's plan, perhaps edited (its file or itself); it says target, form, packing and algebra of
     every site.
 
     Raises InputError, OutputError, UsageError, ExpectationError, DifferenceError; nothing is written then.
     """
-    choice = Choice(form, pack, IDENTITIES if algebra else ())
+    if precision not in ("keep", *ISLANDS):
+        raise UsageError(f"unknown precision {precision!r}; choose keep, {' or '.join(ISLANDS)}")
+    choice = Choice(form, pack, IDENTITIES if algebra else (), precision=precision)
     if plan is None:
         options = Options(parse_target(target, target_version), choice, expect, verify)
     else:
         given = load_plan(plan if isinstance(plan, dict) else Path(plan))
         asked = parse_target(target, target_version)
         if choice != Choice() or ((target, target_version) != ("tensorrt", None) and asked != given.target):
-            raise UsageError(f"{given.name}: the plan says target, form, packing and algebra; leave these options out")
+            raise UsageError(
+                f"{given.name}: the plan says target, form, precision, packing and algebra; leave these options out"
+            )
         options = Options(given.target, choice, expect, verify, given)
     if isinstance(model, str | PathLike) and output is not None:
         return Result(*fuse_file(Path(model), Path(output), options), None, Path(output))

@@ -64,6 +64,9 @@ def fuse(
     target: Target = "tensorrt",
     target_version: Version = None,
     form: Annotated[str, typer.Option(help="auto, function, primitives, attention or (onnxruntime) contrib.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="keep, or fp16 / bf16: a half-precision island around float32 sites.")
+    ] = "keep",
     no_pack: Annotated[bool, typer.Option("--no-pack", help="Leave the Q/K/V projections as they are.")] = False,
     no_algebra: Annotated[bool, typer.Option("--no-algebra", help="Leave biases and scales where they are.")] = False,
     expect: Annotated[int | None, typer.Option(help="Exit 3 unless exactly N sites are fused.", metavar="N")] = None,
@@ -85,6 +88,7 @@ def fuse(
             target=target,
             target_version=target_version,
             form=form,
+            precision=precision,
             pack=not no_pack,
             algebra=not no_algebra,
             expect=expect,

@@ -14,6 +14,7 @@ import onnx
 
 from onnx_attn.algebra.choose import NOTHING
 from onnx_attn.errors import ExpectationError, UsageError
+from onnx_attn.forms.adaptation import ISLANDS
 from onnx_attn.forms.masks import compute_masks
 from onnx_attn.forms.write import write_site
 from onnx_attn.fusion import Fusion
@@ -27,6 +28,7 @@ from onnx_attn.graph.world import World
 from onnx_attn.nested import Block, blocks, counted, merged, replace_bodies, with_functions_inlined
 from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Decision, Plan, make_plan
 from onnx_attn.plan_file import ReadPlan, check_fits, fingerprint, plan_document
+from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter, boundary, same_nodes
 from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.site import prove_site
@@ -37,6 +39,7 @@ from onnx_attn.report.document import fusion_report, inspection
 from onnx_attn.runtime import CannotRun
 from onnx_attn.site import AttentionSite, Candidate, Verdict
 from onnx_attn.targets.editions import Target, parse_target
+from onnx_attn.targets.reading import TYPES
 
 Report = dict[str, Any]
 PlanDocument = dict[str, Any]
@@ -164,12 +167,18 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     if not changed:  # What was raised or inlined for nothing is not delivered.
         fusion.opsets, fusion.nodes_after = fusion.opsets[:1], nodes_before
     document = plan_document(loaded.name, found, options.target, plan)
-    trial = Trial(loaded.name, changed, inputs, default_rtol([model]), document)
+    trial = Trial(loaded.name, changed, inputs, max(default_rtol([model]), _island_rtol(plan, options)), document)
     report = fusion_report(fusion)
     report["candidates"] = merged(report["candidates"], inner)
     counted(report)
     _check_expectation(loaded.name, report, options)
     return report, trial, model
+
+
+def _island_rtol(plan: Plan, options: Options) -> float:
+    """The bound for the narrowest island that was asked for."""
+    asked = {options.choice.precision, *(decision.adaptation.precision for decision in plan.decisions)}
+    return max((RTOL[TYPES[ISLANDS[precision]]] for precision in asked if precision in ISLANDS), default=0.0)
 
 
 def _rewrite_bodies(
@@ -224,11 +233,11 @@ def _write(fusion: Fusion, names: Names, decision: Decision, reserved: Set[str])
     for way in ((decision.packing, algebra), (decision.packing, NOTHING)):
         claims = names.claims
         try:
-            return write_site(fusion.view, names, decision.site, decision.form, *way, reserved)
+            return write_site(fusion.view, names, decision.site, decision.form, *way, reserved, decision.adaptation)
         except RoundsBadlyError as error:
             names.unclaim(since=claims)
             fusion.plainer[decision.key] = str(error)
-    return write_site(fusion.view, names, decision.site, decision.form, None, NOTHING, reserved)
+    return write_site(fusion.view, names, decision.site, decision.form, None, NOTHING, reserved, decision.adaptation)
 
 
 def _prove_sites(fusion: Fusion, cutter: Cutter, names: Names, reserved: Set[str]) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from onnx_attn.algebra.choose import CONSTANT_CHANNEL, IDENTITIES, NOTHING, Algebra, choose_algebra
+from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation
 from onnx_attn.forms.attention import attention_refused
 from onnx_attn.forms.contrib import contrib_refused
 from onnx_attn.forms.packing import Packing, plan_packing
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Candidate, Verdict, Written
 from onnx_attn.targets.editions import Target
+from onnx_attn.targets.legal import make_legal
 from onnx_attn.targets.lookup import check_form, choose_form, code_of, lands_best
 from onnx_attn.targets.reading import form_of_node, written_facts
 from onnx_attn.targets.rows import Row
@@ -29,6 +31,7 @@ class Decision:
     """A site and how it will be written. `unpacked` says why the projection is left as it is, where it is.
 
     stays: it is the `Attention` node that it was, in the form "attention".
+    adaptation: what is changed about it for the target.
     """
 
     site: AttentionSite
@@ -37,6 +40,7 @@ class Decision:
     unpacked: str | None
     algebra: Algebra = NOTHING
     stays: bool = False
+    adaptation: Adaptation = AS_IT_STANDS
 
     @property
     def key(self) -> str:
@@ -73,12 +77,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is asked for a site: its form, whether to pack, which identities are allowed, or to leave it alone."""
+    """What is asked for a site: its form, whether to pack, which identities are allowed, or to leave it alone; the precision
+    of the island around a site of float32 ("keep" for none), and whether its heads may be padded."""
 
     form: str = "auto"
     pack: bool = True
     algebra: Collection[str] = IDENTITIES
     apply: bool = True
+    precision: str = "keep"
+    pad_heads: bool = True
 
 
 def make_plan(
@@ -119,17 +126,18 @@ def _decide(view: GraphView, site: AttentionSite | Written, target: Target, want
         return site if chosen == "function" else Verdict(site.name, "already-fused", site.name)
     if isinstance(chosen, Row):
         return Verdict(site.name, code_of(chosen), site.name, chosen.told(facts))
+    change = make_legal(target, chosen, facts, wanted.precision, wanted.pad_heads)
     says = {"attention": attention_refused, "contrib": contrib_refused}.get(chosen)
-    if says is not None and (refused := says(view, site)) is not None:
+    if says is not None and (refused := says(view, site, change.elem_type)) is not None:
         return Verdict(site.name, refused[0], site.name, refused[1])
     packing = plan_packing(view, site) if wanted.pack else "packing is turned off"
     if isinstance(packing, Packing):
         algebra = choose_algebra(view, site, packing, _useful(wanted.algebra, target))
-        return Decision(site, chosen, packing, None, algebra)
+        return Decision(site, chosen, packing, None, algebra, adaptation=change)
     operator = form_of_node(site.node) == "attention"
     if operator and (chosen == "attention" or (wanted.form == "auto" and lands_best(target, "attention", facts))):
         return Decision(site, "attention", None, packing, stays=True)
-    return Decision(site, chosen, None, packing)
+    return Decision(site, chosen, None, packing, adaptation=change)
 
 
 def _useful(algebra: Collection[str], target: Target) -> Collection[str]:

@@ -23,6 +23,7 @@ import onnx
 
 from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.errors import InputError, UsageError, one_line
+from onnx_attn.forms.adaptation import ISLANDS, PADDED, island_name
 from onnx_attn.plan import Choice, Decision, Plan
 from onnx_attn.site import Verdict
 from onnx_attn.targets.editions import Target, parse_target
@@ -31,7 +32,7 @@ from onnx_attn.targets.rows import FORMS
 FORMAT = 1
 Document = dict[str, Any]
 _HEAD = ("onnx_attn_plan", "model", "fingerprint", "target", "target_version", "sites")
-_SITE = ("id", "softmax", "apply", "form", "pack", "algebra", "code", "reason")
+_SITE = ("id", "softmax", "apply", "form", "pack", "algebra", "code", "reason", "changes")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def plan_document(name: str, found: str, target: Target, plan: Plan) -> Document
         elif isinstance(entry, Decision):
             site |= {"softmax": entry.site.name, "apply": True, "form": entry.form}
             site |= {"pack": entry.packing is not None, "algebra": list(entry.algebra.names)}
+            site |= {"changes": list(entry.adaptation.names)}
         else:
             site |= {"softmax": entry.name, "apply": True, "form": "function", "pack": False, "algebra": []}
         sites.append(site)
@@ -148,7 +150,21 @@ def _choice(site: Document, name: str, place: str) -> Choice | None:
     for identity in algebra:
         if identity not in IDENTITIES:
             raise UsageError(f"{name}: {place} names the identity {identity!r}; choose of {', '.join(IDENTITIES)}")
-    return Choice(form, _of(site, "pack", bool, name, place), tuple(algebra), apply)
+    pack, (precision, pad_heads) = _of(site, "pack", bool, name, place), _changes(site, name, place)
+    return Choice(form, pack, tuple(algebra), apply, precision, pad_heads)
+
+
+def _changes(site: Document, name: str, place: str) -> tuple[str, bool]:
+    """The precision of the site's island, and whether its heads are padded."""
+    changes = _of(site, "changes", list, name, place) if "changes" in site else []
+    islands = {island_name(precision): precision for precision in ISLANDS}
+    for change in changes:
+        if change not in (*islands, PADDED):
+            raise UsageError(f"{name}: {place} names the change {change!r}; choose of {', '.join((*islands, PADDED))}")
+    asked = [islands[change] for change in changes if change in islands]
+    if len(asked) > 1:
+        raise UsageError(f"{name}: {place} has two islands; leave one of them")
+    return (asked or ["keep"])[0], PADDED in changes
 
 
 def check_fits(plan: ReadPlan, model: str, found: str, sites: list[str]) -> None:

@@ -82,7 +82,7 @@ class ScoreTerm:
     dtype: int = 0
 
 
-Guard = Literal["nan", "row"] | None
+Guard = Literal["nan", "row", "blocked"] | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class AttentionSite:
     probabilities_dtypes: the types that P is cast to, one after the other, before the product with V.
     guard: what becomes of rows of P that are masked throughout. None: nothing is done. "nan": NaN becomes 0,
         `Where(IsNaN(P), 0, P)`. "row": as the Attention operator's kernels have it, the result of a row whose additive mask is
-        nowhere above the type's lowest number becomes 0.
+        nowhere above the type's lowest number becomes 0. "blocked": the same where it is −inf throughout.
     cleared: of kind "where" and fill 0, by which P becomes 0 for some keys before the product with V.
     output: the tensor that holds P·V; its name, type and shape stay. result: the moves to its axes from `(…, N, S, H)`.
     value_product: the node of P·V, where it is not what makes the output.

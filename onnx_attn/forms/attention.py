@@ -24,10 +24,10 @@ Refused = tuple[str, str]
 """A code of the table of codes, and in words what it is about."""
 
 
-def attention_refused(view: GraphView, site: AttentionSite) -> Refused | None:
-    """Why a site cannot be said with the operator; None if it can."""
+def attention_refused(view: GraphView, site: AttentionSite, island: int = 0) -> Refused | None:
+    """Why a site cannot be said with the operator, in an island of this type if it is not 0; None if it can."""
     query_type = view.elem_type(site.query.tensor)
-    if view.elem_type(site.value.tensor) != query_type:
+    if not island and view.elem_type(site.value.tensor) != query_type:
         return "type-not-supported", "V has another type than Q and K"
     if any(term.kind == "cast" and term.dtype != query_type for term in site.terms):
         return "type-not-supported", "the softmax runs in another type than the operands'"
@@ -45,7 +45,7 @@ def attention_refused(view: GraphView, site: AttentionSite) -> Refused | None:
         return "mask-shape", "the operator takes one mask"
     if masks and masks[0].kind == "subtract":
         return "mask-shape", "the mask is subtracted"
-    return _mask_refused(view, site, masks[0], query_type) if masks else None
+    return _mask_refused(view, site, masks[0], island or query_type) if masks else None
 
 
 def _mask_refused(view: GraphView, site: AttentionSite, term: ScoreTerm, query_type: int) -> Refused | None:

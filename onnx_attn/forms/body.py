@@ -46,7 +46,7 @@ class Signature:
         if self.cleared is not None:
             parts.append("Keep" if self.cleared else "Clear")
         if self.guard:
-            parts.append({"nan": "GuardNaN", "row": "GuardRow"}[self.guard])
+            parts.append({"nan": "GuardNaN", "row": "GuardRow", "blocked": "GuardBlocked"}[self.guard])
         if self.double:
             parts.append("Double")
         return "".join(f"_{part}" for part in parts)
@@ -74,6 +74,8 @@ def signature(view: GraphView, site: AttentionSite, rank: int) -> Signature:
     return Signature(rank, terms, site.probabilities_dtypes, site.guard, double, cleared)
 
 
+AXES_OPSET = 18
+"""The first in which ReduceMax takes its axes as an input."""
 FILLED = ("where", "scale", "softcap", "floor")
 """Terms with a number of their own."""
 FIXED = {"zero": 0.0, "one": 1.0, "minus_infinity": -math.inf}
@@ -96,7 +98,7 @@ class Spelling:
 
     `scalar(role, like, dtype)` gives the name of a number in the type of the value `like`; that type is `dtype` where a
     cast has set it, and the operands' own where `dtype` is 0; "" for a scale that need
-    not be written. `last_axis()` gives the name of the vector [-1]. triangle: the name of a stored causal mask, where lengths
+    not be written. `last_axis()` gives the name of the vector [-1], "" before opset 18, where ReduceMax has its axes as an attribute. triangle: the name of a stored causal mask, where lengths
     are known.
     """
 
@@ -134,6 +136,7 @@ def write_body(
         else:
             fill = spelling.scalar(f"fill_{number}", scores, dtype)
             scores = _with_number(spelling, term, scores, fill, remaining)
+    scores_dtype = dtype
     probabilities = write("Softmax", [scores], "probabilities", axis=-1, name=spelling.softmax_name)
     for dtype in form.probabilities_dtypes:
         probabilities = write("Cast", [probabilities], "probabilities_cast", to=dtype)
@@ -145,13 +148,17 @@ def write_body(
         bad = write("IsNaN", [probabilities], "probabilities_isnan")
         zero = spelling.scalar("zero", probabilities, dtype)
         probabilities = write("Where", [bad, zero, probabilities], "probabilities_guarded")
-    if form.guard != "row":
+    if form.guard not in ("row", "blocked"):
         return write("MatMul", [probabilities, value], "attention", output=spelling.output)
     # Behind the product and not before it: a choice on the probabilities keeps most sites off the attention kernels. (Where V
     # is not finite such a row answers 0, as the specification says, and not NaN, as ONNX Runtime's kernel.)
     attention = write("MatMul", [probabilities, value], "attention_everywhere")
-    peak = write("ReduceMax", [masks[-1], spelling.last_axis()], "mask_peak")
-    bad = write("LessOrEqual", [peak, spelling.scalar("lowest", peak, 0)], "row_masked")
+    axis = spelling.last_axis()
+    peak = write(
+        "ReduceMax", [masks[-1], axis] if axis else [masks[-1]], "mask_peak", **({} if axis else {"axes": [-1]})
+    )
+    bound = "lowest" if form.guard == "row" else "minus_infinity"
+    bad = write("LessOrEqual", [peak, spelling.scalar(bound, peak, scores_dtype)], "row_masked")
     return write("Where", [bad, spelling.scalar("zero", attention, 0), attention], "attention", output=spelling.output)
 
 

@@ -24,8 +24,10 @@ from onnx_attn.site import AttentionSite
 MICROSOFT = "com.microsoft"
 
 
-def contrib_refused(view: GraphView, site: AttentionSite) -> Refused | None:
-    """Why a site cannot be said with these operators; None if it can."""
+def contrib_refused(view: GraphView, site: AttentionSite, island: int = 0) -> Refused | None:
+    """Why a site cannot be said with these operators, in an island of this type if it is not 0; None if it can."""
+    if island:
+        return "type-not-supported", "an island of half precision is written in the other forms only"
     query_type = view.elem_type(site.query.tensor)
     if view.elem_type(site.value.tensor) != query_type:
         return "type-not-supported", "V has another type than Q and K"

@@ -13,7 +13,7 @@ from onnx import AttributeProto as Attribute
 from onnx import helper, numpy_helper
 
 from onnx_attn.domain import ATTENTION, DOMAIN
-from onnx_attn.forms.body import FIXED, Signature, Spelling, numbers, signature, write_body
+from onnx_attn.forms.body import AXES_OPSET, FIXED, Signature, Spelling, numbers, signature, write_body
 from onnx_attn.forms.moves import written
 from onnx_attn.graph.edit import Names, Writer
 from onnx_attn.graph.view import GraphView
@@ -86,7 +86,7 @@ def attention_function(
     masks += ["cleared"] if form.cleared is not None else []
 
     def last_axis() -> str:
-        return writer.add("Constant", [], "last_axis", value_ints=[-1])
+        return writer.add("Constant", [], "last_axis", value_ints=[-1]) if opset >= AXES_OPSET else ""
 
     spelling = Spelling(writer, scalar, last_axis, softmax_name="Softmax", output="attention")
     write_body(spelling, terms, form, ("query", "key", "value"), list(masks))

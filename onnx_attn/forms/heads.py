@@ -13,7 +13,8 @@ from onnx_attn.views.linear import Linear
 
 @dataclass(frozen=True)
 class Heads:
-    """`columns[n, h]` is the channel of head n and feature h; `order` has the source axes in the operand's order.
+    """`columns[n, h]` is the channel of head n and feature h, −1 for zeros behind a padded head;
+    `order` has the source axes in the operand's order.
 
     copies: how often each head stands in the operand, one copy beside the other (K and V that query heads share).
     """

@@ -126,14 +126,19 @@ class InProj:
     def _weight(self, member: Member) -> np.ndarray:
         """`(E, C)`: the member's columns."""
         weight, columns = array(self.view, member.layer.weight), member.heads.columns.reshape(-1)
-        return weight[columns].T if member.layer.transposed else weight[:, columns]
+        return _padded(weight[columns].T if member.layer.transposed else weight[:, columns], columns)
 
     def _bias(self, member: Member) -> np.ndarray:
         """`(C,)`: the member's part of its layer's bias; zeros where it has none."""
         columns, bias = member.heads.columns.reshape(-1), member.layer.bias
         if bias is None:
             return np.zeros(columns.size, self.dtype)
-        return array(self.view, bias).reshape(-1)[columns]
+        return _padded(array(self.view, bias).reshape(-1)[columns], columns)
+
+
+def _padded(numbers: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """What was picked by columns, with zeros for those that stand for padding (−1)."""
+    return np.where(columns >= 0, numbers, np.zeros((), numbers.dtype)) if (columns < 0).any() else numbers
 
 
 def array(view: GraphView, weight: gs.Tensor) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import helper
 
-from onnx_attn.forms.body import FIXED, Spelling, numbers, signature, write_body
+from onnx_attn.forms.body import AXES_OPSET, FIXED, Spelling, numbers, signature, write_body
 from onnx_attn.forms.moves import written
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
@@ -23,10 +23,10 @@ def write_primitives(
     scale: float,
     rank: int,
     output: str,
+    operand_type: int,
 ) -> float:
-    """Append the body to `writer`; the Softmax keeps the site's name. Returns by how much, relatively, the operands' type
-    rounds the scale: 0 where it holds it."""
-    operand_type = view.elem_type(site.query.tensor)
+    """Append the body to `writer`, on operands of type `operand_type`; the Softmax keeps the site's name. Returns by how much,
+    relatively, that type rounds the scale: 0 where it holds it."""
     values = FIXED | numbers(view, site, scale)
 
     def scalar(role: str, like: str, dtype: int) -> str:
@@ -36,7 +36,11 @@ def write_primitives(
 
     masks = [written(writer, view, mask, "mask") for mask in site.mask_tensors]
     triangle = _triangle(writer, view, site) if site.causal else ""
-    spelling = Spelling(writer, scalar, lambda: writer.shape(-1), triangle, writer.names.claim(site.name), output)
+
+    def last_axis() -> str:
+        return writer.shape(-1) if view.opset >= AXES_OPSET else ""
+
+    spelling = Spelling(writer, scalar, last_axis, triangle, writer.names.claim(site.name), output)
     write_body(spelling, site.terms, signature(view, site, rank), operands, masks)
     stored = float(np.asarray(scale, helper.tensor_dtype_to_np_dtype(operand_type)))
     return abs(stored - scale) / abs(scale) if scale else 0.0

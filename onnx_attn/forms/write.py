@@ -9,6 +9,16 @@ from functools import partial
 import onnx
 
 from onnx_attn.algebra.choose import KEY, NOTHING, VALUE, Algebra
+from onnx_attn.forms.adaptation import (
+    AS_IT_STANDS,
+    Adaptation,
+    adapted_site,
+    cast_operands,
+    changes_result,
+    pad_operands,
+    padded_packing,
+    restore_result,
+)
 from onnx_attn.forms.attention import rests_on_constant, write_attention
 from onnx_attn.forms.contrib import packs_into_attention, write_multi_head_attention, write_packed_attention
 from onnx_attn.forms.function import write_function_call
@@ -35,9 +45,10 @@ def write_site(
     packing: Packing | None,
     algebra: Algebra = NOTHING,
     reserved: Set[str] = frozenset(),
+    adaptation: Adaptation = AS_IT_STANDS,
 ) -> SiteEdit:
     """Write `site` in `form` (`function`, `primitives`, `attention`, `contrib`), with a packed in-projection if `packing` is
-    given, changed by `algebra`.
+    given, changed by `algebra`, and for the target by `adaptation`.
 
     reserved: the values that are made anew by this and the other sites.
 
@@ -45,14 +56,15 @@ def write_site(
     """
     writer = Writer(names, site.name)
     whole = packs_into_attention(view, packing) if form == "contrib" and packing is not None else None
-    begin = _write_in_projections(writer, view, site, packing, algebra, whole)
+    written = padded_packing(view, site, packing, adaptation) if packing is not None else None
+    begin = _write_in_projections(writer, view, site, written, algebra, whole)
     result = site.output.name if algebra.value_bias is None else names.value(f"{site.name}/attention_without_bias")
     attention = names.value(f"{site.name}/attention_heads") if site.result else result
     if whole is not None:
         write_packed_attention(writer, view, site, whole, algebra, 1.0 if algebra.scale else site.scale, attention)
         body = _Body()
     else:
-        body = _write_body(writer, view, site, form, packing, algebra, begin.operands, attention)
+        body = _write_body(writer, view, site, form, written, algebra, begin.operands, attention, adaptation)
     if site.result:
         write_moves(writer, attention, site.result, "attention", result)
     producer = view.producer(site.output)
@@ -78,6 +90,7 @@ def write_site(
         body.rounding,
         tuple(name for fold in folds for name in fold.outputs),
         site.rests_on_mask or (form == "attention" and rests_on_constant(view, site)),
+        adaptation.elem_type,
     )
 
 
@@ -98,18 +111,43 @@ def _write_body(
     algebra: Algebra,
     projected: Mapping[int, str],
     output: str,
+    adaptation: Adaptation,
 ) -> _Body:
     """The attention itself, on the operands that are projected already (by role) and the others."""
     rank = view.rank(site.query.tensor) or 0
     shared = form == "attention" and rank == 4 and shares_heads(view, site, packing)
     operands, scale = write_operands(writer, view, site, form, projected, shared)
     scale = 1.0 if algebra.scale else scale
+    operands = cast_operands(writer, view, site, adaptation, operands)
     if not shared:
         operands = _with_all_heads(writer, view, site, packing, operands, rank)
+    ready = [role for role in projected if packing and packing.members[role][1].heads.size == adaptation.head_dim]
+    operands = pad_operands(writer, site, adaptation, operands, rank, ready)
+    restored = changes_result(view, site, adaptation)
+    result = writer.names.value(f"{site.name}/attention_adapted") if restored else output
+    adapted = adapted_site(view, site, adaptation, form)
+    body = _write_form(writer, view, adapted, form, operands, scale, rank, result, adaptation)
+    if restored:
+        restore_result(writer, view, site, adaptation, result, output)
+    return body
+
+
+def _write_form(
+    writer: Writer,
+    view: GraphView,
+    site: AttentionSite,
+    form: str,
+    operands: tuple[str, str, str],
+    scale: float,
+    rank: int,
+    output: str,
+    adaptation: Adaptation,
+) -> _Body:
     if form == "function":
         return _Body((write_function_call(writer, site, operands, scale, rank, output, view),))
     if form == "primitives":
-        return _Body(rounding=write_primitives(writer, view, site, operands, scale, rank, output))
+        elem_type = adaptation.elem_type or view.elem_type(site.query.tensor)
+        return _Body(rounding=write_primitives(writer, view, site, operands, scale, rank, output, elem_type))
     if form == "attention":
         write_attention(writer, view, site, operands, scale, rank, output)
     else:
@@ -163,8 +201,10 @@ def _with_all_heads(
     rank: int,
 ) -> tuple[str, str, str]:
     """K and V with a head for each of Q's."""
-    names, sizes = list(operands), (site.head_dim or 0, site.head_dim or 0, site.value_dim or 0)
     members = packing.members if packing is not None else {}
+    names, sizes = list(operands), [site.head_dim or 0, site.head_dim or 0, site.value_dim or 0]
+    for role, (_, member) in members.items():
+        sizes[role] = member.heads.size
     heads = packing.heads if packing is not None else view.static(site.query.tensor, -3) if rank > 2 else 1
     for role in (KEY, VALUE):
         count = members[role][1].heads.count if role in members else own_heads(view, site, site.operands[role].tensor)

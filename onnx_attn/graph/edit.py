@@ -46,6 +46,7 @@ class SiteEdit:
     rounding: by how much, relatively, the scale had to be rounded to be written in the operands' type.
     folded: values that were computed and are stored now.
     rests_on_mask: the numbers of a constant mask decided how the site is written.
+    island: the half-precision type that the site is computed in now, where it was in a wider one; else 0.
     """
 
     site: str
@@ -59,6 +60,7 @@ class SiteEdit:
     rounding: float = 0.0
     folded: tuple[str, ...] = ()
     rests_on_mask: bool = False
+    island: int = 0
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation
 from onnx_attn.fusion import Fusion
 from onnx_attn.graph.view import GraphView
 from onnx_attn.plan import Decision, Plan
@@ -16,6 +17,7 @@ from onnx_attn.prove.whole import WholeProof
 from onnx_attn.recognize.causality import blocks_later_keys
 from onnx_attn.site import AttentionSite, Candidate, ScoreTerm, Verdict, Written
 from onnx_attn.targets.editions import Target
+from onnx_attn.targets.legal import adapted_facts
 from onnx_attn.targets.lookup import landing
 from onnx_attn.targets.reading import facts_of, standing_form, written_facts
 
@@ -71,17 +73,25 @@ def _numbered(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _entry(entry: AttentionSite | Written | Verdict | Decision, target: Target, view: GraphView) -> dict[str, Any]:
     if isinstance(entry, Verdict):
-        return {**_unread(entry), **_verdict(entry), "landing": _landing(target, view, entry)}
+        return {**_unread(entry), **_verdict(entry), "changes": [], "landing": _landing(target, view, entry)}
     site = entry.site if isinstance(entry, Decision) else entry
     form = entry.form if isinstance(entry, Decision) else None
-    return {**_site(site, view), **_verdict(None), "landing": _landing(target, view, site, form)}
+    change = entry.adaptation if isinstance(entry, Decision) else AS_IT_STANDS
+    return {
+        **_site(site, view),
+        **_verdict(None),
+        "changes": list(change.names),
+        "landing": _landing(target, view, site, form, change),
+    }
 
 
-def _landing(target: Target, view: GraphView, candidate: Candidate, form: str | None = None) -> dict[str, Any] | None:
+def _landing(
+    target: Target, view: GraphView, candidate: Candidate, form: str | None = None, change: Adaptation = AS_IT_STANDS
+) -> dict[str, Any] | None:
     """Whether the table expects a site on an attention kernel, in `form` or as it stands; null where it does not know."""
     if target.name != "tensorrt" or (isinstance(candidate, Verdict) and not candidate.attention):
         return None
-    facts = written_facts(view, candidate) if form else facts_of(view, candidate)
+    facts = adapted_facts(written_facts(view, candidate), change) if form else facts_of(view, candidate)
     found = landing(target, form or standing_form(view, candidate), facts)
     if found is None:
         return None
@@ -105,6 +115,7 @@ def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Deci
         document |= {
             "status": "refused",
             **_verdict(failed),
+            "changes": [],
             "landing": _landing(fusion.target, fusion.view, entry.site),
         }
     written = edit is not None or entry.key in fusion.kept
@@ -163,6 +174,8 @@ def _certificate(certificate: Certificate | None) -> dict[str, Any] | None:
         "cases": certificate.cases,
         "float64": _difference(certificate.exact),
         "error_against_float64": _errors(certificate),
+        "bound": certificate.bound,
+        "large_logits": _difference(certificate.large) if certificate.large is not None else None,
         "failure": certificate.failure,
     }
 

@@ -14,6 +14,7 @@ class Facts:
 
     code: the code under which a candidate was refused, "none" where it was read as a site.
     dtype: of Q and K where they are multiplied. value_dtype, value_head: V's type and head size, "same" as K's or "other".
+    value_dim: V's head size.
     heads, kv_heads: of Q, and of K and V.
     mask: "none", "additive" or "boolean"; mask_type: an additive mask has the type of the "query" or an "other" one;
         mask_queries: the mask has "one" row for every query, or "all"; mask_keys: as many columns as there are keys
@@ -36,6 +37,7 @@ class Facts:
     value_dtype: str | None = None
     head_dim: int | None = None
     value_head: str | None = None
+    value_dim: int | None = None
     batch: int | None = None
     heads: int | None = None
     kv_heads: int | None = None
@@ -107,6 +109,7 @@ PLAIN = Facts(
     value_dtype="same",
     head_dim=64,
     value_head="same",
+    value_dim=64,
     batch=1,
     heads=4,
     kv_heads=4,

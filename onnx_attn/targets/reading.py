@@ -98,7 +98,8 @@ def _site(view: GraphView, site: AttentionSite) -> Known:
     known = _product(view, query, key, site.value.tensor, keys=-2)
     known |= {"heads": site.heads, "kv_heads": site.kv_heads, "causal": site.causal, "turned": site.turned}
     known |= {"softcap": any(term.kind == "softcap" for term in site.terms), "cleared": site.cleared is not None}
-    known |= {"head_dim": site.head_dim, "value_head": "same" if site.value_dim == site.head_dim else "other"}
+    known |= {"head_dim": site.head_dim, "value_dim": site.value_dim}
+    known |= {"value_head": "same" if site.value_dim == site.head_dim else "other"}
     return (
         known | {"batch": _batch(view, query, site.heads), "scale": _sign(site.scale)} | _masks(view, site.masks, query)
     )
@@ -113,6 +114,7 @@ def _product(view: GraphView, query: gs.Tensor, key: gs.Tensor, value: gs.Tensor
         "dtype": TYPES.get(types[0]),
         "value_dtype": "same" if types[0] == types[1] else "other",
         "head_dim": sizes[0],
+        "value_dim": sizes[1],
         "value_head": None if None in sizes else "same" if sizes[0] == sizes[1] else "other",
         "query_length": _axis(view, query, -2),
         "key_length": _axis(view, key, keys),
@@ -201,9 +203,10 @@ def _wide(view: GraphView, node: gs.Node) -> Known:
     known = _product(view, query, key, value) | {"heads": heads, "kv_heads": kv_heads, "batch": view.static(query, 0)}
     widths = [_axis(view, tensor, -1) for tensor in (query, value)]
     if not heads or not kv_heads or None in widths:
-        return known | {"head_dim": None, "value_head": None}
+        return known | {"head_dim": None, "value_dim": None, "value_head": None}
     size, value_size = widths[0] // heads, widths[1] // kv_heads
-    return known | {"head_dim": size, "value_head": "same" if size == value_size else "other"}
+    same = "same" if size == value_size else "other"
+    return known | {"head_dim": size, "value_dim": value_size, "value_head": same}
 
 
 def _shared(view: GraphView, node: gs.Node) -> bool:

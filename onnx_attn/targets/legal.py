@@ -1,0 +1,50 @@
+"""How to make a site legal: the least change under which the table expects it on an attention kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation
+from onnx_attn.targets.editions import Target
+from onnx_attn.targets.facts import Facts
+from onnx_attn.targets.lookup import landing
+
+SMALL, LEAST = 8, 16
+"""Heads up to the first have no kernel; the second is the size to which they are padded."""
+_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+def make_legal(target: Target, form: str, facts: Facts, precision: str = "keep", pad: bool = True) -> Adaptation:
+    """What to change about a site that is written in `form`; nothing where it lands as it stands, or nothing helps.
+
+    precision: of the island that may be put around a site some operand of which is wider; "keep" for none. pad: heads may be padded.
+    Only TensorRT is known by its kernels: for the others an island is put where it is asked for.
+    """
+    wide = facts.dtype in ("float32", "float64") or facts.value_dtype == "other"
+    if target.name != "tensorrt":
+        return Adaptation(precision) if wide else AS_IT_STANDS
+    for adaptation in _changes(facts, precision if wide else "keep", pad):
+        found = landing(target, form, adapted_facts(facts, adaptation))
+        if found is not None and found.expected:
+            return adaptation
+    return AS_IT_STANDS
+
+
+def adapted_facts(facts: Facts, adaptation: Adaptation) -> Facts:
+    """The facts of a site after the change."""
+    if adaptation.elem_type:
+        facts = replace(facts, dtype=_TYPES[adaptation.precision], value_dtype="same")
+    if adaptation.head_dim is not None:
+        facts = replace(facts, head_dim=adaptation.head_dim, value_head="same")
+    return facts
+
+
+def _changes(facts: Facts, precision: str, pad: bool) -> Iterator[Adaptation]:
+    """The least change first."""
+    sizes: list[int | None] = [None]
+    if pad and facts.head_dim is not None and facts.value_dim is not None:
+        largest = max(facts.head_dim, facts.value_dim)
+        sizes.append(LEAST if largest <= SMALL else largest)
+    for kind in dict.fromkeys(("keep", precision)):
+        yield from (Adaptation(kind, size) for size in sizes)
