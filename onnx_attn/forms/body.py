@@ -97,9 +97,9 @@ class Spelling:
     """How a body spells its numbers.
 
     `scalar(role, like, dtype)` gives the name of a number in the type of the value `like`; that type is `dtype` where a
-    cast has set it, and the operands' own where `dtype` is 0; "" for a scale that need
-    not be written. `last_axis()` gives the name of the vector [-1], "" before opset 18, where ReduceMax has its axes as an attribute. triangle: the name of a stored causal mask, where lengths
-    are known.
+    cast has set it, and the operands' own where `dtype` is 0; "" for a scale that need not be written. `last_axis()` gives the
+    name of the vector [-1], "" before opset 18, where ReduceMax has its axes as an attribute. triangle: the name of a stored
+    causal mask, where lengths are known.
     """
 
     writer: Writer
@@ -154,9 +154,10 @@ def write_body(
     # is not finite such a row answers 0, as the specification says, and not NaN, as ONNX Runtime's kernel.)
     attention = write("MatMul", [probabilities, value], "attention_everywhere")
     axis = spelling.last_axis()
-    peak = write(
-        "ReduceMax", [masks[-1], axis] if axis else [masks[-1]], "mask_peak", **({} if axis else {"axes": [-1]})
-    )
+    if axis:
+        peak = write("ReduceMax", [masks[-1], axis], "mask_peak")
+    else:
+        peak = write("ReduceMax", [masks[-1]], "mask_peak", axes=[-1])
     bound = "lowest" if form.guard == "row" else "minus_infinity"
     bad = write("LessOrEqual", [peak, spelling.scalar(bound, peak, scores_dtype)], "row_masked")
     return write("Where", [bad, spelling.scalar("zero", attention, 0), attention], "attention", output=spelling.output)

@@ -75,21 +75,26 @@ def prove_site(view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteE
         cutter.cut(outputs, start, kinds="iuf", fixed=folded),
         cutter.cut(outputs, start, edit, kinds="iuf", fixed=folded | wide),
     )
+    # Errors are told of what really runs: with the folded masks as they are, and not with any mask.
+    truth = cutter.cut(outputs, start.difference(folded), kinds="iuf", fixed=folded)
     try:
-        return _prove(view, site, own, exact, edit)
+        return _prove(view, site, own, exact, truth, edit)
     except (CannotRun, ValueError) as error:
         nothing = Difference(float("inf"), float("inf"), False)
         return Certificate(False, nothing, nothing, 0, failure=str(error), provable=False)
 
 
-def _prove(view: GraphView, site: AttentionSite, own_cuts: Pair, exact_cuts: Pair, edit: SiteEdit) -> Certificate:
+def _prove(
+    view: GraphView, site: AttentionSite, own_cuts: Pair, exact_cuts: Pair, truth_cut: Cut, edit: SiteEdit
+) -> Certificate:
     wide = widest(exact_cuts)
     exact_sessions = [Session(widened(cut.model, wide), site.name) for cut in exact_cuts]
+    truth = Session(widened(truth_cut.model, wide), site.name)
     own_sessions = _own_sessions(view, site, own_cuts)
     exact: list[Difference] = []
     own: list[Difference] = []
-    errors: list[tuple[Difference, Difference]] = []
     large: list[Difference] = []
+    errors: list[tuple[Difference, Difference]] = []
     failure, tried = None, 0
     rtol = RTOL[_name(edit.island) if edit.island else _type_name(view, site)]
     operator = any(is_operator(node) for cut in exact_cuts for node in cut.model.graph.node)
@@ -100,38 +105,43 @@ def _prove(view: GraphView, site: AttentionSite, own_cuts: Pair, exact_cuts: Pai
             found = _compare(*_run(exact_sessions, exact_cuts, _in_type(case, wide)))
             exact.append(found)
             failure = failure or _failure(f"{case.name} in {_name(wide)}", found, limit)
-        if case.own and own_sessions:
-            typed = _typed(view, case)
-            results = _run(own_sessions, own_cuts, typed)
-            own.append(found := _compare(*results))
-            off = found
-            if edit.island:
-                # float64 has no say where it differs from the original itself, as on rows whose masks overflow in float32.
-                truth = (
-                    _errors(exact_sessions[0], exact_cuts[0], _in_type(typed, wide), results) if case.exact else None
-                )
-                if truth is not None and truth[0].agrees:
-                    errors.append(truth)
-                    off = truth[1]
-            elif case.exact and (edit.exact or not found.within(rtol)):
-                original, rewritten = _errors(exact_sessions[0], exact_cuts[0], _in_type(typed, wide), results)
-                # What is rounded anew may be close to the truth of this very case where the original's rounding is not.
-                off = min(found, rewritten, key=lambda each: (not each.agrees, each.max_rel))
-                if edit.exact:
-                    errors.append((original, rewritten))
-                elif rewritten.agrees and original.agrees and rewritten.max_rel <= LUCK * original.max_rel:
-                    # Where the original itself is that far off, as where a mask's lowest number swallows half-precision
-                    # scores, the type tells nothing, and float64 alone does.
-                    continue
-            failure = failure or _failure(case.name, off, rtol)
-        elif edit.island and own_sessions:
-            typed = _typed(view, case)
-            results = _run(own_sessions, own_cuts, typed)
-            large.append(_errors(exact_sessions[0], exact_cuts[0], _in_type(typed, wide), results)[1])
+        if not own_sessions or not (case.own or edit.island):
+            continue
+        typed = _typed(view, case)
+        results = _run(own_sessions, own_cuts, typed)
+        found = _compare(*results)
+        told = None
+        if case.exact and (edit.exact or edit.island or not found.within(rtol)):
+            told = _errors(truth, truth_cut, _in_type(typed, wide), results)
+        if not case.own:
+            large += [told[1]] if told is not None else []
+            continue
+        own.append(found)
+        if told is not None and (edit.exact or (edit.island and told[0].agrees)):
+            errors.append(told)
+        off = _judged(found, told, edit)
+        failure = failure or (_failure(case.name, off, rtol) if off is not None else None)
     before, after = zip(*errors, strict=True) if errors else ((), ())
     pair = (worst(before), worst(after)) if errors else None
-    told = worst(large) if large else None
-    return Certificate(failure is None, worst(own), worst(exact), tried, pair, failure, bound=rtol, large=told)
+    far = worst(large) if large else None
+    return Certificate(failure is None, worst(own), worst(exact), tried, pair, failure, bound=rtol, large=far)
+
+
+def _judged(found: Difference, told: tuple[Difference, Difference] | None, edit: SiteEdit) -> Difference | None:
+    """By what a case in the model's own type is judged: the difference from the original, or (`told`: how far before and after
+    are from float64) from the truth; None where the type tells nothing."""
+    if told is None:
+        return found
+    original, rewritten = told
+    if edit.island:
+        # float64 has no say where it differs from the original itself, as on rows whose masks overflow in float32.
+        return rewritten if original.agrees else found
+    if not edit.exact and rewritten.agrees and original.agrees and rewritten.max_rel <= LUCK * original.max_rel:
+        # Where the original itself is that far off, as where a mask's lowest number swallows half-precision scores, the type
+        # tells nothing, and float64 alone does.
+        return None
+    # What is rounded anew may be close to the truth of this very case where the original's rounding is not.
+    return min(found, rewritten, key=lambda each: (not each.agrees, each.max_rel))
 
 
 def widest(cuts: Pair) -> int:

@@ -18,7 +18,8 @@ _TYPES = {"fp16": "float16", "bf16": "bfloat16"}
 def make_legal(target: Target, form: str, facts: Facts, precision: str = "keep", pad: bool = True) -> Adaptation:
     """What to change about a site that is written in `form`; nothing where it lands as it stands, or nothing helps.
 
-    precision: of the island that may be put around a site some operand of which is wider; "keep" for none. pad: heads may be padded.
+    precision: of the island that may be put around a site that has operands of a wider type; "keep" for none. pad: heads may be
+        padded.
     Only TensorRT is known by its kernels: for the others an island is put where it is asked for.
     """
     wide = facts.dtype in ("float32", "float64") or facts.value_dtype == "other"
