@@ -154,10 +154,11 @@ def write_body(
     # is not finite such a row answers 0, as the specification says, and not NaN, as ONNX Runtime's kernel.)
     attention = write("MatMul", [probabilities, value], "attention_everywhere")
     axis = spelling.last_axis()
-    if axis:
-        peak = write("ReduceMax", [masks[-1], axis], "mask_peak")
-    else:
-        peak = write("ReduceMax", [masks[-1]], "mask_peak", axes=[-1])
+    peak = (
+        write("ReduceMax", [masks[-1], axis], "mask_peak")
+        if axis
+        else write("ReduceMax", masks[-1:], "mask_peak", axes=[-1])
+    )
     bound = "lowest" if form.guard == "row" else "minus_infinity"
     bad = write("LessOrEqual", [peak, spelling.scalar(bound, peak, scores_dtype)], "row_masked")
     return write("Where", [bad, spelling.scalar("zero", attention, 0), attention], "attention", output=spelling.output)
