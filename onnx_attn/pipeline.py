@@ -229,15 +229,15 @@ def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:
 def _write(fusion: Fusion, names: Names, decision: Decision, reserved: Set[str]) -> SiteEdit:
     """The edit of one site: as it was decided; without algebra where its numbers do not fit their type or its proof has
     failed; without packing where weights cannot be computed beforehand."""
-    algebra = NOTHING if decision.key in fusion.plainer else decision.algebra
-    for way in ((decision.packing, algebra), (decision.packing, NOTHING)):
+    plain = replace(decision.way, algebra=NOTHING)
+    for way in (plain if decision.key in fusion.plainer else decision.way, plain):
         claims = names.claims
         try:
-            return write_site(fusion.view, names, decision.site, decision.form, *way, reserved, decision.adaptation)
+            return write_site(fusion.view, names, decision.site, way, reserved)
         except RoundsBadlyError as error:
             names.unclaim(since=claims)
             fusion.plainer[decision.key] = str(error)
-    return write_site(fusion.view, names, decision.site, decision.form, None, NOTHING, reserved, decision.adaptation)
+    return write_site(fusion.view, names, decision.site, replace(plain, packing=None), reserved)
 
 
 def _prove_sites(fusion: Fusion, cutter: Cutter, names: Names, reserved: Set[str]) -> None:

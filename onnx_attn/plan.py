@@ -10,6 +10,8 @@ from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation
 from onnx_attn.forms.attention import attention_refused
 from onnx_attn.forms.contrib import contrib_refused
 from onnx_attn.forms.packing import Packing, plan_packing
+from onnx_attn.forms.placement import AUTO, Placement
+from onnx_attn.forms.way import Way
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Candidate, Verdict, Written
 from onnx_attn.targets.editions import Target
@@ -31,7 +33,7 @@ class Decision:
     """A site and how it will be written. `unpacked` says why the projection is left as it is, where it is.
 
     stays: it is the `Attention` node that it was, in the form "attention".
-    adaptation: what is changed about it for the target.
+    adaptation: what is changed about it for the target. placement: where its parts are written.
     """
 
     site: AttentionSite
@@ -41,6 +43,11 @@ class Decision:
     algebra: Algebra = NOTHING
     stays: bool = False
     adaptation: Adaptation = AS_IT_STANDS
+    placement: Placement = AUTO
+
+    @property
+    def way(self) -> Way:
+        return Way(self.form, self.packing, self.algebra, self.adaptation, self.placement)
 
     @property
     def key(self) -> str:
@@ -78,7 +85,7 @@ class Plan:
 @dataclass(frozen=True)
 class Choice:
     """What is asked for a site: its form, whether to pack, which identities are allowed, or to leave it alone; the precision
-    of the island around a site of float32 ("keep" for none), and whether its heads may be padded."""
+    of the island around a site of float32 ("keep" for none), whether its heads may be padded, and where its parts go."""
 
     form: str = "auto"
     pack: bool = True
@@ -86,6 +93,7 @@ class Choice:
     apply: bool = True
     precision: str = "keep"
     pad_heads: bool = True
+    placement: Placement = AUTO
 
 
 def make_plan(
@@ -113,11 +121,12 @@ def make_plan(
         elif not wanted.apply:
             entries.append(Verdict(candidate.name, "left-by-plan", candidate.name))
         else:
-            entries.append(_decide(view, candidate, target, wanted))
+            entries.append(decide(view, candidate, target, wanted))
     return Plan(tuple(entries))
 
 
-def _decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
+def decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
+    """How one site is written; a verdict where it is left alone."""
     facts = written_facts(view, site)
     if wanted.form == "attention" and facts.mask not in (None, "none"):
         facts = replace(facts, mask_rank=4, mask_queries="all")  # As it is written.
@@ -133,11 +142,11 @@ def _decide(view: GraphView, site: AttentionSite | Written, target: Target, want
     packing = plan_packing(view, site) if wanted.pack else "packing is turned off"
     if isinstance(packing, Packing):
         algebra = choose_algebra(view, site, packing, _useful(wanted.algebra, target))
-        return Decision(site, chosen, packing, None, algebra, adaptation=change)
+        return Decision(site, chosen, packing, None, algebra, adaptation=change, placement=wanted.placement)
     operator = form_of_node(site.node) == "attention"
     if operator and (chosen == "attention" or (wanted.form == "auto" and lands_best(target, "attention", facts))):
         return Decision(site, "attention", None, packing, stays=True)
-    return Decision(site, chosen, None, packing, adaptation=change)
+    return Decision(site, chosen, None, packing, adaptation=change, placement=wanted.placement)
 
 
 def _useful(algebra: Collection[str], target: Target) -> Collection[str]:

@@ -2,8 +2,8 @@
 
     P = softmax(terms(scale · Q · Kᵀ)),  Y = P · V
 
-The scale stands on Q before the first product: the order that TensorRT before 10.14 asks for, and the one that keeps
-half-precision scores from overflowing.
+The scale stands on Q before the first product, unless asked for behind it: the order that TensorRT before 10.14 asks for, and
+the one that keeps half-precision scores from overflowing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Signature:
 
     cleared: whether the last mask says which probabilities are kept (True) or set to 0 (False); None where there is none.
     double: its numbers are of double precision, which an attribute of one float would round.
+    scaled_scores: the scale stands behind the first product.
     """
 
     rank: int
@@ -34,11 +35,13 @@ class Signature:
     guard: Guard
     double: bool = False
     cleared: bool | None = None
+    scaled_scores: bool = False
 
     @property
     def suffix(self) -> str:
         """Reads as what it does: `_Mask`, `_Where_GuardNaN`, `_Cast1_Mask_Cast10`; nothing for the plain 4-D site."""
         parts = [f"{self.rank}D"] if self.rank != 4 else []
+        parts += ["Scores"] if self.scaled_scores else []
         for kind, keep_when, dtype in self.terms:
             name = _NAMES[kind] if keep_when else _TURNED.get(kind, _NAMES[kind])
             parts.append(name + (str(dtype) if dtype else ""))
@@ -67,11 +70,11 @@ _TURNED = {"where": "WhereNot", "factor": "Divisor", "scale": "Unscale"}
 """What a function's name says of each term of its scores, by kind; of some another thing where `keep_when` is false."""
 
 
-def signature(view: GraphView, site: AttentionSite, rank: int) -> Signature:
+def signature(view: GraphView, site: AttentionSite, rank: int, scaled_scores: bool = False) -> Signature:
     terms = tuple((term.kind, term.keep_when, term.dtype) for term in site.terms)
     double = view.elem_type(site.query.tensor) == TensorProto.DOUBLE
     cleared = site.cleared.keep_when if site.cleared is not None else None
-    return Signature(rank, terms, site.probabilities_dtypes, site.guard, double, cleared)
+    return Signature(rank, terms, site.probabilities_dtypes, site.guard, double, cleared, scaled_scores)
 
 
 AXES_OPSET = 18
@@ -117,9 +120,11 @@ def write_body(
     write = spelling.writer.add
     query, key, value = operands
     factor = spelling.scalar("scale", query, 0)
-    scaled = write("Mul", [query, factor], "query_scaled") if factor else query
+    scaled = write("Mul", [query, factor], "query_scaled") if factor and not form.scaled_scores else query
     turned = [*range(form.rank - 2), form.rank - 1, form.rank - 2]
     scores = write("MatMul", [scaled, write("Transpose", [key], "key_transposed", perm=turned)], "scores")
+    if factor and form.scaled_scores:
+        scores = write("Mul", [scores, factor], "scores_scaled")
     remaining, dtype = iter(masks), 0
     for number, term in enumerate(terms):
         if term.kind == "cast":

@@ -28,9 +28,10 @@ def write_function_call(
     rank: int,
     output: str,
     view: GraphView,
+    scaled_scores: bool = False,
 ) -> onnx.FunctionProto:
     """Append the call to `writer` and return the function that it calls."""
-    form = signature(view, site, rank)
+    form = signature(view, site, rank, scaled_scores)
     attributes = {role: _attribute(float(number), form) for role, number in numbers(view, site, scale).items()}
     function = _function(writer.names, form, site.terms, list(attributes), view.opset)
     masks = [written(writer, view, mask, "mask") for mask in site.mask_tensors]

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.algebra.choose import QUERY, Algebra
 from onnx_attn.algebra.constant_channel import affine, fold_bias, whole_bias
-from onnx_attn.forms.packing import Group, Member
+from onnx_attn.forms.packing import ROLES, Group, Member
 from onnx_attn.graph.edit import RoundsBadlyError, Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
@@ -58,6 +58,20 @@ class InProj:
             assert bias is not None
             return bias.name
         return writer.weight(np.concatenate([self._bias(m) for m in self.group.members]), "in_proj_bias")
+
+    def head_bias(self, writer: Writer, member: Member, between: int) -> str:
+        """One operand's bias as `(N, 1, …, H)`, with so many axes `between` heads and features."""
+        shape = (member.heads.count, *[1] * between, member.heads.size)
+        width = member.heads.columns.size
+        start = sum(m.heads.columns.size for m in self.group.members[: self.group.members.index(member)])
+
+        def part(numbers: Numbers) -> np.ndarray | None:
+            return None if numbers[1] is None else numbers[1][start : start + width].reshape(shape)
+
+        hint = f"{ROLES[member.role]}_bias"
+        if self._is_computed:
+            return self._computed(writer, hint, part)
+        return writer.weight(self._bias(member).reshape(shape), hint)
 
     @cached_property
     def channel(self) -> int:

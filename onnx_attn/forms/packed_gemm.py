@@ -9,44 +9,106 @@ without biases too (ViT-B/16, batch 1 to 8: 102 kernels, 150 split on the last a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from onnx_attn.forms.dims import write_reshape
 from onnx_attn.forms.heads import HEAD
 from onnx_attn.forms.in_proj import InProj
-from onnx_attn.forms.packing import ROLES, Group, Packing
+from onnx_attn.forms.packing import ROLES, Group, Member, Packing
+from onnx_attn.forms.placement import Placement, Split
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.views.linear import rows
 
 
 def write_packed(
-    writer: Writer, view: GraphView, packing: Packing, group: Group, in_proj: InProj, source: str
+    writer: Writer, view: GraphView, packing: Packing, group: Group, in_proj: InProj, source: str, placement: Placement
 ) -> dict[int, str]:
     """Append the group's projection of `source` and its split; returns its operands `(…, N, S, H)` by role."""
-    projected = _write_projection(writer, group, in_proj, source)
-    biased = bool(in_proj.biased)
-    counts = [member.heads.count for member in group.members]
-    sizes = [member.heads.size for member in group.members]
-    leading = packing.rank - 2
-    # Axes of the reshaped projection are (source axes…, N, H); the operands want `order` and then H.
-    order = group.members[0].heads.order
-    perm = [leading if axis == HEAD else axis for axis in order] + [leading + 1]
+    late = placement.bias == "heads" and bool(in_proj.biased) and not in_proj.stands
+    projected = _write_projection(writer, group, in_proj, source, bias=not late)
+    order, members = group.members[0].heads.order, group.members
+    split = _split_at(view, packing, group, bool(in_proj.biased) and not late, placement.split)
+    parts = _SPLITS[split](writer, _Heads(members, order, packing.rank - 2), projected)
+    found: dict[int, str] = {}
+    for member, part in zip(members, parts, strict=True):
+        role = member.role
+        if late and role in in_proj.biased:
+            between = packing.rank - 2 - order.index(HEAD)
+            part = writer.add("Add", [part, in_proj.head_bias(writer, member, between)], ROLES[role])
+        target = packing.targets.get(role)
+        found[role] = write_reshape(writer, part, target, ROLES[role]) if target else part
+    return found
 
-    def turned(tensor: str, count: int, size: int, hint: str) -> str:
-        tensor = write_reshape(writer, tensor, [0] * leading + [count, size], f"{hint}_heads")
+
+def _split_at(view: GraphView, packing: Packing, group: Group, biased: bool, asked: Split) -> Split:
+    """Where to split: as asked, as far as the members' heads are alike."""
+    sizes = {member.heads.size for member in group.members}
+    counts = {member.heads.count for member in group.members}
+    varies = len(set(rows(view, group.members[0].layer))) > 1
+    if asked == "auto":
+        asked = "heads" if biased or varies or len(group.members) == 2 else "last"
+    if len(sizes) > 1 or (asked == "leading" and len(counts) > 1):
+        return "last"
+    return asked
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """The members' heads. order: the source's axes as the operands have them. leading: how many of them the source has."""
+
+    members: tuple[Member, ...]
+    order: tuple[int, ...]
+    leading: int
+
+    @property
+    def counts(self) -> list[int]:
+        return [member.heads.count for member in self.members]
+
+    @property
+    def size(self) -> int:
+        return self.members[0].heads.size
+
+    @property
+    def hint(self) -> str:
+        return "_".join(ROLES[member.role] for member in self.members)
+
+    def turned(self, writer: Writer, tensor: str, count: int, size: int, hint: str) -> str:
+        """A projection `(…, S, N·H)` as `(…, N, S, H)`."""
+        tensor = write_reshape(writer, tensor, [0] * self.leading + [count, size], f"{hint}_heads")
+        perm = [self.leading if axis == HEAD else axis for axis in self.order] + [self.leading + 1]
         return tensor if perm == sorted(perm) else writer.add("Transpose", [tensor], hint, perm=perm)
 
-    hints = [ROLES[role] for role in group.roles]
-    varies = len(set(rows(view, group.members[0].layer))) > 1
-    if (biased or varies or len(sizes) == 2) and len(set(sizes)) == 1:
-        packed = turned(projected, sum(counts), sizes[0], "_".join(hints))
-        parts = _split(writer, packed, counts, order.index(HEAD))
-    else:
-        parts = _split(writer, projected, [n * h for n, h in zip(counts, sizes, strict=True)], -1)
-        parts = [turned(*part) for part in zip(parts, counts, sizes, hints, strict=True)]
-    return {
-        role: write_reshape(writer, part, packing.targets[role], ROLES[role]) if role in packing.targets else part
-        for role, part in zip(group.roles, parts, strict=True)
-    }
+
+def _split_last(writer: Writer, heads: _Heads, projected: str) -> list[str]:
+    sizes = [member.heads.size for member in heads.members]
+    widths = [count * size for count, size in zip(heads.counts, sizes, strict=True)]
+    parts = _split(writer, projected, widths, -1)
+    hints = [ROLES[member.role] for member in heads.members]
+    return [heads.turned(writer, *part) for part in zip(parts, heads.counts, sizes, hints, strict=True)]
+
+
+def _split_heads(writer: Writer, heads: _Heads, projected: str) -> list[str]:
+    packed = heads.turned(writer, projected, sum(heads.counts), heads.size, heads.hint)
+    return _split(writer, packed, heads.counts, heads.order.index(HEAD))
+
+
+def _split_leading(writer: Writer, heads: _Heads, projected: str) -> list[str]:
+    many, count = len(heads.members), heads.counts[0]
+    tensor = write_reshape(writer, projected, [0] * heads.leading + [many, count, heads.size], f"{heads.hint}_heads")
+    inner = [heads.leading + 1 if axis == HEAD else axis for axis in heads.order]
+    perm = [heads.leading, *inner, heads.leading + 2]
+    tensor = writer.add("Transpose", [tensor], heads.hint, perm=perm)
+    if many == 1:
+        return [writer.add("Squeeze", [tensor, writer.shape(0)], heads.hint)]
+    parts = _split(writer, tensor, [1] * many, 0)
+    return [
+        writer.add("Squeeze", [part, writer.shape(0)], ROLES[member.role])
+        for part, member in zip(parts, heads.members, strict=True)
+    ]
+
+
+_SPLITS = {"last": _split_last, "heads": _split_heads, "leading": _split_leading}
 
 
 def _split(writer: Writer, tensor: str, sizes: list[int], axis: int) -> list[str]:
@@ -55,11 +117,11 @@ def _split(writer: Writer, tensor: str, sizes: list[int], axis: int) -> list[str
     return writer.add("Split", [tensor, writer.shape(*sizes)], "in_proj_split", outputs=len(sizes), axis=axis)
 
 
-def _write_projection(writer: Writer, group: Group, in_proj: InProj, source: str) -> str:
-    """`source·W + b` as MatMul and Add: the compiler packs Gemm only by turning it back into these."""
+def _write_projection(writer: Writer, group: Group, in_proj: InProj, source: str, bias: bool) -> str:
+    """`source·W + b` as MatMul and Add: the compiler packs Gemm only by turning it back into these. bias: it is added here."""
     if in_proj.stands:
         return group.members[0].layer.output.name
-    weight, bias = in_proj.weight(writer), in_proj.bias(writer)
-    if not bias:
+    weight, added = in_proj.weight(writer), in_proj.bias(writer) if bias else ""
+    if not added:
         return writer.add("MatMul", [source, weight], "in_proj")
-    return writer.add("Add", [writer.add("MatMul", [source, weight], "in_proj_product"), bias], "in_proj")
+    return writer.add("Add", [writer.add("MatMul", [source, weight], "in_proj_product"), added], "in_proj")

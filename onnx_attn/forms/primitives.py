@@ -24,6 +24,7 @@ def write_primitives(
     rank: int,
     output: str,
     operand_type: int,
+    scaled_scores: bool = False,
 ) -> float:
     """Append the body to `writer`, on operands of type `operand_type`; the Softmax keeps the site's name. Returns by how much,
     relatively, that type rounds the scale: 0 where it holds it."""
@@ -41,7 +42,7 @@ def write_primitives(
         return writer.shape(-1) if view.opset >= AXES_OPSET else ""
 
     spelling = Spelling(writer, scalar, last_axis, triangle, writer.names.claim(site.name), output)
-    write_body(spelling, site.terms, signature(view, site, rank), operands, masks)
+    write_body(spelling, site.terms, signature(view, site, rank, scaled_scores), operands, masks)
     stored = float(np.asarray(scale, helper.tensor_dtype_to_np_dtype(operand_type)))
     return abs(stored - scale) / abs(scale) if scale else 0.0
 

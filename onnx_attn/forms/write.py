@@ -8,10 +8,8 @@ from functools import partial
 
 import onnx
 
-from onnx_attn.algebra.choose import KEY, NOTHING, VALUE, Algebra
+from onnx_attn.algebra.choose import KEY, VALUE
 from onnx_attn.forms.adaptation import (
-    AS_IT_STANDS,
-    Adaptation,
     adapted_site,
     cast_operands,
     changes_result,
@@ -32,6 +30,7 @@ from onnx_attn.forms.primitives import write_primitives
 from onnx_attn.forms.rebalanced import write_constant_channel, write_out_projection
 from onnx_attn.forms.repeat import own_heads, repeat_heads
 from onnx_attn.forms.shapes import redirect_shapes
+from onnx_attn.forms.way import Way
 from onnx_attn.graph.edit import Names, SiteEdit, Splice, Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
@@ -41,30 +40,27 @@ def write_site(
     view: GraphView,
     names: Names,
     site: AttentionSite,
-    form: str,
-    packing: Packing | None,
-    algebra: Algebra = NOTHING,
+    way: Way,
     reserved: Set[str] = frozenset(),
-    adaptation: Adaptation = AS_IT_STANDS,
 ) -> SiteEdit:
-    """Write `site` in `form` (`function`, `primitives`, `attention`, `contrib`), with a packed in-projection if `packing` is
-    given, changed by `algebra`, and for the target by `adaptation`.
+    """Write `site` in one way.
 
     reserved: the values that are made anew by this and the other sites.
 
     Raises RoundsBadlyError where what the algebra makes of the weights does not fit their type.
     """
-    writer = Writer(names, site.name)
-    whole = packs_into_attention(view, packing) if form == "contrib" and packing is not None else None
-    written = padded_packing(view, site, packing, adaptation) if packing is not None else None
-    begin = _write_in_projections(writer, view, site, written, algebra, whole)
+    writer, packing, algebra = Writer(names, site.name), way.packing, way.algebra
+    whole = packs_into_attention(view, packing) if way.form == "contrib" and packing is not None else None
+    written = padded_packing(view, site, packing, way.adaptation) if packing is not None else None
+    way = replace(way, packing=written)
+    begin = _write_in_projections(writer, view, site, way, whole)
     result = site.output.name if algebra.value_bias is None else names.value(f"{site.name}/attention_without_bias")
     attention = names.value(f"{site.name}/attention_heads") if site.result else result
     if whole is not None:
         write_packed_attention(writer, view, site, whole, algebra, 1.0 if algebra.scale else site.scale, attention)
         body = _Body()
     else:
-        body = _write_body(writer, view, site, form, written, algebra, begin.operands, attention, adaptation)
+        body = _write_body(writer, view, site, way, begin.operands, attention)
     if site.result:
         write_moves(writer, attention, site.result, "attention", result)
     producer = view.producer(site.output)
@@ -89,8 +85,8 @@ def write_site(
         writer.exact,
         body.rounding,
         tuple(name for fold in folds for name in fold.outputs),
-        site.rests_on_mask or (form == "attention" and rests_on_constant(view, site)),
-        adaptation.elem_type,
+        site.rests_on_mask or (way.form == "attention" and rests_on_constant(view, site)),
+        way.adaptation.elem_type,
     )
 
 
@@ -106,18 +102,16 @@ def _write_body(
     writer: Writer,
     view: GraphView,
     site: AttentionSite,
-    form: str,
-    packing: Packing | None,
-    algebra: Algebra,
+    way: Way,
     projected: Mapping[int, str],
     output: str,
-    adaptation: Adaptation,
 ) -> _Body:
     """The attention itself, on the operands that are projected already (by role) and the others."""
+    form, packing, adaptation = way.form, way.packing, way.adaptation
     rank = view.rank(site.query.tensor) or 0
     shared = form == "attention" and rank == 4 and shares_heads(view, site, packing)
     operands, scale = write_operands(writer, view, site, form, projected, shared)
-    scale = 1.0 if algebra.scale else scale
+    scale = 1.0 if way.algebra.scale else scale
     operands = cast_operands(writer, view, site, adaptation, operands)
     if not shared:
         operands = _with_all_heads(writer, view, site, packing, operands, rank)
@@ -126,7 +120,7 @@ def _write_body(
     restored = changes_result(view, site, adaptation)
     result = writer.names.value(f"{site.name}/attention_adapted") if restored else output
     adapted = adapted_site(view, site, adaptation, form)
-    body = _write_form(writer, view, adapted, form, operands, scale, rank, result, adaptation)
+    body = _write_form(writer, view, adapted, way, operands, scale, rank, result)
     if restored:
         restore_result(writer, view, site, adaptation, result, output)
     return body
@@ -136,19 +130,19 @@ def _write_form(
     writer: Writer,
     view: GraphView,
     site: AttentionSite,
-    form: str,
+    way: Way,
     operands: tuple[str, str, str],
     scale: float,
     rank: int,
     output: str,
-    adaptation: Adaptation,
 ) -> _Body:
-    if form == "function":
-        return _Body((write_function_call(writer, site, operands, scale, rank, output, view),))
-    if form == "primitives":
-        elem_type = adaptation.elem_type or view.elem_type(site.query.tensor)
-        return _Body(rounding=write_primitives(writer, view, site, operands, scale, rank, output, elem_type))
-    if form == "attention":
+    behind = way.placement.scale == "scores"
+    if way.form == "function":
+        return _Body((write_function_call(writer, site, operands, scale, rank, output, view, behind),))
+    if way.form == "primitives":
+        elem_type = way.adaptation.elem_type or view.elem_type(site.query.tensor)
+        return _Body(rounding=write_primitives(writer, view, site, operands, scale, rank, output, elem_type, behind))
+    if way.form == "attention":
         write_attention(writer, view, site, operands, scale, rank, output)
     else:
         write_multi_head_attention(writer, view, site, operands, scale, output)
@@ -170,12 +164,12 @@ def _write_in_projections(
     writer: Writer,
     view: GraphView,
     site: AttentionSite,
-    packing: Packing | None,
-    algebra: Algebra,
+    way: Way,
     left: Group | None = None,
 ) -> _Begin:
     """`left`: the group that an operator projects itself."""
-    begin, starts = _Begin({}, {}, [], ()), []
+    begin, packing, algebra = _Begin({}, {}, [], ()), way.packing, way.algebra
+    starts: list[str] = []
     if packing is None:
         return replace(begin, starts=tuple(operand.whole.source.name for operand in site.operands))
     for group in packing.groups:
@@ -185,7 +179,7 @@ def _write_in_projections(
             begin.splices.extend(write_constant_channel(writer, view, constant, in_proj.channel, renamed))
         source = renamed.get(group.source.name, group.source.name)
         if group is not left:
-            begin.operands.update(write_packed(writer, view, packing, group, in_proj, source))
+            begin.operands.update(write_packed(writer, view, packing, group, in_proj, source, way.placement))
         begin.sources.update(dict.fromkeys(group.roles, source))
         starts.append(group.source.name if constant is None else constant.norm.inputs[0].name)
     starts += [operand.whole.source.name for role, operand in enumerate(site.operands) if role not in packing.members]

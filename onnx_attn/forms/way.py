@@ -1,0 +1,22 @@
+"""One way to write a site: all that is chosen about it, and nothing about the site itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx_attn.algebra.choose import NOTHING, Algebra
+from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation
+from onnx_attn.forms.packing import Packing
+from onnx_attn.forms.placement import AUTO, Placement
+
+
+@dataclass(frozen=True)
+class Way:
+    """form: `function`, `primitives`, `attention`, `contrib`. packing: of the in-projection, if it is packed. algebra: what
+    is changed about its numbers. adaptation: what is changed for the target."""
+
+    form: str
+    packing: Packing | None = None
+    algebra: Algebra = NOTHING
+    adaptation: Adaptation = AS_IT_STANDS
+    placement: Placement = AUTO

@@ -1,0 +1,157 @@
+"""From a plan to the best one that the compiler knows.
+
+Sites that are alike share an answer. Each is first compared by itself, between the same tensors in every way, which takes a
+fraction of a second a way; what was found there is then confirmed on the whole model, and where that has more kernels, or
+moves more bytes with as many, one kind of site after the other is changed and kept only if that helps. So the result is
+never worse than the plan that it began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from onnx_attn.forms.write import write_site
+from onnx_attn.graph.edit import Names, RoundsBadlyError, SiteEdit
+from onnx_attn.graph.view import GraphView
+from onnx_attn.plan import Choice, Decision, Plan, decide
+from onnx_attn.prove.cut import boundary
+from onnx_attn.search.alike import digest
+from onnx_attn.search.ask import Compiler, Cost, Question
+from onnx_attn.search.pieces import Pieces
+from onnx_attn.search.ways import ROUNDS
+from onnx_attn.site import Candidate
+from onnx_attn.targets.editions import Target
+
+
+@dataclass(frozen=True)
+class Found:
+    """The plan that was found; what model, first plan and plan cost as a whole (None: does not build)."""
+
+    plan: Plan
+    kinds: int = 0
+    export: Cost | None = None
+    default: Cost | None = None
+    best: Cost | None = None
+
+    @property
+    def document(self) -> dict[str, Any]:
+        costs = {"export": self.export, "default": self.default, "chosen": self.best}
+        return {"kinds": self.kinds} | {name: cost.document if cost else None for name, cost in costs.items()}
+
+
+@dataclass
+class Search:
+    """The search over one model.
+
+    choice: what the user asked for every site, within which is searched. reserved: the values that the rewriting makes anew.
+    """
+
+    view: GraphView
+    target: Target
+    choice: Choice
+    compiler: Compiler
+    pieces: Pieces
+    reserved: frozenset[str]
+
+    def best_plan(self, plan: Plan) -> Found:
+        """A plan with no more kernels than `plan` has, and no more bytes with as many."""
+        kinds = self._kinds(plan.decisions)
+        better = [(alike, found) for alike in kinds if (found := self._best_of(alike[0])) is not None]
+        export, default = self._costs([self.pieces.whole([]), self._whole(plan)])
+        changed = plan
+        for alike, choice in better:
+            changed = self._changed(changed, alike, choice)
+        cost = self._costs([self._whole(changed)])[0] if better else default
+        if better and not _is_better(cost, default):
+            changed, cost = self._one_by_one(plan, default, better)
+        return Found(changed, len(kinds), export, default, cost)
+
+    def _kinds(self, decisions: Sequence[Decision]) -> list[list[Decision]]:
+        """The sites that are alike together; those that cannot be compared are left as they are."""
+        kinds: dict[str, list[Decision]] = {}
+        for decision in decisions:
+            limits = self._limits(decision)
+            question = self.pieces.question(*limits, None) if limits is not None else None
+            if question is not None:
+                written = (decision.stays, decision.packing is None, decision.algebra.names, decision.adaptation)
+                kinds.setdefault(f"{digest(question)} {written}", []).append(decision)
+        return list(kinds.values())
+
+    def _best_of(self, first: Decision) -> Choice | None:
+        """The best way to write a site, None if that is the way that was planned."""
+        limits = self._limits(first)
+        assert limits is not None
+        best, decision = self.choice, first
+        cost = self._costs([self._piece(first, limits)])[0]
+        for vary in ROUNDS:
+            choices = [choice for choice in vary(best, decision, self.target) if choice != best]
+            decided = [decide(self.view, first.site, self.target, choice) for choice in choices]
+            tried = [(c, d) for c, d in zip(choices, decided, strict=True) if isinstance(d, Decision)]
+            costs = self._costs([self._piece(each, limits) for _, each in tried])
+            for (choice, other), found in zip(tried, costs, strict=True):
+                if _is_better(found, cost):
+                    best, decision, cost = choice, other, found
+        return None if decision is first else best
+
+    def _one_by_one(
+        self, plan: Plan, cost: Cost | None, better: Sequence[tuple[list[Decision], Choice]]
+    ) -> tuple[Plan, Cost | None]:
+        for alike, choice in better:
+            changed = self._changed(plan, alike, choice)
+            found = self._costs([self._whole(changed)])[0]
+            if _is_better(found, cost):
+                plan, cost = changed, found
+        return plan, cost
+
+    def _changed(self, plan: Plan, alike: Sequence[Decision], choice: Choice) -> Plan:
+        """The plan with these sites written as chosen."""
+        keys = {decision.key for decision in alike}
+        found: list[Candidate | Decision] = []
+        for entry in plan.entries:
+            if isinstance(entry, Decision) and entry.key in keys:
+                decided = decide(self.view, entry.site, self.target, choice)
+                entry = decided if isinstance(decided, Decision) else entry
+            found.append(entry)
+        return Plan(tuple(found))
+
+    def _limits(self, decision: Decision) -> tuple[list[str], set[str]] | None:
+        """The tensors between which ways to write a site are compared: those of the way that reaches farthest."""
+        if decision.stays:
+            spelled = decide(self.view, decision.site, self.target, replace(self.choice, form="function"))
+            if not isinstance(spelled, Decision):
+                return None
+            decision = spelled
+        edit = self._edit(decision, Names(self.view.proto))
+        if edit is None:
+            return None
+        start = boundary(self.view, decision.site, edit).difference(edit.outputs)
+        return list(edit.outputs), start
+
+    def _piece(self, decision: Decision, limits: tuple[list[str], set[str]]) -> Question | None:
+        if decision.stays:
+            return self.pieces.question(*limits, None)
+        edit = self._edit(decision, Names(self.view.proto))
+        return self.pieces.question(*limits, edit) if edit is not None else None
+
+    def _whole(self, plan: Plan) -> Question | None:
+        names = Names(self.view.proto)
+        edits = [self._edit(decision, names) for decision in plan.decisions if not decision.stays]
+        written = [edit for edit in edits if edit is not None]
+        return self.pieces.whole(written) if len(written) == len(edits) else None
+
+    def _edit(self, decision: Decision, names: Names) -> SiteEdit | None:
+        """None where the site cannot be written so."""
+        try:
+            return write_site(self.view, names, decision.site, decision.way, self.reserved)
+        except RoundsBadlyError:
+            return None
+
+    def _costs(self, questions: Sequence[Question | None]) -> list[Cost | None]:
+        answers = iter(self.compiler.ask([question for question in questions if question is not None]))
+        return [next(answers) if question is not None else None for question in questions]
+
+
+def _is_better(found: Cost | None, than: Cost | None) -> bool:
+    return found is not None and (than is None or found < than)
