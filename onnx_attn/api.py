@@ -20,8 +20,8 @@ from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.load import Loaded, check, load
 from onnx_attn.graph.sizes import worlds_of
 from onnx_attn.graph.world import World
+from onnx_attn.landing import DEFAULT_SM, land_model
 from onnx_attn.landing import Options as LandOptions
-from onnx_attn.landing import land_model
 from onnx_attn.pipeline import Options, inspect_model
 from onnx_attn.plan import Choice
 from onnx_attn.plan_file import load_plan
@@ -31,6 +31,7 @@ from onnx_attn.prove.whole import compare_models, default_rtol
 from onnx_attn.report.document import verification
 from onnx_attn.report.landed import landing_report
 from onnx_attn.report.reasons import headline
+from onnx_attn.search.search import Asked
 from onnx_attn.targets.editions import parse_target
 
 Shape: TypeAlias = "Sequence[int]"
@@ -84,6 +85,9 @@ def fuse(
     precision: str = "keep",
     pack: bool = True,
     algebra: bool = True,
+    search: bool = False,
+    sm: int | None = None,
+    shapes: Mapping[str, Shape | Sequence[Shape]] | None = None,
     expect: int | None = None,
     verify: bool = True,
     plan: dict[str, Any] | str | PathLike[str] | None = None,
@@ -96,22 +100,27 @@ def fuse(
 
     `precision`: "fp16" or "bf16" puts a half-precision island around each site of float32 that has no attention kernel else.
 
-    `plan`: an earlier result's plan, perhaps edited (its file or itself); it says target, form, packing and algebra of
-    every site.
+    `search`: ask TensorRT's compiler about each distinct site, in every form and layout that the target takes, and take what
+    has the fewest kernels, then the fewest bytes; never more than without. `sm` and `shapes`, as `land` has them: what the
+    engine will be built for, since which is best depends on it.
+
+    `plan`: an earlier result's plan, perhaps edited (its file or itself); it says how every site is written.
 
     Raises InputError, OutputError, UsageError, ExpectationError, DifferenceError; nothing is written then.
     """
     if precision not in ("keep", *ISLANDS):
         raise UsageError(f"unknown precision {precision!r}; choose keep, {' or '.join(ISLANDS)}")
     choice = Choice(form, pack, IDENTITIES if algebra else (), precision=precision)
+    asked = _asked(search, sm, shapes, target)
     if plan is None:
-        options = Options(parse_target(target, target_version), choice, expect, verify)
+        options = Options(parse_target(target, target_version), choice, expect, verify, search=asked)
     else:
         given = load_plan(plan if isinstance(plan, dict) else Path(plan))
-        asked = parse_target(target, target_version)
-        if choice != Choice() or ((target, target_version) != ("tensorrt", None) and asked != given.target):
+        wanted = parse_target(target, target_version)
+        other = (target, target_version) != ("tensorrt", None) and wanted != given.target
+        if choice != Choice() or asked is not None or other:
             raise UsageError(
-                f"{given.name}: the plan says target, form, precision, packing and algebra; leave these options out"
+                f"{given.name}: the plan says target, form, precision, packing and algebra; leave these options and search out"
             )
         options = Options(given.target, choice, expect, verify, given)
     if isinstance(model, str | PathLike) and output is not None:
@@ -121,6 +130,24 @@ def fuse(
         raise UsageError("output needs a path as model; save the result's .model yourself")
     report, document, proto = fuse_proto(loaded.proto, loaded.name, options)
     return Result(report, document, gs.import_onnx(proto) if isinstance(model, gs.Graph) else proto)
+
+
+def _asked(
+    search: bool, sm: int | None, shapes: Mapping[str, Shape | Sequence[Shape]] | None, target: str
+) -> Asked | None:
+    if not search:
+        if sm is not None or shapes:
+            raise UsageError("sm and shapes say what to search for; add search, or leave them out")
+        return None
+    if target != "tensorrt":
+        raise UsageError(f"search asks TensorRT's compiler; leave it out for {target}")
+    return Asked(_sm(sm), _profile(shapes or {}))
+
+
+def _sm(sm: int | None) -> int:
+    if sm is not None and not isinstance(sm, int):
+        raise UsageError(f"sm {sm!r} is no whole number; give the compute capability times ten, as 89")
+    return DEFAULT_SM if sm is None else sm
 
 
 def verify(
@@ -192,8 +219,7 @@ def land(
     """
     if baseline is not None and layer_info is not None:
         raise UsageError("layer_info describes one engine; land the baseline by itself")
-    if sm is not None and not isinstance(sm, int):
-        raise UsageError(f"sm {sm!r} is no whole number; give the compute capability times ten, as 89")
+    _sm(sm)
     if not timeout > 0:
         raise UsageError("timeout is in seconds; give a number above 0")
     options = LandOptions(sm, _profile(shapes or {}), compiler, timeout, Path(layer_info) if layer_info else None)

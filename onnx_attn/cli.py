@@ -35,6 +35,7 @@ app = typer.Typer(
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX model; never changed.")]
 Target = Annotated[str, typer.Option(help="Runtime that will read the model: tensorrt, onnx or onnxruntime.")]
 Version = Annotated[str | None, typer.Option(help="TensorRT version: 8.6, 10.0 … 11.x, or rtx.")]
+Sm = Annotated[int | None, typer.Option(help="Compute capability × 10 of the GPU: 75, 80, 86, 89 (default), 120, 121.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="PATH|-", help="Write the report as JSON; - for stdout.")]
 
 
@@ -69,6 +70,15 @@ def fuse(
     ] = "keep",
     no_pack: Annotated[bool, typer.Option("--no-pack", help="Leave the Q/K/V projections as they are.")] = False,
     no_algebra: Annotated[bool, typer.Option("--no-algebra", help="Leave biases and scales where they are.")] = False,
+    search: Annotated[
+        bool,
+        typer.Option("--search", help="Ask TensorRT's compiler for the best form and layout of each kind of site."),
+    ] = False,
+    sm: Sm = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(help="With --search: NAME:1x3x224x224 for an input that varies, as in `land`."),
+    ] = None,
     expect: Annotated[int | None, typer.Option(help="Exit 3 unless exactly N sites are fused.", metavar="N")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Rewrite without proof.")] = False,
     plan: Annotated[Path | None, typer.Option(metavar="IN.json", help="Do what this plan says.")] = None,
@@ -91,6 +101,9 @@ def fuse(
             precision=precision,
             pack=not no_pack,
             algebra=not no_algebra,
+            search=search,
+            sm=sm,
+            shapes=read_shapes(shapes or []),
             expect=expect,
             verify=not no_verify,
             plan=plan,
@@ -128,9 +141,7 @@ def verify(
 def land(
     model: ModelArgument,
     baseline: Annotated[Path | None, typer.Option(metavar="MODEL0", help="Compile this one too, and compare.")] = None,
-    sm: Annotated[
-        int | None, typer.Option(help="Compute capability × 10 of the GPU: 75, 80, 86, 89 (default), 120, 121.")
-    ] = None,
+    sm: Sm = None,
     shapes: Annotated[
         list[str] | None,
         typer.Option(help="NAME:1x3x224x224 for an input that varies; again for the largest, or usual and largest."),

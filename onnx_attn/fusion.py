@@ -11,6 +11,7 @@ from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.plan import Decision, Plan
 from onnx_attn.prove.site import Certificate
+from onnx_attn.search.search import Found
 from onnx_attn.site import Written
 from onnx_attn.targets.editions import Target
 
@@ -22,6 +23,7 @@ class Fusion:
     opsets: the model's own, and the one that it was raised to.
     kept: keys of sites that stand in the wanted form already.
     plainer: keys of sites that were written without exact algebra after all, and why.
+    search: what the compiler was asked and said, where it was.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Fusion:
     plainer: dict[str, str] = field(default_factory=dict)
     certificates: dict[str, Certificate] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    search: Found | None = None
 
     @property
     def fused(self) -> int:

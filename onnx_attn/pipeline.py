@@ -37,6 +37,7 @@ from onnx_attn.recognize.candidates import recognize
 from onnx_attn.recognize.causality import blocks_later_keys
 from onnx_attn.report.document import fusion_report, inspection
 from onnx_attn.runtime import CannotRun
+from onnx_attn.search.search import Asked, search
 from onnx_attn.site import AttentionSite, Candidate, Verdict
 from onnx_attn.targets.editions import Target, parse_target
 from onnx_attn.targets.reading import TYPES
@@ -54,6 +55,7 @@ class Options:
     expect: int | None = None
     verify: bool = True
     plan: ReadPlan | None = None
+    search: Asked | None = None
     outer: frozenset[str] | None = None
     """Of a body: the names of the model around it."""
 
@@ -147,8 +149,14 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
         "prove": 0.0,
         "save": 0.0,
     }
+    cutter = Cutter(view)
+    with fusion.clock("plan"):
+        compute_masks(view, [decision.site for decision in plan.decisions if not decision.stays])
+        if options.search is not None:
+            fusion.search = search(cutter, target, plan, options.choice, options.search, loaded.name)
+            fusion.plan = plan = fusion.search.plan
     with fusion.clock("apply"):
-        names, cutter = Names(loaded.proto, options.outer or ()), Cutter(view)
+        names = Names(loaded.proto, options.outer or ())
         reserved = _write_sites(fusion, names, cutter)
     if options.verify:
         with fusion.clock("prove"):
@@ -166,7 +174,8 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     changed = bool(fusion.edits) or inner_changed
     if not changed:  # What was raised or inlined for nothing is not delivered.
         fusion.opsets, fusion.nodes_after = fusion.opsets[:1], nodes_before
-    document = plan_document(loaded.name, found, options.target, plan)
+    told = fusion.search.document if fusion.search is not None else None
+    document = plan_document(loaded.name, found, options.target, plan, told)
     trial = Trial(loaded.name, changed, inputs, max(default_rtol([model]), _island_rtol(plan, options)), document)
     report = fusion_report(fusion)
     report["candidates"] = merged(report["candidates"], inner)
@@ -191,7 +200,9 @@ def _rewrite_bodies(
         choice = replace(options.choice, pack=options.choice.pack and not body.shared)
         if choice.form == "auto":
             choice = replace(choice, form="primitives")
-        inside = replace(options, choice=choice, plan=None, expect=None, outer=frozenset(names_within(model)))
+        inside = replace(
+            options, choice=choice, plan=None, search=None, expect=None, outer=frozenset(names_within(model))
+        )
         report, trial, changed = rewrite(Loaded(body.model, body.attribute), inside)
         return report["candidates"], changed if trial.changed else None
 
@@ -201,7 +212,6 @@ def _rewrite_bodies(
 def _write_sites(fusion: Fusion, names: Names, cutter: Cutter) -> set[str]:
     """Record the edit of every site that does not stand as it should already; returns the values that are made anew."""
     written = [decision for decision in fusion.plan.decisions if not decision.stays]
-    compute_masks(fusion.view, [decision.site for decision in written])
     reserved = {decision.key for decision in written}
     fusion.kept.update(decision.key for decision in fusion.plan.decisions if decision.stays)
     for decision in written:

@@ -2,7 +2,8 @@
 
     {"onnx_attn_plan": 1, "model": "vit.onnx", "fingerprint": "…", "target": "tensorrt", "target_version": "10.0",
      "sites": [{"id": "site-0", "softmax": "/attn/Softmax", "apply": true, "form": "function", "pack": true,
-                "algebra": ["constant-channel", "scale"]}, …]}
+                "algebra": ["constant-channel", "scale"], "changes": ["padded-heads"],
+                "placement": {"split": "heads", "bias": "packed", "scale": "query"}}, …]}
 
 A site that is refused stands there with `apply` false and its code and reason, which nobody can edit away. The fingerprint is of
 the graph's structure (nodes, their attributes and connections, types and shapes of inputs, outputs and weights) and not of
@@ -15,7 +16,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import onnx
 from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.errors import InputError, UsageError, one_line
 from onnx_attn.forms.adaptation import ISLANDS, PADDED, island_name
+from onnx_attn.forms.placement import BIASES, SCALES, SPLITS, Placement
 from onnx_attn.plan import Choice, Decision, Plan
 from onnx_attn.site import Verdict
 from onnx_attn.targets.editions import Target, parse_target
@@ -32,7 +34,8 @@ from onnx_attn.targets.rows import FORMS
 FORMAT = 1
 Document = dict[str, Any]
 _HEAD = ("onnx_attn_plan", "model", "fingerprint", "target", "target_version", "sites")
-_SITE = ("id", "softmax", "apply", "form", "pack", "algebra", "code", "reason", "changes")
+_SITE = ("id", "softmax", "apply", "form", "pack", "algebra", "code", "reason", "changes", "placement")
+_PLACES = {"split": SPLITS, "bias": BIASES, "scale": SCALES}
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ def fingerprint(proto: onnx.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def plan_document(name: str, found: str, target: Target, plan: Plan) -> Document:
-    """The plan for people and for `read_plan`; `found`: the model's fingerprint."""
+def plan_document(name: str, found: str, target: Target, plan: Plan, searched: Document | None = None) -> Document:
+    """The plan for people and for `read_plan`; `found`: the model's fingerprint; searched: with what the compiler was asked."""
     sites: list[Document] = []
     for entry in plan.attention:
         site: Document = {"id": f"site-{len(sites)}"}
@@ -76,7 +79,7 @@ def plan_document(name: str, found: str, target: Target, plan: Plan) -> Document
         elif isinstance(entry, Decision):
             site |= {"softmax": entry.site.name, "apply": True, "form": entry.form}
             site |= {"pack": entry.packing is not None, "algebra": list(entry.algebra.names)}
-            site |= {"changes": list(entry.adaptation.names)}
+            site |= {"changes": list(entry.adaptation.names), "placement": asdict(entry.placement)}
         else:
             site |= {"softmax": entry.name, "apply": True, "form": "function", "pack": False, "algebra": []}
         sites.append(site)
@@ -87,7 +90,7 @@ def plan_document(name: str, found: str, target: Target, plan: Plan) -> Document
         "target": target.name,
         "target_version": target.version,
         "sites": sites,
-    }
+    } | ({"search": searched} if searched is not None else {})
 
 
 def load_plan(plan: Document | str | Path) -> ReadPlan:
@@ -110,7 +113,7 @@ def load_plan(plan: Document | str | Path) -> ReadPlan:
 
 def read_plan(document: Document, name: str) -> ReadPlan:
     """Check a plan and read it. Raises UsageError."""
-    _check_keys(document, _HEAD, name, "the plan")
+    _check_keys(document, _HEAD, name, "the plan", (*_HEAD, "search"))
     if document["onnx_attn_plan"] != FORMAT:
         raise UsageError(
             f"{name}: is a plan of format {document['onnx_attn_plan']!r}; this version writes and reads {FORMAT}"
@@ -151,7 +154,17 @@ def _choice(site: Document, name: str, place: str) -> Choice | None:
         if identity not in IDENTITIES:
             raise UsageError(f"{name}: {place} names the identity {identity!r}; choose of {', '.join(IDENTITIES)}")
     pack, (precision, pad_heads) = _of(site, "pack", bool, name, place), _changes(site, name, place)
-    return Choice(form, pack, tuple(algebra), apply, precision, pad_heads)
+    return Choice(form, pack, tuple(algebra), apply, precision, pad_heads, _placement(site, name, place))
+
+
+def _placement(site: Document, name: str, place: str) -> Placement:
+    given = _of(site, "placement", dict, name, place) if "placement" in site else {}
+    for part, where in given.items():
+        if part not in _PLACES:
+            raise UsageError(f"{name}: {place} places {part!r}; use {', '.join(_PLACES)}")
+        if where not in _PLACES[part]:
+            raise UsageError(f"{name}: {place} places {part} at {where!r}; choose of {', '.join(_PLACES[part])}")
+    return Placement(**given)
 
 
 def _changes(site: Document, name: str, place: str) -> tuple[str, bool]:
@@ -192,6 +205,6 @@ def _check_keys(
 def _of(document: Mapping[str, Any], key: str, kind: type, name: str, place: str) -> Any:
     value = document[key]
     if not isinstance(value, kind):
-        names = {str: "a text", bool: "true or false", list: "a list"}
+        names = {str: "a text", bool: "true or false", list: "a list", dict: "an object"}
         raise UsageError(f"{name}: '{key}' of {place} is {value!r}; write {names[kind]}")
     return value

@@ -9,40 +9,79 @@ never worse than the plan that it began with.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from onnx_attn.engine.compile import choose_toolkit
+from onnx_attn.engine.profiles import Profile, fitted
 from onnx_attn.forms.write import write_site
 from onnx_attn.graph.edit import Names, RoundsBadlyError, SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.plan import Choice, Decision, Plan, decide
-from onnx_attn.prove.cut import boundary
+from onnx_attn.prove.cut import Cutter, boundary
 from onnx_attn.search.alike import digest
 from onnx_attn.search.ask import Compiler, Cost, Question
-from onnx_attn.search.pieces import Pieces
+from onnx_attn.search.pieces import Pieces, pieces_of
 from onnx_attn.search.ways import ROUNDS
 from onnx_attn.site import Candidate
 from onnx_attn.targets.editions import Target
 
 
 @dataclass(frozen=True)
+class Asked:
+    """With what the compiler is asked. sm: compute capability times ten. shapes: of every input that varies, those that the
+    engine will be built with. timeout: seconds for one build."""
+
+    sm: int = 89
+    shapes: Profile = field(default_factory=dict)
+    toolkit: str | None = None
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True)
 class Found:
-    """The plan that was found; what model, first plan and plan cost as a whole (None: does not build)."""
+    """The plan that was found. kinds: of sites. builds: how many models were compiled. export, default, best: what the model,
+    the first plan and this one cost as a whole (None: does not build)."""
 
     plan: Plan
-    kinds: int = 0
-    export: Cost | None = None
-    default: Cost | None = None
-    best: Cost | None = None
+    compiler: str
+    asked: Asked
+    kinds: int
+    builds: int
+    export: Cost | None
+    default: Cost | None
+    best: Cost | None
 
     @property
     def document(self) -> dict[str, Any]:
+        """For reports and plans."""
         costs = {"export": self.export, "default": self.default, "chosen": self.best}
-        return {"kinds": self.kinds} | {name: cost.document if cost else None for name, cost in costs.items()}
+        shapes = {name: [list(shape) for shape in every] for name, every in self.asked.shapes.items()}
+        return {
+            "compiler": self.compiler,
+            "sm": self.asked.sm,
+            "shapes": shapes,
+            "kinds": self.kinds,
+            "builds": self.builds,
+            **{name: cost.document if cost else None for name, cost in costs.items()},
+        }
+
+
+def search(cutter: Cutter, target: Target, plan: Plan, choice: Choice, asked: Asked, name: str) -> Found:
+    """The best plan within `choice`; `name`: the model's, for messages.
+
+    Raises UsageError for shapes that do not fit the model, OnnxAttnError where no compiler is installed.
+    """
+    compiler = Compiler(asked.sm, choose_toolkit(asked.toolkit), asked.timeout)
+    shapes = fitted(cutter.view.proto, asked.shapes, name)
+    reserved = frozenset(decision.key for decision in plan.decisions if not decision.stays)
+    run = _Search(cutter.view, target, choice, compiler, pieces_of(cutter, shapes), reserved)
+    found, kinds, costs = run.best_plan(plan)
+    return Found(found, compiler.name, replace(asked, shapes=shapes), kinds, compiler.builds, *costs)
 
 
 @dataclass
-class Search:
+class _Search:
     """The search over one model.
 
     choice: what the user asked for every site, within which is searched. reserved: the values that the rewriting makes anew.
@@ -55,8 +94,9 @@ class Search:
     pieces: Pieces
     reserved: frozenset[str]
 
-    def best_plan(self, plan: Plan) -> Found:
-        """A plan with no more kernels than `plan` has, and no more bytes with as many."""
+    def best_plan(self, plan: Plan) -> tuple[Plan, int, Costs]:
+        """A plan with no more kernels than `plan` has, and no more bytes with as many; how many kinds of sites there are, and
+        what model, plan and best plan cost."""
         kinds = self._kinds(plan.decisions)
         better = [(alike, found) for alike in kinds if (found := self._best_of(alike[0])) is not None]
         export, default = self._costs([self.pieces.whole([]), self._whole(plan)])
@@ -66,7 +106,7 @@ class Search:
         cost = self._costs([self._whole(changed)])[0] if better else default
         if better and not _is_better(cost, default):
             changed, cost = self._one_by_one(plan, default, better)
-        return Found(changed, len(kinds), export, default, cost)
+        return changed, len(kinds), (export, default, cost)
 
     def _kinds(self, decisions: Sequence[Decision]) -> list[list[Decision]]:
         """The sites that are alike together; those that cannot be compared are left as they are."""
@@ -151,6 +191,9 @@ class Search:
     def _costs(self, questions: Sequence[Question | None]) -> list[Cost | None]:
         answers = iter(self.compiler.ask([question for question in questions if question is not None]))
         return [next(answers) if question is not None else None for question in questions]
+
+
+Costs = tuple[Cost | None, Cost | None, Cost | None]
 
 
 def _is_better(found: Cost | None, than: Cost | None) -> bool:
