@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnx_attn.forms.dims import digit_dim, layout_dims, tensor_dims, write_reshape
+from onnx_attn.forms.dims import digit_dim, layout_dims, tensor_dims
 from onnx_attn.forms.moves import written
 from onnx_attn.forms.packing import ROLES, Packing
+from onnx_attn.forms.turn import Turn, plan_turn, write_turn
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.recognize.operands import head_copies
 from onnx_attn.site import AttentionSite, Operand
-from onnx_attn.views.arrange import Dim, reshape_target, unarranged
+from onnx_attn.views.arrange import Dim, unarranged
 from onnx_attn.views.layout import REPEAT, Digit, Layout
 from onnx_attn.views.movement import layout_of, permutation
 
@@ -114,40 +114,18 @@ def _written_anew(writer: Writer, view: GraphView, operand: Operand, role: str) 
 def _rewrite(writer: Writer, view: GraphView, layout: Layout, source: gs.Tensor, role: str) -> str | None:
     """source → Reshape → Transpose → Reshape, as far as each is needed; None if this cannot be said."""
     plan = _plan(view, layout, source)
-    if plan is None:
-        return None
-    tensor = source.name
-    if plan.split is not None:
-        tensor = write_reshape(writer, tensor, plan.split, f"{role}_split")
-    if plan.order != sorted(plan.order):
-        tensor = writer.add("Transpose", [tensor], role, perm=plan.order)
-    return write_reshape(writer, tensor, plan.merged, f"{role}_merged") if plan.merged is not None else tensor
+    return write_turn(writer, source.name, plan, role) if plan is not None else None
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The targets of the Reshapes before and after a Transpose (None where there is none to write), and its permutation."""
-
-    split: list[int] | None
-    order: list[int]
-    merged: list[int] | None
-
-
-def _plan(view: GraphView, layout: Layout, source: gs.Tensor) -> _Plan | None:
+def _plan(view: GraphView, layout: Layout, source: gs.Tensor) -> Turn | None:
     base = tensor_dims(view, source)
     if base is None or not _reads_everything(layout, base):
         return None
     if (perm := _whole_axes(layout, base)) is not None:
-        return _Plan(None, perm, None)
+        return Turn(None, perm, None)
     atoms = _atoms(layout, len(base))
     split: list[Dim] = [digit_dim(digit, base) for digit in atoms]
-    order = [atoms.index(digit) for digit in layout.digits]
-    moved = [split[position] for position in order]
-    final = layout_dims(layout, base)
-    first, last = reshape_target(base, split), reshape_target(moved, final)
-    if first is None or last is None:
-        return None
-    return _Plan(first if split != base else None, order, last if moved != final else None)
+    return plan_turn(base, split, [atoms.index(digit) for digit in layout.digits], layout_dims(layout, base))
 
 
 def _whole_axes(layout: Layout, base: list[Dim]) -> list[int] | None:

@@ -9,15 +9,18 @@ without biases too (ViT-B/16, batch 1 to 8: 102 kernels, 150 split on the last a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from onnx_attn.forms.dims import write_reshape
+from onnx_attn.forms.dims import base_dims, write_reshape
 from onnx_attn.forms.heads import HEAD
 from onnx_attn.forms.in_proj import InProj
 from onnx_attn.forms.packing import ROLES, Group, Member, Packing
 from onnx_attn.forms.placement import Placement, Split
+from onnx_attn.forms.turn import plan_turn, write_turn
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
+from onnx_attn.views.arrange import Dim
 from onnx_attn.views.linear import rows
 
 
@@ -28,8 +31,9 @@ def write_packed(
     late = placement.bias == "heads" and bool(in_proj.biased) and not in_proj.stands
     projected = _write_projection(writer, group, in_proj, source, bias=not late)
     order, members = group.members[0].heads.order, group.members
+    base = tuple(base_dims(rows(view, members[0].layer))[:-1])
     split = _split_at(view, packing, group, bool(in_proj.biased) and not late, placement.split)
-    parts = _SPLITS[split](writer, _Heads(members, order, packing.rank - 2), projected)
+    parts = _SPLITS[split](writer, _Heads(members, order, base), projected)
     found: dict[int, str] = {}
     for member, part in zip(members, parts, strict=True):
         role = member.role
@@ -45,9 +49,10 @@ def _split_at(view: GraphView, packing: Packing, group: Group, biased: bool, ask
     """Where to split: as asked, as far as the members' heads are alike."""
     sizes = {member.heads.size for member in group.members}
     counts = {member.heads.count for member in group.members}
-    varies = len(set(rows(view, group.members[0].layer))) > 1
+    shapes = rows(view, group.members[0].layer)
+    varies, sequences = len(set(shapes)) > 1, math.prod(shapes[0][:-2])
     if asked == "auto":
-        asked = "heads" if biased or varies or len(group.members) == 2 else "last"
+        asked = "heads" if biased or varies or sequences > 1 or len(group.members) == 2 else "last"
     if len(sizes) > 1 or (asked == "leading" and len(counts) > 1):
         return "last"
     return asked
@@ -55,11 +60,11 @@ def _split_at(view: GraphView, packing: Packing, group: Group, biased: bool, ask
 
 @dataclass(frozen=True)
 class _Heads:
-    """The members' heads. order: the source's axes as the operands have them. leading: how many of them the source has."""
+    """The members' heads. order: the source's axes as the operands have them. base: the sizes of these axes."""
 
     members: tuple[Member, ...]
     order: tuple[int, ...]
-    leading: int
+    base: tuple[Dim, ...]
 
     @property
     def counts(self) -> list[int]:
@@ -73,11 +78,17 @@ class _Heads:
     def hint(self) -> str:
         return "_".join(ROLES[member.role] for member in self.members)
 
+    @property
+    def leading(self) -> int:
+        return len(self.base)
+
     def turned(self, writer: Writer, tensor: str, count: int, size: int, hint: str) -> str:
         """A projection `(…, S, N·H)` as `(…, N, S, H)`."""
-        tensor = write_reshape(writer, tensor, [0] * self.leading + [count, size], f"{hint}_heads")
+        atoms = [*self.base, count, size]
         perm = [self.leading if axis == HEAD else axis for axis in self.order] + [self.leading + 1]
-        return tensor if perm == sorted(perm) else writer.add("Transpose", [tensor], hint, perm=perm)
+        turn = plan_turn([*self.base, count * size], atoms, perm, [atoms[position] for position in perm])
+        assert turn is not None  # Each axis by itself can always be said.
+        return write_turn(writer, tensor, turn, hint)
 
 
 def _split_last(writer: Writer, heads: _Heads, projected: str) -> list[str]:
