@@ -54,8 +54,9 @@ def facts_of(view: GraphView, candidate: Candidate) -> Facts:
 
 
 def written_facts(view: GraphView, candidate: Candidate) -> Facts:
-    """The facts of a candidate as any form of ours writes it."""
-    return replace(facts_of(view, candidate), turned=False)
+    """The facts of a candidate as any form of ours writes it: in order, and with a head of keys for each of queries."""
+    facts = replace(facts_of(view, candidate), turned=False)
+    return replace(facts, kv_heads=facts.heads) if facts.grouping == "even" else facts
 
 
 def standing_form(view: GraphView, candidate: Candidate) -> str:
