@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from onnx_attn.algebra.choose import CONSTANT_CHANNEL, IDENTITIES, NOTHING, Algebra, choose_algebra
-from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation
+from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation, Heads
 from onnx_attn.forms.attention import attention_refused
 from onnx_attn.forms.contrib import contrib_refused
 from onnx_attn.forms.packing import Packing, plan_packing
@@ -92,7 +92,7 @@ class Choice:
     algebra: Collection[str] = IDENTITIES
     apply: bool = True
     precision: str = "keep"
-    pad_heads: bool = True
+    heads: Heads = "needed"
     placement: Placement = AUTO
 
 
@@ -135,7 +135,7 @@ def decide(view: GraphView, site: AttentionSite | Written, target: Target, wante
         return site if chosen == "function" else Verdict(site.name, "already-fused", site.name)
     if isinstance(chosen, Row):
         return Verdict(site.name, code_of(chosen), site.name, chosen.told(facts))
-    change = make_legal(target, chosen, facts, wanted.precision, wanted.pad_heads)
+    change = make_legal(target, chosen, facts, wanted.precision, wanted.heads)
     says = {"attention": attention_refused, "contrib": contrib_refused}.get(chosen)
     if says is not None and (refused := says(view, site, change.elem_type)) is not None:
         return Verdict(site.name, refused[0], site.name, refused[1])

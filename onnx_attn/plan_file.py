@@ -24,7 +24,7 @@ import onnx
 
 from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.errors import InputError, UsageError, one_line
-from onnx_attn.forms.adaptation import ISLANDS, PADDED, island_name
+from onnx_attn.forms.adaptation import ISLANDS, PADDED, Heads, island_name
 from onnx_attn.forms.placement import BIASES, SCALES, SPLITS, Placement
 from onnx_attn.plan import Choice, Decision, Plan
 from onnx_attn.site import Verdict
@@ -153,8 +153,8 @@ def _choice(site: Document, name: str, place: str) -> Choice | None:
     for identity in algebra:
         if identity not in IDENTITIES:
             raise UsageError(f"{name}: {place} names the identity {identity!r}; choose of {', '.join(IDENTITIES)}")
-    pack, (precision, pad_heads) = _of(site, "pack", bool, name, place), _changes(site, name, place)
-    return Choice(form, pack, tuple(algebra), apply, precision, pad_heads, _placement(site, name, place))
+    pack, (precision, heads) = _of(site, "pack", bool, name, place), _changes(site, name, place)
+    return Choice(form, pack, tuple(algebra), apply, precision, heads, _placement(site, name, place))
 
 
 def _placement(site: Document, name: str, place: str) -> Placement:
@@ -167,7 +167,7 @@ def _placement(site: Document, name: str, place: str) -> Placement:
     return Placement(**given)
 
 
-def _changes(site: Document, name: str, place: str) -> tuple[str, bool]:
+def _changes(site: Document, name: str, place: str) -> tuple[str, Heads]:
     """The precision of the site's island, and whether its heads are padded."""
     changes = _of(site, "changes", list, name, place) if "changes" in site else []
     islands = {island_name(precision): precision for precision in ISLANDS}
@@ -177,7 +177,7 @@ def _changes(site: Document, name: str, place: str) -> tuple[str, bool]:
     asked = [islands[change] for change in changes if change in islands]
     if len(asked) > 1:
         raise UsageError(f"{name}: {place} has two islands; leave one of them")
-    return (asked or ["keep"])[0], PADDED in changes
+    return (asked or ["keep"])[0], "aligned" if PADDED in changes else "kept"
 
 
 def check_fits(plan: ReadPlan, model: str, found: str, sites: list[str]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from onnx import TensorProto
@@ -26,6 +27,8 @@ from onnx_attn.site import AttentionSite, Guard, ScoreTerm
 ISLANDS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 """The precisions that can be asked for, and their types."""
 PADDED = "padded-heads"
+Heads = Literal["needed", "kept", "aligned"]
+"""Whether heads are padded: where a target needs it, never, or whenever their size is no multiple of what it reads at once."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from onnx_attn.prove.cut import Cutter, boundary
 from onnx_attn.search.alike import digest
 from onnx_attn.search.ask import Compiler, Cost, Question
 from onnx_attn.search.pieces import Pieces, pieces_of
-from onnx_attn.search.ways import ROUNDS
+from onnx_attn.search.ways import ROUNDS, plainer
 from onnx_attn.site import Candidate
 from onnx_attn.targets.editions import Target
 
@@ -106,6 +106,8 @@ class _Search:
         cost = self._costs([self._whole(changed)])[0] if better else default
         if better and not _is_better(cost, default):
             changed, cost = self._one_by_one(plan, default, better)
+        if cost is None and export is not None:
+            changed, cost = self._plainer(plan)
         return changed, len(kinds), (export, default, cost)
 
     def _kinds(self, decisions: Sequence[Decision]) -> list[list[Decision]]:
@@ -144,6 +146,15 @@ class _Search:
             if _is_better(found, cost):
                 plan, cost = changed, found
         return plan, cost
+
+    def _plainer(self, plan: Plan) -> tuple[Plan, Cost | None]:
+        """A plan that builds, where the one for a model that does does not."""
+        for choice in plainer(self.choice):
+            changed = self._changed(plan, plan.decisions, choice)
+            found = self._costs([self._whole(changed)])[0]
+            if found is not None:
+                return changed, found
+        return plan, None
 
     def _changed(self, plan: Plan, alike: Sequence[Decision], choice: Choice) -> Plan:
         """The plan with these sites written as chosen."""

@@ -45,8 +45,17 @@ def _places(best: Choice, decision: Decision, _: Target) -> Iterator[Choice]:
     if decision.site.scores_scale == decision.site.scale:
         for scale in SCALES:
             yield replace(best, placement=replace(best.placement, scale=scale))
-    if decision.adaptation.head_dim is not None:
-        yield replace(best, pad_heads=False)
+    yield replace(best, heads="kept")
+    yield replace(best, heads="aligned")
+
+
+def plainer(choice: Choice) -> Iterator[Choice]:
+    """What is tried for all sites where the compiler builds each by itself and not the model: heads of other sizes, which one
+    build of it fails at (TensorRT for RTX 1.7.1, heads of 12 in an island), no algebra, no packing, and no island."""
+    yield replace(choice, heads="aligned")
+    yield replace(choice, algebra=())
+    yield replace(choice, algebra=(), pack=False)
+    yield replace(choice, algebra=(), pack=False, precision="keep")
 
 
 ROUNDS: tuple[Round, ...] = (_forms, _algebra, _algebra, _places)

@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation
+from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation, Heads
 from onnx_attn.targets.editions import Target
 from onnx_attn.targets.facts import Facts
 from onnx_attn.targets.lookup import landing
 
-SMALL, LEAST = 8, 16
-"""Heads up to the first have no kernel; the second is the size to which they are padded."""
+LEAST, ALIGNED = 16, 8
+"""Heads are padded to so many elements at least, and to a multiple of the second."""
 _TYPES = {"fp16": "float16", "bf16": "bfloat16"}
 
 
-def make_legal(target: Target, form: str, facts: Facts, precision: str = "keep", pad: bool = True) -> Adaptation:
+def make_legal(target: Target, form: str, facts: Facts, precision: str = "keep", heads: Heads = "needed") -> Adaptation:
     """What to change about a site that is written in `form`; nothing where it lands as it stands, or nothing helps.
 
-    precision: of the island that may be put around a site that has operands of a wider type; "keep" for none. pad: heads may be
-        padded.
+    precision: of the island that may be put around a site that has operands of a wider type; "keep" for none. heads: may be
+        padded where that is "needed", are "kept" as they are, or "aligned" in any case.
     Only TensorRT is known by its kernels: for the others an island is put where it is asked for.
     """
     wide = facts.dtype in ("float32", "float64") or facts.value_dtype == "other"
     if target.name != "tensorrt":
         return Adaptation(precision) if wide else AS_IT_STANDS
-    for adaptation in _changes(facts, precision if wide else "keep", pad):
+    for adaptation in _changes(facts, precision if wide else "keep", heads):
         found = landing(target, form, adapted_facts(facts, adaptation))
         if found is not None and found.expected:
             return adaptation
@@ -41,11 +41,11 @@ def adapted_facts(facts: Facts, adaptation: Adaptation) -> Facts:
     return facts
 
 
-def _changes(facts: Facts, precision: str, pad: bool) -> Iterator[Adaptation]:
+def _changes(facts: Facts, precision: str, heads: Heads) -> Iterator[Adaptation]:
     """The least change first."""
-    sizes: list[int | None] = [None]
-    if pad and facts.head_dim is not None and facts.value_dim is not None:
-        largest = max(facts.head_dim, facts.value_dim)
-        sizes.append(LEAST if largest <= SMALL else largest)
+    sizes: list[int | None] = [] if heads == "aligned" else [None]
+    if heads != "kept" and facts.head_dim is not None and facts.value_dim is not None:
+        size = max(LEAST, -(-max(facts.head_dim, facts.value_dim) // ALIGNED) * ALIGNED)
+        sizes.append(None if size == facts.head_dim == facts.value_dim else size)
     for kind in dict.fromkeys(("keep", precision)):
         yield from (Adaptation(kind, size) for size in sizes)
