@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.plan import Decision, Plan
@@ -22,7 +23,7 @@ class Fusion:
 
     opsets: the model's own, and the one that it was raised to.
     kept: keys of sites that stand in the wanted form already.
-    plainer: keys of sites that were written without exact algebra after all, and why.
+    left: by key, what a site was written without after all, identities and changes, and why.
     search: what the compiler was asked and said, where it was.
     """
 
@@ -35,7 +36,7 @@ class Fusion:
     opsets: tuple[int, ...] = ()
     edits: dict[str, SiteEdit] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
-    plainer: dict[str, str] = field(default_factory=dict)
+    left: dict[str, dict[str, str]] = field(default_factory=dict)
     certificates: dict[str, Certificate] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     search: Found | None = None
@@ -49,10 +50,20 @@ class Fusion:
             for e in entries
         )
 
+    def change(self, plainer: Decision, names: Iterable[str], reason: str) -> None:
+        """Put a plainer decision in the plan, which leaves these identities or changes out."""
+        self.left.setdefault(plainer.key, {}).update(dict.fromkeys(names, reason))
+        entries = self.plan.entries
+        self.plan = Plan(tuple(plainer if isinstance(e, Decision) and e.key == plainer.key else e for e in entries))
+
     def algebra_left(self, decision: Decision) -> dict[str, str]:
         """Why identities that have something to do at a site were not applied, by their names."""
-        reason = self.plainer.get(decision.key)
-        return {**decision.algebra.left, **(dict.fromkeys(decision.algebra.names, reason) if reason else {})}
+        left = self.left.get(decision.key, {})
+        return {**decision.algebra.left, **{name: reason for name, reason in left.items() if name in IDENTITIES}}
+
+    def changes_left(self, decision: Decision) -> dict[str, str]:
+        """Why changes that were asked for were not made after all, by their names."""
+        return {n: reason for n, reason in self.left.get(decision.key, {}).items() if n not in IDENTITIES}
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:

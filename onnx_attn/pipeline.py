@@ -14,7 +14,7 @@ import onnx
 
 from onnx_attn.algebra.choose import NOTHING
 from onnx_attn.errors import ExpectationError, UsageError
-from onnx_attn.forms.adaptation import ISLANDS
+from onnx_attn.forms.adaptation import ISLANDS, island_name
 from onnx_attn.forms.masks import compute_masks
 from onnx_attn.forms.write import write_site
 from onnx_attn.fusion import Fusion
@@ -175,8 +175,10 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     if not changed:  # What was raised or inlined for nothing is not delivered.
         fusion.opsets, fusion.nodes_after = fusion.opsets[:1], nodes_before
     told = fusion.search.document if fusion.search is not None else None
-    document = plan_document(loaded.name, found, options.target, plan, told)
-    trial = Trial(loaded.name, changed, inputs, max(default_rtol([model]), _island_rtol(plan, options)), document)
+    document = plan_document(loaded.name, found, options.target, fusion.plan, told)
+    trial = Trial(
+        loaded.name, changed, inputs, max(default_rtol([model]), _island_rtol(fusion.plan, options)), document
+    )
     report = fusion_report(fusion)
     report["candidates"] = merged(report["candidates"], inner)
     counted(report)
@@ -237,33 +239,48 @@ def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:
 
 
 def _write(fusion: Fusion, names: Names, decision: Decision, reserved: Set[str]) -> SiteEdit:
-    """The edit of one site: as it was decided; without algebra where its numbers do not fit their type or its proof has
-    failed; without packing where weights cannot be computed beforehand."""
-    plain = replace(decision.way, algebra=NOTHING)
-    for way in (plain if decision.key in fusion.plainer else decision.way, plain):
+    """The edit of one site: as it was decided; without algebra where its numbers do not fit their type; without packing where
+    weights cannot be computed beforehand."""
+    while True:
         claims = names.claims
         try:
-            return write_site(fusion.view, names, decision.site, way, reserved)
+            return write_site(fusion.view, names, decision.site, decision.way, reserved)
         except RoundsBadlyError as error:
             names.unclaim(since=claims)
-            fusion.plainer[decision.key] = str(error)
-    return write_site(fusion.view, names, decision.site, replace(plain, packing=None), reserved)
+            dropped = decision.algebra.names
+            plainer = replace(decision, algebra=NOTHING)
+            decision = plainer if dropped else replace(plainer, packing=None, unpacked=str(error))
+            fusion.change(decision, dropped, str(error))
 
 
 def _prove_sites(fusion: Fusion, cutter: Cutter, names: Names, reserved: Set[str]) -> None:
+    """Prove every site; one that fails is written without algebra, then without its island, before it is rolled back."""
     for decision in fusion.plan.decisions:
         edit = fusion.edits.get(decision.key)
         if edit is None:
             continue
         certificate = prove_site(fusion.view, cutter, decision.site, edit)
-        if not certificate.ok and certificate.provable and edit.algebra:
-            fusion.plainer[decision.key] = certificate.failure or ""
+        for plainer, dropped in _plainer(decision, edit):
+            if certificate.ok or not certificate.provable:
+                break
+            fusion.change(plainer, dropped, certificate.failure or "")
             names.unclaim(edit.nodes)
-            fusion.edits[decision.key] = edit = _write(fusion, names, decision, reserved)
+            fusion.edits[decision.key] = edit = _write(fusion, names, plainer, reserved)
             certificate = prove_site(fusion.view, cutter, decision.site, edit)
         fusion.certificates[decision.key] = certificate
         if not certificate.ok:
             del fusion.edits[decision.key]
+
+
+def _plainer(decision: Decision, edit: SiteEdit) -> Iterator[tuple[Decision, Sequence[str]]]:
+    """The site without what may have failed its proof, one thing after the other, and what is left out."""
+    if edit.algebra:
+        yield replace(decision, algebra=NOTHING), edit.algebra
+    if edit.island:
+        wide = replace(decision, adaptation=replace(decision.adaptation, precision="keep"))
+        yield wide, [island_name(decision.adaptation.precision)]
+        if edit.algebra:
+            yield replace(wide, algebra=NOTHING), edit.algebra
 
 
 def _check_expectation(name: str, report: Report, options: Options) -> None:

@@ -106,7 +106,8 @@ def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Deci
     document = _entry(entry, fusion.target, fusion.view)
     if not isinstance(entry, Decision):
         form = "function" if isinstance(entry, Written) else None
-        nothing = {"packed": False, "algebra": [], "algebra_left": {}, "unpacked_because": None, "notes": []}
+        nothing = {"packed": False, "algebra": [], "unpacked_because": None, "notes": []}
+        nothing |= {"algebra_left": {}, "changes_left": {}}
         return {**document, "form": form, **nothing, "certificate": None}
     certificate = fusion.certificates.get(entry.key)
     edit = fusion.edits.get(entry.key)
@@ -126,6 +127,7 @@ def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Deci
         "packed": written and entry.packing is not None,
         "algebra": list(edit.algebra) if edit is not None else [],
         "algebra_left": fusion.algebra_left(entry),
+        "changes_left": fusion.changes_left(entry),
         "unpacked_because": entry.unpacked,
         "notes": list(entry.site.notes),
         "certificate": _certificate(certificate),
