@@ -34,6 +34,8 @@ def show_fusion(report: Report, output: str, console: Console) -> None:
     _show_sites(report, console)
     _show_expectations(report, console)
     _show_left_alone(report, console)
+    _show_changes_left(report, console)
+    _show_search(report["search"], console)
     if report["nodes_after"] != report["nodes_before"]:
         console.print(f"nodes   {report['nodes_before']} → {report['nodes_after']}")
     elif report["fused"] == 0:
@@ -109,6 +111,27 @@ def _show_expectations(report: Report, console: Console) -> None:
             console.print(f"        → {escape(remedy)}")
 
 
+def _show_changes_left(report: Report, console: Console) -> None:
+    """Sites that were written without a change that was asked for, by change and reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for site in report["candidates"]:
+        for change, reason in site["changes_left"].items():
+            groups.setdefault((change, reason), []).append(site["id"])
+    for (change, reason), names in groups.items():
+        console.print(f"[yellow]{_span(names)} without {change}[/]: {escape(reason)}")
+
+
+def _show_search(search: Report | None, console: Console) -> None:
+    if search is None:
+        return
+    export, default, chosen = (
+        f"{cost['kernels']} kernels and {cost['moved_bytes'] / 1e6:.4g} MB" if cost else "does not build"
+        for cost in (search["export"], search["default"], search["chosen"])
+    )
+    console.print(f"search  {chosen} chosen; {default} by default; {export} as exported")
+    console.print(f"        {_count(search['builds'], 'build')} by {search['compiler']} for SM {search['sm']}")
+
+
 def _span(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
 
@@ -123,7 +146,7 @@ def _row(site: Report) -> tuple[str, ...]:
         f"{site['scale']:.6g}",
         escape(", ".join(masks)) or "none",
         site["projection"] + packing,
-        site.get("form") or "",
+        ", ".join([site.get("form") or "", *site["changes"]]),
     )
 
 

@@ -45,7 +45,8 @@ ONE_QUERY: Given = {"query_length": 1}
 ONE_MATRIX: Given = {"heads": 1, "kv_heads": 1}
 MHA: Given = {"operator": "MultiHeadAttention", "rank": 3}
 
-TO_HALF = "convert the model, or at least Q, K and V of the site, to float16 or bfloat16"
+ISLAND = "fuse with --precision fp16, which puts a half-precision island around the site"
+TO_HALF = f"{ISLAND}; or convert the model to float16 or bfloat16"
 SPELL_OUT = "fuse the model, which spells the operator out inside a function"
 
 
@@ -206,7 +207,7 @@ WITHOUT_KERNEL = (
         "small-head",
         {"head_dim": Below(9), "single_query": Isnt(True)},
         "no attention kernel exists for heads of 8 elements or fewer",
-        "pad Q, K and V with zeros to heads of 16",
+        "fuse the model, which pads Q, K and V with zeros to heads of 16",
         {"head_dim": 8},
         {"head_dim": 4},
     ),

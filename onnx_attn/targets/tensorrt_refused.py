@@ -6,7 +6,17 @@ from collections.abc import Mapping
 
 from onnx_attn.targets.editions import RTX, TRT_10_0, TRT_10_14, TRT_11
 from onnx_attn.targets.rows import Above, AnyOf, Below, Condition, Example, Is, NoneOf, Outcome, Row, examples
-from onnx_attn.targets.tensorrt import ADDITIVE, ASKED, BOOLEAN, ONE_QUERY, SITE_FORMS, SPELL_OUT, SPELLED, Given
+from onnx_attn.targets.tensorrt import (
+    ADDITIVE,
+    ASKED,
+    BOOLEAN,
+    ISLAND,
+    ONE_QUERY,
+    SITE_FORMS,
+    SPELL_OUT,
+    SPELLED,
+    Given,
+)
 
 OPERATOR, SPELLED_OUT = ("attention",), ("primitives",)
 LATER = (TRT_10_14, TRT_11)
@@ -189,21 +199,21 @@ WITHOUT_KERNEL = (
                 "value-head",
                 {"value_head": Is("other")},
                 "no attention kernel exists for values of another head size than the keys",
-                "pad the smaller of both with zeros",
+                "fuse the model, which pads the smaller of both with zeros",
                 [{"value_head": "other"}],
             ),
             (
                 "value-type",
                 {"value_dtype": Is("other")},
                 "the probabilities are multiplied with values of another type than Q and K",
-                "cast the values to the type of Q and K",
+                f"{ISLAND}; or cast the values to the type of Q and K",
                 [{"value_dtype": "other"}],
             ),
             (
                 "broadcast-heads",
                 ONE_FOR_ALL,
                 "one head of keys for several of queries is multiplied by broadcasting, which no attention kernel does",
-                "repeat K and V for every head with Expand",
+                "fuse the model, which repeats K and V for every head with Expand",
                 [{"kv_heads": 1}, {**ONE_QUERY, "kv_heads": 1}],
             ),
             (
