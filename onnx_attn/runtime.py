@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
+from ml_dtypes import bfloat16
 from onnx import helper
 
+from onnx_attn.bfloat16 import standing_in
 from onnx_attn.errors import InputError, one_line
 
 SEED = 20261122
@@ -20,11 +22,22 @@ class CannotRun(InputError):
 
 
 class Session:
-    """A model that can be run. Graph optimizations are off: what is compared is what the file says, node by node."""
+    """A model that can be run. Graph optimizations are off: what is compared is what the file says, node by node.
+
+    Where there is bfloat16, float32 that is rounded stands in for it; inputs are given as the model has them, and what comes
+    out in bfloat16 comes out in float32.
+    """
 
     def __init__(self, model: onnx.ModelProto | str | Path, name: str):
         self.name, self._model, self._spelled = name, model, False
-        self._open(model)
+        try:
+            self._open(model)
+        except CannotRun as error:
+            substitute = self._without_bfloat16(error)
+            if substitute is None:
+                raise
+            self._model = substitute
+            self._open(substitute)
 
     def _open(self, model: onnx.ModelProto | str | Path) -> None:
         options = ort.SessionOptions()
@@ -42,9 +55,16 @@ class Session:
             raise CannotRun(f"{self.name}: ONNX Runtime does not load the model: {one_line(error)}") from error
         self.outputs = [output.name for output in self._session.get_outputs()]
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
+    def _without_bfloat16(self, error: CannotRun) -> onnx.ModelProto | None:
         try:
-            return [np.asarray(value) for value in self._session.run(list(outputs) if outputs else None, dict(inputs))]
+            return standing_in(self._model if isinstance(self._model, onnx.ModelProto) else onnx.load(self._model))
+        except ValueError as reason:
+            raise CannotRun(f"{error}; {one_line(reason)}") from error
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
+        given = {name: value.astype(np.float32) if value.dtype == bfloat16 else value for name, value in inputs.items()}
+        try:
+            return [np.asarray(value) for value in self._session.run(list(outputs) if outputs else None, given)]
         except Exception as error:
             if not self._spelled and self._spell_masks():
                 return self.run(inputs, outputs)
