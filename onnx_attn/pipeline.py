@@ -31,6 +31,7 @@ from onnx_attn.plan_file import ReadPlan, check_fits, fingerprint, plan_document
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter, boundary, same_nodes
 from onnx_attn.prove.inputs import model_inputs
+from onnx_attn.prove.observed import Values, observe
 from onnx_attn.prove.site import prove_site
 from onnx_attn.prove.whole import default_rtol
 from onnx_attn.recognize.candidates import recognize
@@ -158,14 +159,14 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     with fusion.clock("apply"):
         names = Names(loaded.proto, options.outer or ())
         reserved = _write_sites(fusion, names, cutter)
+    nested = _is_nested(plan.entries)
+    inputs = _trial_inputs(fusion) if options.verify and (fusion.edits or nested) and options.outer is None else []
     if options.verify:
         with fusion.clock("prove"):
-            _prove_sites(fusion, cutter, names, reserved)
+            _prove_sites(fusion, cutter, names, reserved, inputs)
     for candidate in candidates:  # While the graph is as it was read.
         if not isinstance(candidate, Verdict):
             blocks_later_keys(view, candidate.masks)
-    nested = _is_nested(plan.entries)
-    inputs = _trial_inputs(fusion) if options.verify and (fusion.edits or nested) and options.outer is None else []
     worlds = view.worlds if nested else ()
     with fusion.clock("apply"):
         model = compose(loaded.proto, list(fusion.edits.values()))
@@ -253,13 +254,16 @@ def _write(fusion: Fusion, names: Names, decision: Decision, reserved: Set[str])
             fusion.change(decision, dropped, str(error))
 
 
-def _prove_sites(fusion: Fusion, cutter: Cutter, names: Names, reserved: Set[str]) -> None:
-    """Prove every site; one that fails is written without algebra, then without its island, before it is rolled back."""
+def _prove_sites(fusion: Fusion, cutter: Cutter, names: Names, reserved: Set[str], inputs: Sequence[Values]) -> None:
+    """Prove every site, islands also on what the model computes from `inputs`; one that fails is written without algebra, then
+    without its island, before it is rolled back."""
+    islands = [(d.site, e) for d in fusion.plan.decisions if (e := fusion.edits.get(d.key)) is not None and e.island]
+    seen = observe(cutter, islands, inputs, fusion.name) if islands and inputs else []
     for decision in fusion.plan.decisions:
         edit = fusion.edits.get(decision.key)
         if edit is None:
             continue
-        certificate = prove_site(fusion.view, cutter, decision.site, edit)
+        certificate = prove_site(fusion.view, cutter, decision.site, edit, seen if edit.island else ())
         for plainer, dropped in _plainer(decision, edit):
             if certificate.ok or not certificate.provable:
                 break

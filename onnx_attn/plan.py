@@ -15,8 +15,8 @@ from onnx_attn.forms.way import Way
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Candidate, Verdict, Written
 from onnx_attn.targets.editions import Target
-from onnx_attn.targets.legal import make_legal
-from onnx_attn.targets.lookup import check_form, choose_form, code_of, lands_best
+from onnx_attn.targets.legal import adapted_facts, make_legal
+from onnx_attn.targets.lookup import WRITTEN, check_form, choose_form, code_of, lands_best
 from onnx_attn.targets.reading import form_of_node, written_facts
 from onnx_attn.targets.rows import Row
 
@@ -130,12 +130,15 @@ def decide(view: GraphView, site: AttentionSite | Written, target: Target, wante
     facts = written_facts(view, site)
     if wanted.form == "attention" and facts.mask not in (None, "none"):
         facts = replace(facts, mask_rank=4, mask_queries="all")  # As it is written.
-    chosen = choose_form(target, wanted.form, facts)
+    likely = WRITTEN[0] if wanted.form == "auto" else wanted.form
+    change = make_legal(target, likely, facts, wanted.precision, wanted.heads)
+    chosen = choose_form(target, wanted.form, adapted_facts(facts, change))
     if isinstance(site, Written):
         return site if chosen == "function" else Verdict(site.name, "already-fused", site.name)
     if isinstance(chosen, Row):
         return Verdict(site.name, code_of(chosen), site.name, chosen.told(facts))
-    change = make_legal(target, chosen, facts, wanted.precision, wanted.heads)
+    if chosen != likely:
+        change = make_legal(target, chosen, facts, wanted.precision, wanted.heads)
     says = {"attention": attention_refused, "contrib": contrib_refused}.get(chosen)
     if says is not None and (refused := says(view, site, change.elem_type)) is not None:
         return Verdict(site.name, refused[0], site.name, refused[1])
@@ -143,7 +146,7 @@ def decide(view: GraphView, site: AttentionSite | Written, target: Target, wante
     if isinstance(packing, Packing):
         algebra = choose_algebra(view, site, packing, _useful(wanted.algebra, target))
         return Decision(site, chosen, packing, None, algebra, adaptation=change, placement=wanted.placement)
-    operator = form_of_node(site.node) == "attention"
+    operator = form_of_node(site.node) == "attention" and not change.names
     if operator and (chosen == "attention" or (wanted.form == "auto" and lands_best(target, "attention", facts))):
         return Decision(site, "attention", None, packing, stays=True)
     return Decision(site, chosen, None, packing, adaptation=change, placement=wanted.placement)

@@ -6,6 +6,7 @@ the ordinary cases, in the model's own type: that tells what the user will see.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from onnx_attn.prove.cases import LARGE, Case, cases
 from onnx_attn.prove.compare import RTOL, Difference, difference, worst
 from onnx_attn.prove.cut import Cut, Cutter, boundary
 from onnx_attn.prove.double import widened
+from onnx_attn.prove.observed import Values, observed_cases
 from onnx_attn.runtime import CannotRun, Session
 from onnx_attn.site import AttentionSite
 
@@ -58,8 +60,10 @@ class Certificate:
     large: Difference | None = None
 
 
-def prove_site(view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteEdit) -> Certificate:
-    """Compare the site before and after; deterministic (seeded).
+def prove_site(
+    view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteEdit, observed: Sequence[Values] = ()
+) -> Certificate:
+    """Compare the site before and after; deterministic (seeded). observed: values as the whole model has them, world by world.
 
     What was folded is compared as the model's own type computes it. In float64 it is, before and after, the number that
     was written: like every computed number, what its own type rounds it to. Weights that exact algebra makes enter float64
@@ -78,14 +82,23 @@ def prove_site(view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteE
     # Errors are told of what really runs: with the folded masks as they are, and not with any mask.
     truth = cutter.cut(outputs, start.difference(folded), kinds="iuf", fixed=folded)
     try:
-        return _prove(view, site, own, exact, truth, edit)
+        wanted = _union(*own, *exact)
+        operator = any(is_operator(node) for cut in exact for node in cut.model.graph.node)
+        tried = [*cases(view, site, wanted, operator), *observed_cases(cutter, wanted, observed)]
+        return _prove(view, site, own, exact, truth, edit, tried)
     except (CannotRun, ValueError) as error:
         nothing = Difference(float("inf"), float("inf"), False)
         return Certificate(False, nothing, nothing, 0, failure=str(error), provable=False)
 
 
 def _prove(
-    view: GraphView, site: AttentionSite, own_cuts: Pair, exact_cuts: Pair, truth_cut: Cut, edit: SiteEdit
+    view: GraphView,
+    site: AttentionSite,
+    own_cuts: Pair,
+    exact_cuts: Pair,
+    truth_cut: Cut,
+    edit: SiteEdit,
+    every: Sequence[Case],
 ) -> Certificate:
     wide = widest(exact_cuts)
     exact_sessions = [Session(widened(cut.model, wide), site.name) for cut in exact_cuts]
@@ -97,8 +110,7 @@ def _prove(
     errors: list[tuple[Difference, Difference]] = []
     failure, tried = None, 0
     rtol = RTOL[_name(edit.island) if edit.island else _type_name(view, site)]
-    operator = any(is_operator(node) for cut in exact_cuts for node in cut.model.graph.node)
-    for case in cases(view, site, _union(*own_cuts, *exact_cuts), operator):
+    for case in every:
         limit = _exact_limit(case, edit.rounding, wide)
         tried += (case.exact and limit < 1.0) or case.own
         if case.exact and limit < 1.0:
