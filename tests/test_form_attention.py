@@ -192,14 +192,22 @@ def test_what_tensorrt_does_not_build_is_refused_for_it(size: int, code: str) ->
     assert report["candidates"][0]["code"] == code
 
 
-def code_for_tensorrt(size: int, value: int) -> str:
+def half_heads(size: int, value: int) -> onnx.ModelProto:
     net = Net(23, dtype=np.float16)
     q, k = (net.input(name, 2, HEADS, 5, size) for name in "qk")
     net.output(net.sdpa(q, net.swap(k), net.input("v", 2, HEADS, 5, value)))
-    return onnx_attn.fuse(net.model(), form="attention").report["candidates"][0]["code"]
+    return net.model()
 
 
-def test_head_sizes_that_tensorrt_does_not_build_are_refused_for_it() -> None:
-    assert code_for_tensorrt(8, 8) == "head-size"
-    assert code_for_tensorrt(320, 320) == "head-size"
-    assert code_for_tensorrt(24, 32) == "value-head-size"
+def test_heads_larger_than_any_kernel_are_refused_for_tensorrt() -> None:
+    assert onnx_attn.fuse(half_heads(320, 320), form="attention").report["candidates"][0]["code"] == "head-size"
+
+
+@pytest.mark.parametrize(("size", "value", "code"), [(8, 8, "head-size"), (24, 32, "value-head-size")])
+def test_heads_that_tensorrt_does_not_build_are_padded_or_refused(size: int, value: int, code: str) -> None:
+    model = half_heads(size, value)
+    result = onnx_attn.fuse(model, form="attention")
+    assert result.report["candidates"][0]["changes"] == ["padded-heads"]
+    assert_same(model, result.model, rtol=2e-3)
+    result.plan["sites"][0]["changes"] = []
+    assert onnx_attn.fuse(model, plan=result.plan).report["candidates"][0]["code"] == code
