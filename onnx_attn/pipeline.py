@@ -26,6 +26,7 @@ from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.nested import Block, blocks, counted, merged, replace_bodies, with_functions_inlined
+from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Decision, Plan, make_plan
 from onnx_attn.plan_file import ReadPlan, check_fits, fingerprint, plan_document
 from onnx_attn.prove.compare import RTOL
@@ -85,6 +86,7 @@ class Trial:
 def inspect_model(loaded: Loaded, target: Target) -> Report:
     """Recognise and plan, nothing more."""
     loaded, view, candidates = with_functions_inlined(loaded, GraphView(loaded.proto), own=False)
+    loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=False)
     if view.opset < LEAST_OPSET and _has_sites(candidates):
         raised = onnx.ModelProto()
         raised.CopyFrom(loaded.proto)
@@ -126,6 +128,9 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     view = GraphView(loaded.proto)
     imported = time.perf_counter()
     loaded, view, candidates = with_functions_inlined(loaded, view, own=True)
+    before = view
+    loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=True)
+    spelled = view is not before
     recognized = time.perf_counter()
     opsets, stuck = [view.opset], None
     if options.plan is not None:
@@ -172,7 +177,7 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
         model = compose(loaded.proto, list(fusion.edits.values()))
     inner, inner_changed = _rewrite_bodies(model, worlds, plan, options) if nested else ([], False)
     fusion.nodes_after = len(model.graph.node)
-    changed = bool(fusion.edits) or inner_changed
+    changed = bool(fusion.edits) or inner_changed or (spelled and bool(fusion.kept))
     if not changed:  # What was raised or inlined for nothing is not delivered.
         fusion.opsets, fusion.nodes_after = fusion.opsets[:1], nodes_before
     told = fusion.search.document if fusion.search is not None else None

@@ -66,8 +66,9 @@ def same_bytes(a: onnx.ModelProto, b: onnx.ModelProto) -> bool:
 
 
 def weight_elements(model: onnx.ModelProto) -> int:
-    """Numbers in matrices; biases do not count, since packing fills up missing ones with zeros."""
-    return sum(math.prod(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) >= 2)
+    """Numbers in matrices; biases do not count, since packing fills up missing ones with zeros, nor a causal mask's bits."""
+    matrices = [tensor for tensor in model.graph.initializer if len(tensor.dims) >= 2]
+    return sum(math.prod(tensor.dims) for tensor in matrices if tensor.data_type != onnx.TensorProto.BOOL)
 
 
 def verdicts(model: onnx.ModelProto) -> dict[str, tuple[str, str | None]]:
@@ -79,7 +80,8 @@ def assert_fused(
     model: onnx.ModelProto, inputs: dict[str, np.ndarray] | None = None, rtol: float = 1e-5, **expected: Any
 ) -> onnx.ModelProto:
     """The one site is fused, reported with the expected keys, and computes the same; returns the fused model."""
-    result = onnx_attn.fuse(model, form=expected.pop("asked_form", "auto"))
+    asked = {"form": expected.pop("asked_form", "auto"), "target": expected.pop("target", "tensorrt")}
+    result = onnx_attn.fuse(model, **asked)
     report, (candidate,) = result.report, result.report["candidates"]
     assert (candidate["status"], candidate["code"]) == ("site", None), candidate["reason"]
     assert (report["sites"], report["refused"], report["fused"]) == (1, 0, 1)

@@ -125,7 +125,7 @@ def write_body(
     scores = write("MatMul", [scaled, write("Transpose", [key], "key_transposed", perm=turned)], "scores")
     if factor and form.scaled_scores:
         scores = write("Mul", [scores, factor], "scores_scaled")
-    remaining, dtype = iter(masks), 0
+    remaining, dtype, masks_dtype = iter(masks), 0, 0
     for number, term in enumerate(terms):
         if term.kind == "cast":
             dtype = term.dtype
@@ -135,13 +135,13 @@ def write_body(
             lower = spelling.triangle or _lower_triangle(spelling, query, key)
             scores = write("Where", [lower, scores, fill], "scores_causal")
         elif term.kind in ("add", "subtract"):
+            masks_dtype = dtype
             scores = write("Add" if term.kind == "add" else "Sub", [scores, next(remaining)], "scores_masked")
         elif term.kind == "factor":
             scores = write("Mul" if term.keep_when else "Div", [scores, next(remaining)], "scores_scaled")
         else:
             fill = spelling.scalar(f"fill_{number}", scores, dtype)
             scores = _with_number(spelling, term, scores, fill, remaining)
-    scores_dtype = dtype
     probabilities = write("Softmax", [scores], "probabilities", axis=-1, name=spelling.softmax_name)
     for dtype in form.probabilities_dtypes:
         probabilities = write("Cast", [probabilities], "probabilities_cast", to=dtype)
@@ -165,7 +165,7 @@ def write_body(
         else write("ReduceMax", masks[-1:], "mask_peak", axes=[-1])
     )
     bound = "lowest" if form.guard == "row" else "minus_infinity"
-    bad = write("LessOrEqual", [peak, spelling.scalar(bound, peak, scores_dtype)], "row_masked")
+    bad = write("LessOrEqual", [peak, spelling.scalar(bound, peak, masks_dtype)], "row_masked")
     return write("Where", [bad, spelling.scalar("zero", attention, 0), attention], "attention", output=spelling.output)
 
 

@@ -99,6 +99,8 @@ class Inference:
             world.failures.append(node.name or node.output[0])
         elif node.op_type == "Reshape":
             _check_reshape(node, inputs[0], result[0], world)
+        elif node.op_type == "Attention" and _domain(node.domain) == "":
+            _check_attention(node, inputs, world, opsets[""])
         return result
 
     def _infer(
@@ -225,6 +227,18 @@ def _check_reshape(node: onnx.NodeProto, before: Known | None, after: Known | No
         world.failures.append(node.name or node.output[0])
     elif before.shape[:1] == after.shape[:1]:
         world.kept_axes += 1
+
+
+def _check_attention(node: onnx.NodeProto, inputs: Sequence[Known | None], world: World, opset: int) -> None:
+    """Shape inference looks at Q, K and V alone: a mask has no more columns than there are keys, the past's included, and
+    before opset 24 as many."""
+    key, mask, past = ((*inputs, *[None] * 6)[place] for place in (1, 3, 4))
+    if key is None or key.shape is None or mask is None or not mask.shape:
+        return
+    keys = key.shape[-2] + (past.shape[-2] if past is not None and past.shape else 0)
+    columns = mask.shape[-1]
+    if columns > max(keys, 1) or (opset < 24 and columns not in (1, keys)):
+        world.failures.append(node.name or node.output[0])
 
 
 def _bind(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> onnx.NodeProto:

@@ -22,7 +22,8 @@ def worlds_of(proto: onnx.ModelProto) -> tuple[World, ...]:
     """One world of a static model, two of a dynamic one.
 
     Dimensions of different names get different numbers. Where the model contradicts itself at those, dimensions at the
-    same place in their inputs get one number (two names that must be equal), then image-like sizes are tried. Last come
+    same place in their inputs get one number (two names that must be equal), then one dimension is the sum of two others, then
+    image-like sizes are tried. Last come
     the numbers that stand in the model's own Reshapes: exporters freeze sizes that they call dynamic, and then there may
     be one world only. The assignment with the fewest contradictions is taken.
     """
@@ -31,7 +32,7 @@ def worlds_of(proto: onnx.ModelProto) -> tuple[World, ...]:
     if not symbols:
         return (inference.run({}),)
     best: tuple[World, ...] | None = None
-    for assignment in _assignments(symbols):
+    for assignment in _assignments(symbols, proto.graph):
         worlds = tuple(inference.run(sizes) for sizes in assignment)
         if best is None or _failures(worlds) < _failures(best):
             best = worlds
@@ -75,11 +76,40 @@ def _failures(worlds: tuple[World, ...]) -> int:
     return sum(len(world.failures) for world in worlds)
 
 
-def _assignments(symbols: dict[str, int]) -> Iterator[list[dict[str, int]]]:
+def _assignments(symbols: dict[str, int], graph: onnx.GraphProto) -> Iterator[list[dict[str, int]]]:
     pairs = (_BATCH, *_OTHERS)
-    yield [{name: pairs[i % len(pairs)][w] for i, name in enumerate(symbols)} for w in (0, 1)]
+    apart = [{name: pairs[i % len(pairs)][w] for i, name in enumerate(symbols)} for w in (0, 1)]
+    if any(_summands(name) for name in symbols):
+        yield [{name: _sum_of(name, sizes) for name in sizes} for sizes in apart]
+    yield apart
     yield [{name: pairs[axis % len(pairs)][w] for name, axis in symbols.items()} for w in (0, 1)]
+    for total, first, second in itertools.islice(_sums(symbols, graph), MOST_GUESSES):
+        yield [
+            {**sizes, total: sizes[first] + (sizes[second] if isinstance(second, str) else second)} for sizes in apart
+        ]
     yield [{name: (_BATCH if axis == 0 else (224, 256))[w] for name, axis in symbols.items()} for w in (0, 1)]
+
+
+def _sums(symbols: dict[str, int], graph: onnx.GraphProto) -> Iterator[tuple[str, str, str | int]]:
+    """Dimensions that may be the sum of two, as that of keys behind a past; the second may be a number."""
+    dims = (dim for value in graph.input for dim in value.type.tensor_type.shape.dim)
+    numbers = sorted({dim.dim_value for dim in dims if dim.HasField("dim_value")})
+    for total, first in itertools.permutations(symbols, 2):
+        yield from ((total, first, second) for second in symbols if first < second != total)
+        yield from ((total, first, number) for number in numbers)
+
+
+def _summands(name: str) -> list[str]:
+    """Of a dimension that is called after a sum, `past_sequence_length + 1`, as exporters name them: what is added."""
+    parts = [part.strip() for part in name.split("+")]
+    return parts if len(parts) > 1 and all(part.isidentifier() or part.isdecimal() for part in parts) else []
+
+
+def _sum_of(name: str, sizes: dict[str, int]) -> int:
+    """The size of such a dimension where all that is added has one; its own where not."""
+    parts = [int(part) if part.isdecimal() else sizes.get(part) for part in _summands(name)]
+    known = [part for part in parts if part is not None]
+    return sum(known) if parts and len(known) == len(parts) else sizes[name]
 
 
 def _frozen(symbols: dict[str, int], world: World, graph: onnx.GraphProto) -> Iterator[dict[str, int]]:

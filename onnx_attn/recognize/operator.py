@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 
+import ml_dtypes
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import helper
 
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.operands import head_copies, read_operand
@@ -49,7 +51,7 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
         scale=query.whole.factor * key.whole.factor * scale,
         scores_scale=scale,
         terms=_terms(view, node, mask),
-        probabilities_dtypes=(),
+        probabilities_dtypes=_back(view, node),
         guard=_guard(view, node, mask),
         output=node.outputs[0],
         heads=view.static(query.tensor, 1),
@@ -81,12 +83,30 @@ def _guard(view: GraphView, node: gs.Node, mask: gs.Tensor | None) -> Guard:
 
 
 def _terms(view: GraphView, node: gs.Node, mask: gs.Tensor | None) -> tuple[ScoreTerm, ...]:
-    terms = [ScoreTerm("causal")] if node.attrs.get("is_causal", 0) else []
+    cap, precision = node.attrs.get("softcap") or 0.0, _precision(view, node)
+    terms = [ScoreTerm("softcap", fill=float(cap))] if cap else []
+    terms += [ScoreTerm("causal")] if node.attrs.get("is_causal", 0) else []
     if mask is not None and view.elem_type(mask) == onnx.TensorProto.BOOL:
         terms.append(ScoreTerm("where", mask, -math.inf, keep_when=True))
     elif mask is not None:
         terms.append(ScoreTerm("add", mask))
-    return tuple(terms)
+    return (*terms, ScoreTerm("cast", dtype=precision)) if precision else tuple(terms)
+
+
+def _precision(view: GraphView, node: gs.Node) -> int:
+    """The type that the softmax is computed in where that is another one than the operands'; else 0."""
+    asked = int(node.attrs.get("softmax_precision") or 0)
+    return 0 if asked == view.elem_type(node.inputs[0]) else asked
+
+
+def _holds(wide: int, narrow: int) -> bool:
+    """Whether every number of the second type is one of the first."""
+    first, second = (ml_dtypes.finfo(helper.tensor_dtype_to_np_dtype(elem_type)) for elem_type in (wide, narrow))
+    return bool(first.max >= second.max and first.eps <= second.eps)
+
+
+def _back(view: GraphView, node: gs.Node) -> tuple[int, ...]:
+    return (view.elem_type(node.inputs[0]),) if _precision(view, node) else ()
 
 
 def _shares_heads(view: GraphView, node: gs.Node) -> bool:
@@ -109,11 +129,17 @@ def _unread_feature(view: GraphView, node: gs.Node) -> str | None:
     if any(tensor.name and (tensor.outputs or view.is_output(tensor)) for tensor in node.outputs[1:]):
         return "a second output is read"
     has_mask = len(node.inputs) > 3 and bool(node.inputs[3].name)
-    if has_mask and node.attrs.get("is_causal", 0) and view.elem_type(node.inputs[3]) != onnx.TensorProto.BOOL:
-        return "is_causal together with a float mask"
-    for attribute in ("softcap", "softmax_precision", "left_window_size", "right_window_size"):
-        if node.attrs.get(attribute) not in (None, 0, 0.0, -1):
+    if has_mask and node.attrs.get("is_causal", 0):
+        return "is_causal together with a mask"
+    for attribute in ("left_window_size", "right_window_size"):
+        if node.attrs.get(attribute) not in (None, -1):
             return attribute
+    if (node.attrs.get("softcap") or 0.0) < 0.0:
+        return "a negative softcap"
+    # ONNX Runtime 1.31.1 reads over a type that is narrower than the operands', to which the specification rounds.
+    precision, own = _precision(view, node), view.elem_type(query)
+    if precision and (precision not in FLOATS or not _holds(precision, own)):
+        return "a softmax_precision that is narrower than the operands"
     if view.rank(query) == 4 and has_mask:
         mask, keys = view.shapes(node.inputs[3]), view.shapes(key)
         if mask is None or keys is None or any(m[-1] not in (1, k[-2]) for m, k in zip(mask, keys, strict=True)):

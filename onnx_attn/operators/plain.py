@@ -1,0 +1,76 @@
+"""The model with its `Attention` operators spelled plainly, as far as they then are read as sites."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+import onnx
+
+from onnx_attn.graph.edit import Names, Writer
+from onnx_attn.graph.load import Loaded
+from onnx_attn.graph.view import STANDARD, GraphView, label
+from onnx_attn.operators.spell import Operator, spell
+from onnx_attn.recognize.candidates import recognize
+from onnx_attn.site import AttentionSite, Candidate, Verdict
+
+
+def with_plain_operators(
+    loaded: Loaded, view: GraphView, candidates: list[Candidate], own: bool
+) -> tuple[Loaded, GraphView, list[Candidate]]:
+    """The model to read, and its candidates: operators that were refused for their features are spelled out where that makes
+    sites of them; the others stay as they are.
+
+    own: the model may be changed; else a copy is.
+    """
+    wanted = _with_features(view, candidates)
+    if not wanted:
+        return loaded, view, candidates
+    if not own:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(loaded.proto)
+        loaded = Loaded(copy, loaded.name, loaded.data_files)
+    nodes, stored = list(loaded.proto.graph.node), len(loaded.proto.graph.initializer)
+    while True:
+        _spell(loaded.proto, view, nodes, wanted)
+        plain = GraphView(loaded.proto)
+        found = recognize(plain)
+        sites = {candidate.name for candidate in found if isinstance(candidate, AttentionSite)}
+        named = {name for name, _ in wanted.values()}
+        if named <= sites:
+            return loaded, plain, found
+        wanted = {position: entry for position, entry in wanted.items() if entry[0] in sites}
+        del loaded.proto.graph.initializer[stored:]
+
+
+Wanted = dict[int, tuple[str, Operator]]
+"""Nodes to spell by their position: what they are called, and how they are read."""
+
+
+def _with_features(view: GraphView, candidates: Sequence[Candidate]) -> Wanted:
+    refused = {each.name for each in candidates if isinstance(each, Verdict) and each.code == "attention-feature"}
+    found: Wanted = {}
+    for position, node in enumerate(view.graph.nodes if refused else ()):
+        if node.op == "Attention" and node.domain in STANDARD and label(node) in refused:
+            operator = Operator(view, node)
+            if not operator.is_plain and operator.can_be_spelled:
+                found[position] = (label(node), operator)
+    return found
+
+
+def _spell(proto: onnx.ModelProto, view: GraphView, nodes: Sequence[onnx.NodeProto], wanted: Wanted) -> None:
+    """Put `nodes` into the graph, those that are wanted spelled out."""
+    names, written = Names(proto), list[onnx.NodeProto]()
+    stored: Set[str] = {tensor.name for tensor in proto.graph.initializer}
+    for position, node in enumerate(nodes):
+        if position not in wanted:
+            written.append(node)
+            continue
+        name, operator = wanted[position]
+        writer = Writer(names, name)
+        spell(writer, operator, name)
+        written.extend(writer.nodes)
+        fresh = [tensor for key, tensor in writer.initializers.items() if key not in stored]
+        proto.graph.initializer.extend(fresh)
+        stored |= {tensor.name for tensor in fresh}
+    del proto.graph.node[:]
+    proto.graph.node.extend(written)
