@@ -120,7 +120,7 @@ def fuse(
         other = (target, target_version) != ("tensorrt", None) and wanted != given.target
         if choice != Choice() or asked is not None or other:
             raise UsageError(
-                f"{given.name}: the plan says target, form, precision, packing and algebra; leave these options and search out"
+                f"{given.name}: the plan says target, form, precision, packing and algebra; leave these options out, and search"
             )
         options = Options(given.target, choice, expect, verify, given)
     if isinstance(model, str | PathLike) and output is not None:

@@ -184,7 +184,7 @@ def test_what_cannot_be_searched_is_wrong_usage(arguments: list[str], told: str,
 def test_a_plan_leaves_nothing_to_be_searched() -> None:
     model = onnx.load(EXPORTS / VIT)
     plan = onnx_attn.fuse(model, verify=False).plan
-    with pytest.raises(onnx_attn.UsageError, match="leave these options and search out"):
+    with pytest.raises(onnx_attn.UsageError, match="leave these options out, and search"):
         onnx_attn.fuse(model, plan=plan, search=True)
 
 
