@@ -17,9 +17,11 @@ from onnx_attn.forms.contrib import MICROSOFT
 from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.prove.cases import LARGE, Case, cases
-from onnx_attn.prove.compare import RTOL, Difference, difference, worst
+from onnx_attn.prove.compare import RTOL, Difference, worst
 from onnx_attn.prove.cut import Cut, Cutter, boundary
 from onnx_attn.prove.double import widened
+from onnx_attn.prove.flips import Results, compare, flips_of, values
+from onnx_attn.prove.smooth import is_quantised, smoothed
 from onnx_attn.runtime import CannotRun, Session
 from onnx_attn.site import AttentionSite
 
@@ -42,7 +44,8 @@ class Certificate:
 
     errors: of a site whose weights were rounded anew, how far it is in the model's type from itself in float64, before
         and after.
-    bound: the largest max_rel in the model's type, or in that of the site's island. large: in an island, how far large logits
+    bound: the largest max_rel in the model's type, or in that of the site's island; of a quantised site, whose steps may fall
+        either way, by how much quantising moves the result, if that is more. large: in an island, how far large logits
         (ten times the ordinary) are from float64; told and not judged.
     failure: in words, None if ok. provable: False where ONNX Runtime could not run the site at all.
     """
@@ -77,46 +80,62 @@ def prove_site(view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteE
     )
     # Errors are told of what really runs: with the folded masks as they are, and not with any mask.
     truth = cutter.cut(outputs, start.difference(folded), kinds="iuf", fixed=folded)
+    # The steps of folded values were taken when they were folded.
+    steps = (cutter.cut(outputs, start, fixed=folded), cutter.cut(outputs, start, edit, fixed=folded))
     try:
-        return _prove(view, site, own, exact, truth, edit)
+        return _prove(view, site, own, exact, truth, steps, edit)
     except (CannotRun, ValueError) as error:
         nothing = Difference(float("inf"), float("inf"), False)
         return Certificate(False, nothing, nothing, 0, failure=str(error), provable=False)
 
 
 def _prove(
-    view: GraphView, site: AttentionSite, own_cuts: Pair, exact_cuts: Pair, truth_cut: Cut, edit: SiteEdit
+    view: GraphView,
+    site: AttentionSite,
+    own_cuts: Pair,
+    exact_cuts: Pair,
+    truth_cut: Cut,
+    step_cuts: Pair,
+    edit: SiteEdit,
 ) -> Certificate:
     wide = widest(exact_cuts)
-    exact_sessions = [Session(widened(cut.model, wide), site.name) for cut in exact_cuts]
-    truth = Session(widened(truth_cut.model, wide), site.name)
+    exact_sessions = [Session(widened(smoothed(cut.model), wide), site.name) for cut in exact_cuts]
+    truth = Session(widened(smoothed(truth_cut.model), wide), site.name)
     own_sessions = _own_sessions(view, site, own_cuts)
+    flips = flips_of(step_cuts, site.name) if own_sessions and any(is_quantised(c.model) for c in step_cuts) else None
     exact: list[Difference] = []
     own: list[Difference] = []
     large: list[Difference] = []
     errors: list[tuple[Difference, Difference]] = []
     failure, tried = None, 0
-    rtol = RTOL[_name(edit.island) if edit.island else _type_name(view, site)]
+    bound = rtol = RTOL[_name(edit.island) if edit.island else _type_name(view, site)]
     operator = any(is_operator(node) for cut in exact_cuts for node in cut.model.graph.node)
-    for case in cases(view, site, _union(*own_cuts, *exact_cuts), operator):
+    for case in cases(view, site, _union(*own_cuts, *exact_cuts, *step_cuts), operator):
         limit = _exact_limit(case, edit.rounding, wide)
         tried += (case.exact and limit < 1.0) or (case.own and bool(own_sessions))
         if case.exact and limit < 1.0:
-            found = _compare(*_run(exact_sessions, exact_cuts, _in_type(case, wide)))
+            found = compare(*_run(exact_sessions, exact_cuts, _in_type(case, wide)))
             exact.append(found)
             failure = failure or _failure(f"{case.name} in {_name(wide)}", found, limit)
         if not own_sessions or not (case.own or edit.island):
             continue
         typed = _typed(view, case)
         results = _run(own_sessions, own_cuts, typed)
-        found = _compare(*results)
+        found = compare(*results)
+        if flips is not None and case.own:
+            own.append(found)
+            limit = max(rtol, flips.moved(typed, results[0]))
+            bound, failure = max(bound, limit), failure or _failure(f"{case.name}, step by step", found, limit)
+            results = flips.smooth(typed)
+            found = compare(*results)
         told = None
         if case.exact and (edit.exact or edit.island or not found.within(rtol)):
             told = _errors(truth, truth_cut, _in_type(typed, wide), results)
         if not case.own:
             large += [told[1]] if told is not None else []
             continue
-        own.append(found)
+        if flips is None:
+            own.append(found)
         if told is not None and (edit.exact or (edit.island and told[0].agrees)):
             errors.append(told)
         off = _judged(found, told, edit)
@@ -124,7 +143,7 @@ def _prove(
     before, after = zip(*errors, strict=True) if errors else ((), ())
     pair = (worst(before), worst(after)) if errors else None
     far = worst(large) if large else None
-    return Certificate(failure is None, worst(own), worst(exact), tried, pair, failure, bound=rtol, large=far)
+    return Certificate(failure is None, worst(own), worst(exact), tried, pair, failure, bound=bound, large=far)
 
 
 def _judged(found: Difference, told: tuple[Difference, Difference] | None, edit: SiteEdit) -> Difference | None:
@@ -174,28 +193,16 @@ def _own_sessions(view: GraphView, site: AttentionSite, cuts: Pair) -> list[Sess
     return [Session(cut.model, site.name) for cut in cuts]
 
 
-Results = dict[str, np.ndarray]
-
-
 def _run(sessions: list[Session], cuts: Pair, case: Case) -> tuple[Results, Results]:
-    before, after = (_values(session, cut, case) for session, cut in zip(sessions, cuts, strict=True))
+    before, after = (values(session, cut, case) for session, cut in zip(sessions, cuts, strict=True))
     return before, after
-
-
-def _values(session: Session, cut: Cut, case: Case) -> Results:
-    values = session.run({name: case.inputs[name] for name in (*cut.inputs, *cut.known)})
-    return dict(zip(session.outputs, values, strict=True))
-
-
-def _compare(before: Results, after: Results) -> Difference:
-    return worst([difference(value, after[name]) for name, value in before.items()])
 
 
 def _errors(session: Session, cut: Cut, case: Case, results: tuple[Results, Results]) -> tuple[Difference, Difference]:
     """How far results before and after are from the truth: the original in the widest type, on the very same inputs."""
-    truth = _values(session, cut, case)
+    truth = values(session, cut, case)
     before, after = (
-        _compare(truth, {name: found[name].astype(value.dtype) for name, value in truth.items()}) for found in results
+        compare(truth, {name: found[name].astype(value.dtype) for name, value in truth.items()}) for found in results
     )
     return before, after
 

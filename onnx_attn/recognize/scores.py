@@ -13,6 +13,7 @@ from onnx_attn.site import ScoreTerm
 from onnx_attn.views.constants import ignores_numbers, is_constant
 from onnx_attn.views.contraction import Contraction, contraction
 from onnx_attn.views.movement import REARRANGE, Step, handed_on, is_identity, rearranges
+from onnx_attn.views.quantizer import read_quantizer
 from onnx_attn.views.trace import FLOATS, scalar_factor
 from onnx_attn.views.uniform import uniform
 
@@ -96,6 +97,8 @@ def _step(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
         return [_above(path, node.inputs[0], ScoreTerm("cast", dtype=node.attrs["to"]))]
     if (scalar := scalar_factor(view, node)) is not None:
         return [replace(path, tensor=scalar[0], scale=path.scale * scalar[1])]
+    if (quantizer := read_quantizer(view, path.tensor)) is not None:
+        return [_above(path, quantizer.source, ScoreTerm("quantize", quantizer=quantizer))]
     if rearranges(view, node):
         return [replace(path, tensor=node.inputs[0], items=(Step(node, node.outputs[0]), *path.items))]
     if node.op == "Tanh":
