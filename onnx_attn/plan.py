@@ -9,6 +9,7 @@ from onnx_attn.algebra.choose import CONSTANT_CHANNEL, IDENTITIES, NOTHING, Alge
 from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation
 from onnx_attn.forms.attention import attention_refused
 from onnx_attn.forms.contrib import contrib_refused
+from onnx_attn.forms.narrow_weights import narrow_refused
 from onnx_attn.forms.packing import Packing, plan_packing
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Candidate, Verdict, Written
@@ -131,6 +132,8 @@ def _decide(view: GraphView, site: AttentionSite | Written, target: Target, want
     if says is not None and (refused := says(view, site, change.elem_type)) is not None:
         return Verdict(site.name, refused[0], site.name, refused[1])
     packing = plan_packing(view, site) if wanted.pack else "packing is turned off"
+    if isinstance(packing, Packing):
+        packing = next((why for group in packing.groups if (why := narrow_refused(view, group))), packing)
     if isinstance(packing, Packing):
         algebra = choose_algebra(view, site, packing, _useful(wanted.algebra, target))
         return Decision(site, chosen, packing, None, algebra, adaptation=change)

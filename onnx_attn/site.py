@@ -26,7 +26,10 @@ class Operand:
     read: what the original product reads.
     trace: from the tensor up to its source, through movement and scalar factors.
     whole: the same, and on through what repeats its heads: up to the projection's result.
+        Where it leads on through quantisation steps, its factor is that of the trace, and `rounded` says the rest.
     layout: of the tensor over the trace's source; None if the movement is no plain re-arrangement.
+    rounded: of the whole trace: its quantisation steps and the factors in front of them, in order.
+    quantizer: the last step in front of the product, if one is, with movement or a factor behind it at most.
     """
 
     tensor: gs.Tensor
@@ -34,6 +37,8 @@ class Operand:
     trace: Trace
     whole: Trace
     layout: Layout | None
+    rounded: tuple[Quantizer | float, ...] = ()
+    quantizer: Quantizer | None = None
 
 
 @dataclass(frozen=True)

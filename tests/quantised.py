@@ -65,3 +65,80 @@ def quantised_site(
     y = net.sdpa(q, net.swap(k), v, logits, rounded)
     net.output(step(net, y, OPERAND[kind], kind) if result else y)
     return net.model()
+
+
+def quantised_block(
+    kind: str = "int8",
+    *,
+    weights: str = "channel",
+    scales: tuple[float, float, float] = (1 / 64, 1 / 64, 1 / 64),
+    zeros: tuple[int, int, int] = (0, 0, 0),
+    packed: bool = False,
+    bias: bool = False,
+    before_split: bool = False,
+    source: bool = True,
+    prescaled: bool = False,
+    activations: bool = True,
+    size: int = 32,
+    length: int = 16,
+    dtype: Any = np.float32,
+    width: int = 48,
+    shared: bool = False,
+    turned: bool = False,
+) -> onnx.ModelProto:
+    """A block on `(1, S, E)` with layers of int8 weights.
+
+    weights: "channel" (a scale for each output channel), "input" (one for each input channel), "tensor" (one, of `scales` and
+    `zeros` by role) or "float". packed: one layer makes all three. source: the layers' input is quantised too. activations: Q,
+    K, V, probabilities and result are. before_split: Q, K and V are in front of their heads. prescaled: Q and K carry √scale.
+    shared: the numbers of K's weight are V's too. turned: weights are stored `(C, E)` and transposed.
+    """
+    net = Net(opset=19, dtype=dtype)
+    heads, channels = 2, 2 * size
+    x = net.input("x", 1, length, width)
+    x = step(net, x, 1 / 32, kind) if source else x
+
+    def weight(role: int, columns: int) -> str:
+        numbers = net.rng.standard_normal((width, columns)) / np.sqrt(width)
+        numbers = numbers.T if turned else numbers
+        across, along = (0, 1) if turned else (1, 0)
+        if weights == "float":
+            made = net.const(numbers)
+        elif weights == "tensor":
+            made = stored(net, numbers, scales[role], zero=zeros[role])
+        else:
+            axis = across if weights == "channel" else along
+            made = stored(net, numbers, np.abs(numbers).max(axis=1 - axis) / 127, axis)
+        return net.turn(made, 1, 0) if turned else made
+
+    def project(role: int, columns: int, made: str = "") -> str:
+        return net.linear(x, columns, weight=made or weight(role, columns), bias=bias)
+
+    if packed:
+        parts = net.op("Split", project(0, 3 * channels), net.ints(*[channels] * 3), outputs=3, axis=-1)
+    elif shared:
+        one = weight(1, channels)
+        parts = [project(0, channels), project(1, channels, one), project(2, channels, one)]
+    else:
+        parts = [project(role, channels) for role in range(3)]
+
+    def rounded(value: str, role: int) -> str:
+        return step(net, value, (1 + role) / 64, kind) if activations else value
+
+    found = []
+    for role, part in enumerate(parts):
+        part = rounded(part, role) if before_split else part
+        part = net.split_heads(part, heads, size)
+        part = net.scaled(part, size**-0.25) if prescaled and role < 2 else part
+        found.append(part if before_split else rounded(part, role))
+    q, k, v = found
+    y = net.sdpa(
+        q,
+        net.swap(k),
+        v,
+        (lambda value: value) if prescaled else (lambda value: net.scaled(value, size**-0.5)),
+        (lambda value: step(net, value, PROBABILITIES[kind], kind)) if activations else (lambda value: value),
+    )
+    y = step(net, y, OPERAND[kind], kind) if activations else y
+    net.output(net.merge_heads(y, channels), 3)
+    return net.model()

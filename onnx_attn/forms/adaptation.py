@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import TensorProto
 
+from onnx_attn.forms.narrow_weights import is_narrow
 from onnx_attn.forms.owning import is_own
 from onnx_attn.forms.packing import ROLES, Packing
 from onnx_attn.graph.edit import Writer
@@ -92,7 +93,7 @@ def padded_packing(view: GraphView, site: AttentionSite, packing: Packing, adapt
     then. Else it stays, and operands are padded."""
     size = adaptation.head_dim
     own = all(is_own(view, site, [(m.role, m.layer) for m in group.members]) for group in packing.groups)
-    if size is None or packing.targets or not own:
+    if size is None or packing.targets or not own or any(is_narrow(view, group) for group in packing.groups):
         return packing
     groups = []
     for group in packing.groups:

@@ -8,9 +8,11 @@ from functools import cached_property
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import helper
 
 from onnx_attn.algebra.choose import QUERY, Algebra
 from onnx_attn.algebra.constant_channel import affine, fold_bias, whole_bias
+from onnx_attn.forms.narrow_weights import is_narrow, write_narrow
 from onnx_attn.forms.packing import Group, Member
 from onnx_attn.graph.edit import RoundsBadlyError, Writer
 from onnx_attn.graph.view import GraphView
@@ -45,6 +47,8 @@ class InProj:
             return self._computed(writer, "in_proj_weight", lambda numbers: numbers[0])
         if self.group.reuses_weight:
             return self.group.members[0].layer.weight.name
+        if is_narrow(self.view, self.group):
+            return write_narrow(writer, self.view, self.group)
         return writer.weight(np.concatenate([self._weight(m) for m in self.group.members], axis=1), "in_proj_weight")
 
     def bias(self, writer: Writer) -> str:
@@ -96,7 +100,7 @@ class InProj:
 
     @property
     def dtype(self) -> np.dtype:
-        return array(self.view, self.group.members[0].layer.weight).dtype
+        return helper.tensor_dtype_to_np_dtype(self.view.elem_type(self.group.members[0].layer.weight))
 
     def _numbers(self) -> Numbers:
         """Weights `(E, C)` and bias `(C,)` in float64."""

@@ -13,6 +13,7 @@ from onnx_attn.forms.dims import write_reshape
 from onnx_attn.forms.heads import HEAD
 from onnx_attn.forms.in_proj import InProj
 from onnx_attn.forms.packing import ROLES, Group, Packing
+from onnx_attn.forms.quantizers import write_rounded
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.views.linear import rows
@@ -43,6 +44,10 @@ def write_packed(
     else:
         parts = _split(writer, projected, [n * h for n, h in zip(counts, sizes, strict=True)], -1)
         parts = [turned(*part) for part in zip(parts, counts, sizes, hints, strict=True)]
+    parts = [
+        write_rounded(writer, part, in_proj.site.operands[role], ROLES[role], in_proj.dtype)
+        for role, part in zip(group.roles, parts, strict=True)
+    ]
     return {
         role: write_reshape(writer, part, packing.targets[role], ROLES[role]) if role in packing.targets else part
         for role, part in zip(group.roles, parts, strict=True)

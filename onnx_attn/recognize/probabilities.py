@@ -75,10 +75,10 @@ def read_probabilities(view: GraphView, tensor: gs.Tensor, softmax: gs.Node) -> 
         node = readers[0]
         if node.op in PRODUCTS and node.domain in STANDARD and len(node.inputs) > 1:
             return _product(view, tensor, node, found, bodies)
-        if (quantizer := quantizes(view, node, tensor)) is not None:
-            if found.quantized is None or quantizer.repeats(found.quantized):
-                tensor, found = view.readers(node.outputs[0])[0].outputs[0], replace(found, quantized=quantizer)
-                continue
+        step = quantizes(view, node, tensor)
+        if step is not None and (found.quantized is None or step.repeats(found.quantized)):
+            tensor, found = view.readers(node.outputs[0])[0].outputs[0], replace(found, quantized=step)
+            continue
         below = _through(view, node, found) or _cleared(view, node, tensor, found)
         if isinstance(below, Stop):
             return below

@@ -19,6 +19,7 @@ from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.graph.world import Shape
 from onnx_attn.views.folding import constant_value, may_fold
 from onnx_attn.views.movement import Step, handed_on, index_map, is_identity, permutation
+from onnx_attn.views.stored import is_dequantised
 from onnx_attn.views.trace import Trace, trace
 
 
@@ -85,7 +86,9 @@ def weight_tensor(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Tensor, bool] 
                 return None
             transposed = not transposed
         elif node.op != "Identity":
-            made = node.op != "Constant" and (may_fold(view, tensor) or _part_of_stored(view, tensor) is not None)
+            made = node.op != "Constant" and (
+                may_fold(view, tensor) or is_dequantised(view, tensor) or _part_of_stored(view, tensor) is not None
+            )
             return (tensor, transposed) if made else None
         tensor = node.inputs[0]
     return tensor, transposed

@@ -9,6 +9,7 @@ of an axis it does not, and is left where it stands.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -16,7 +17,7 @@ from onnx import TensorProto
 
 from onnx_attn.graph.view import STANDARD, GraphView
 
-NARROW = {
+NARROW: Mapping[int, str] = {
     TensorProto.INT8: "int8",
     TensorProto.UINT8: "uint8",
     TensorProto.FLOAT8E4M3FN: "fp8",
