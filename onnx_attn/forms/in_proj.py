@@ -61,7 +61,7 @@ class InProj:
             bias = self.group.members[0].layer.bias
             assert bias is not None
             return bias.name
-        return writer.weight(np.concatenate([self._bias(m) for m in self.group.members]), "in_proj_bias")
+        return writer.weight(np.concatenate([self.bias_of(m) for m in self.group.members]), "in_proj_bias")
 
     @cached_property
     def channel(self) -> int:
@@ -124,7 +124,7 @@ class InProj:
             factor = self.site.scale if member.role == QUERY and self.algebra.scale else 1.0
             weights.append(self._weight(member).astype(np.float64) * (member.layer.alpha * factor))
             kept = member.layer.bias is not None and (constant or self._has_bias(member))
-            biases.append(self._bias(member).astype(np.float64) * (member.layer.beta * factor if kept else 0.0))
+            biases.append(self.bias_of(member).astype(np.float64) * (member.layer.beta * factor if kept else 0.0))
         return np.concatenate(weights, axis=1), np.concatenate(biases)
 
     def _weight(self, member: Member) -> np.ndarray:
@@ -132,7 +132,7 @@ class InProj:
         weight, columns = array(self.view, member.layer.weight), member.heads.columns.reshape(-1)
         return _padded(weight[columns].T if member.layer.transposed else weight[:, columns], columns)
 
-    def _bias(self, member: Member) -> np.ndarray:
+    def bias_of(self, member: Member) -> np.ndarray:
         """`(C,)`: the member's part of its layer's bias; zeros where it has none."""
         columns, bias = member.heads.columns.reshape(-1), member.layer.bias
         if bias is None:

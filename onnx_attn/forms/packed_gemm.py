@@ -9,11 +9,12 @@ without biases too (ViT-B/16, batch 1 to 8: 102 kernels, 150 split on the last a
 
 from __future__ import annotations
 
+from onnx_attn.forms.body import write_quantizer
 from onnx_attn.forms.dims import write_reshape
 from onnx_attn.forms.heads import HEAD
 from onnx_attn.forms.in_proj import InProj
-from onnx_attn.forms.packing import ROLES, Group, Packing
-from onnx_attn.forms.quantizers import write_rounded
+from onnx_attn.forms.packing import ROLES, Group, Member, Packing
+from onnx_attn.forms.quantizers import quantizer_names, write_rounded
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.views.linear import rows
@@ -24,7 +25,7 @@ def write_packed(
 ) -> dict[int, str]:
     """Append the group's projection of `source` and its split; returns its operands `(…, N, S, H)` by role."""
     projected = _write_projection(writer, group, in_proj, source)
-    biased = bool(in_proj.biased)
+    biased = bool(in_proj.biased) and not _is_rounded(group)
     counts = [member.heads.count for member in group.members]
     sizes = [member.heads.size for member in group.members]
     leading = packing.rank - 2
@@ -44,9 +45,16 @@ def write_packed(
     else:
         parts = _split(writer, projected, [n * h for n, h in zip(counts, sizes, strict=True)], -1)
         parts = [turned(*part) for part in zip(parts, counts, sizes, hints, strict=True)]
+    apart = not in_proj.stands
     parts = [
-        write_rounded(writer, part, in_proj.site.operands[role], ROLES[role], in_proj.dtype)
-        for role, part in zip(group.roles, parts, strict=True)
+        write_rounded(
+            writer,
+            _finished(writer, in_proj, member, part) if apart and member.layer.rounded else part,
+            in_proj.site.operands[member.role],
+            ROLES[member.role],
+            in_proj.dtype,
+        )
+        for member, part in zip(group.members, parts, strict=True)
     ]
     return {
         role: write_reshape(writer, part, packing.targets[role], ROLES[role]) if role in packing.targets else part
@@ -60,11 +68,25 @@ def _split(writer: Writer, tensor: str, sizes: list[int], axis: int) -> list[str
     return writer.add("Split", [tensor, writer.shape(*sizes)], "in_proj_split", outputs=len(sizes), axis=axis)
 
 
+def _is_rounded(group: Group) -> bool:
+    """Whether products are rounded before their biases are added: each by itself, behind the split."""
+    return any(member.layer.rounded for member in group.members)
+
+
+def _finished(writer: Writer, in_proj: InProj, member: Member, part: str) -> str:
+    """An operand's part `(…, N, …, H)` of the product, rounded as its layer has it, with its bias."""
+    assert member.layer.rounded is not None
+    part = write_quantizer(writer, part, quantizer_names(writer, member.layer.rounded), f"{ROLES[member.role]}_product")
+    sizes = [member.heads.count if axis == HEAD else 1 for axis in member.heads.order] + [member.heads.size]
+    bias = in_proj.bias_of(member).reshape(sizes)
+    return writer.add("Add", [part, writer.weight(bias, f"{ROLES[member.role]}_bias")], ROLES[member.role])
+
+
 def _write_projection(writer: Writer, group: Group, in_proj: InProj, source: str) -> str:
     """`source·W + b` as MatMul and Add: the compiler packs Gemm only by turning it back into these."""
     if in_proj.stands:
         return group.members[0].layer.output.name
-    weight, bias = in_proj.weight(writer), in_proj.bias(writer)
+    weight, bias = in_proj.weight(writer), "" if _is_rounded(group) else in_proj.bias(writer)
     if not bias:
         return writer.add("MatMul", [source, weight], "in_proj")
     return writer.add("Add", [writer.add("MatMul", [source, weight], "in_proj_product"), bias], "in_proj")

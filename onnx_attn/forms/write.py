@@ -8,7 +8,7 @@ from functools import partial
 
 import onnx
 
-from onnx_attn.algebra.choose import KEY, NOTHING, VALUE, Algebra
+from onnx_attn.algebra.choose import KEY, NOTHING, VALUE, Algebra, is_quantised
 from onnx_attn.forms.adaptation import (
     AS_IT_STANDS,
     Adaptation,
@@ -55,7 +55,8 @@ def write_site(
     Raises RoundsBadlyError where what the algebra makes of the weights does not fit their type.
     """
     writer = Writer(names, site.name)
-    whole = packs_into_attention(view, packing) if form == "contrib" and packing is not None else None
+    plain = packing is not None and not is_quantised(view, site, packing)
+    whole = packs_into_attention(view, packing) if form == "contrib" and packing is not None and plain else None
     written = padded_packing(view, site, packing, adaptation) if packing is not None else None
     begin = _write_in_projections(writer, view, site, written, algebra, whole)
     result = site.output.name if algebra.value_bias is None else names.value(f"{site.name}/attention_without_bias")

@@ -5,6 +5,7 @@ that. So what is compared is, in place of `round`, a wave of the same step:
 
     x ↦ scale · (u + sin(2π·u) / 4π),   u = clamp(x / scale)
 
+(A step whose input was rounded by the same step already, and only moved since, leaves it as it is; so does the wave's stand-in.)
 It is continuous, stretches a difference by no more than 1.5, is no step that another scale, zero point, type or place in the
 order of arithmetic would make, and runs in float64, in which QuantizeLinear does not.
 """
@@ -27,6 +28,10 @@ BOUNDS: Mapping[int, tuple[float, float]] = {
     TensorProto.FLOAT8E4M3FN: (-448, 448),
     TensorProto.FLOAT8E5M2: (-57344, 57344),
 }
+
+
+EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2)
+MOVEMENT = frozenset("Reshape Transpose Squeeze Unsqueeze Flatten Identity Split Slice Gather Expand Tile".split())
 
 
 def is_quantised(model: onnx.ModelProto) -> bool:
@@ -59,6 +64,7 @@ class _Smoother:
             if attribute.name == "value"
         }
         self.given = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+        self.producers = {name: node for node in graph.node for name in node.output}
         self.nodes: list[onnx.NodeProto] = []
         for node in graph.node:
             if node.op_type not in STEPS or node.domain not in ("", "ai.onnx"):
@@ -104,7 +110,7 @@ class _Smoother:
         return self._number(float(values.reshape(-1)[0])), self.stored[name].data_type
 
     def _quantize(self, node: onnx.NodeProto) -> None:
-        if not self.wave:
+        if not self.wave or self._is_rounded(node):
             self._add("Div", self._float(node.input[0]), self._scale(node), made=node.output[0])
             return
         zero, elem_type = self._zero(node)
@@ -118,6 +124,25 @@ class _Smoother:
         self._add("Sub", clamped, zero, made=node.output[0]) if zero else self._add(
             "Identity", clamped, made=node.output[0]
         )
+
+    def _is_rounded(self, node: onnx.NodeProto) -> bool:
+        """Whether what a QuantizeLinear reads is moved from what the same step has made."""
+        above = self.producers.get(node.input[0])
+        while above is not None and above.op_type in MOVEMENT:
+            above = self.producers.get(above.input[0])
+        if above is None or above.op_type != "DequantizeLinear":
+            return False
+        first, second = (self._step_of(each) for each in (above, node))
+        return first is not None and first == second and first[0] in EIGHT_BITS
+
+    def _step_of(self, node: onnx.NodeProto) -> tuple[int, float, float] | None:
+        if len(node.input) < 3 or not {*node.input[1:3]} <= self.stored.keys():
+            return None
+        scale, zero = (numpy_helper.to_array(self.stored[name]) for name in node.input[1:3])
+        if scale.size != 1 or zero.size != 1:
+            return None
+        elem_type = self.stored[node.input[2]].data_type
+        return elem_type, float(scale.reshape(-1)[0]), float(zero.reshape(-1)[0])
 
     def _dequantize(self, node: onnx.NodeProto) -> None:
         if node.input[0] in self.stored:

@@ -57,7 +57,7 @@ def _to_layer(view: GraphView, behind: Trace) -> tuple[Trace, Rounded]:
         repeated = bool(rounded) and isinstance(rounded[0], Quantizer) and rounded[0].repeats(quantizer)
         rounded = (*factor, *(rounded if repeated else (quantizer, *rounded)))
         found = Trace(above.source, behind.factor, (*above.steps, *pair, *found.steps))
-    return (found, rounded) if linear(view, found.source) is not None else (behind, _NOTHING)
+    return (found, rounded) if linear(view, found.source, rounded=True) is not None else (behind, _NOTHING)
 
 
 def head_count(view: GraphView, axes: SiteAxes, query: Operand) -> int | None:
