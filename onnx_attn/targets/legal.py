@@ -22,6 +22,8 @@ def make_legal(target: Target, form: str, facts: Facts, precision: str = "keep",
         padded.
     Only TensorRT is known by its kernels: for the others an island is put where it is asked for.
     """
+    if facts.quantized not in (None, "none"):
+        return AS_IT_STANDS  # Its kernels are its own, and what it computes is not to be rounded once more.
     wide = facts.dtype in ("float32", "float64") or facts.value_dtype == "other"
     if target.name != "tensorrt":
         return Adaptation(precision) if wide else AS_IT_STANDS
