@@ -127,7 +127,7 @@ class _Case:
     # Forms.
 
     def attention(self) -> None:
-        facts, inputs = self.facts, [*self.operands(), self.mask()]
+        facts, inputs = self.facts, [*self.rounded_operands(*self.operands()), self.mask()]
         attrs: dict[str, Any] = {"scale": self.scale}
         outputs = ["y"]
         if facts.past or facts.presents:
@@ -189,6 +189,7 @@ class _Case:
         """`softmax(scale·Q·Kᵀ + mask)·V`, changed as the facts' code says."""
         facts = self.facts
         q, k, v = self.rounded_operands(*self.operands())
+        self.before = (q, k, v), len(self.nodes)
         if facts.kv_heads not in (1, facts.heads):  # One head for all is multiplied by broadcasting, as it stands.
             k, v = self.repeated(k, self.h), self.repeated(v, self.w)
         if facts.turned and facts.code == "none":
@@ -304,18 +305,22 @@ class _Case:
     # What may stand around a form.
 
     def call(self) -> None:
-        """Move all nodes into a local function and call it."""
+        """Move all nodes behind the quantisation of Q, K and V into a local function and call it."""
+        operands, count = self.before
+        outside, self.nodes = self.nodes[:count], self.nodes[count:]
         opset = helper.make_opsetid("", int(self.facts.opset or 0))
-        given, made = [value.name for value in self.inputs], [value.name for value in self.outputs]
+        given = [*operands, *(value.name for value in self.inputs[3:])]
+        made = [value.name for value in self.outputs]
         self.functions.append(
             helper.make_function(DOMAIN, "ScaledDotProductAttention", given, made, self.nodes, [opset])
         )
-        self.nodes = [helper.make_node("ScaledDotProductAttention", given, made, name=SITE, domain=DOMAIN)]
+        call = helper.make_node("ScaledDotProductAttention", given, made, name=SITE, domain=DOMAIN)
+        self.nodes = [*outside, call]
         self.domains.append(DOMAIN)
 
     def call_again(self) -> None:
         """A second call, on the first one's result."""
-        call = self.nodes[0]
+        call = self.nodes[-1]
         again = [call.output[0], *call.input[1:]]
         self.nodes.append(helper.make_node(call.op_type, again, ["y2"], name="second", domain=DOMAIN))
         self.outputs = [_renamed(self.outputs[0], "y2")]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.site import AttentionSite, Written
 from onnx_attn.views.movement import REARRANGE
-from onnx_attn.views.quantizer import Quantizer, read_quantizer
+from onnx_attn.views.quantizer import NARROW, Quantizer, read_quantizer
 from onnx_attn.views.trace import trace
 
 KINDS = {"int8": "int8", "uint8": "int8", "fp8": "fp8"}
@@ -19,12 +20,10 @@ MOST_STEPS = 8
 
 
 def quantised_facts(view: GraphView, candidate: AttentionSite | Written) -> dict[str, Any]:
-    """The facts about quantisation. Of a call of our function, what its name says of scores and probabilities."""
+    """The facts about quantisation. Of a call of our function, its body says what is done to scores and probabilities."""
     if isinstance(candidate, Written):
         reads, output = candidate.node.inputs[:3], candidate.node.outputs[0]
-        parts = candidate.node.op.split("_")
-        said = [part.removeprefix("Probabilities").lower() for part in parts if part.startswith("Probabilities")]
-        probabilities, scores = said[0] if said else "none", any(part.startswith("Scores") for part in parts)
+        scores, probabilities = _in_body(view, candidate.node)
         steps: Sequence[Quantizer] = ()
     else:
         reads, output, steps = [each.read for each in candidate.operands], candidate.output, candidate.quantizers
@@ -42,6 +41,41 @@ def quantised_facts(view: GraphView, candidate: AttentionSite | Written) -> dict
         "sliced": "none" if not sliced else "heads" if sliced == {candidate.heads} else "features",
         "offset": any(step.numbers[1] != 0 for step in all_steps),
     }
+
+
+def _in_body(view: GraphView, call: gs.Node) -> tuple[bool, str]:
+    """Whether a function rounds its scores, and to what its probabilities."""
+    bodies = [f for f in view.proto.functions if f.domain == call.domain and f.name == call.op]
+    if not bodies:
+        return False, "none"
+    body = bodies[0]
+    producers = {name: node for node in body.node for name in node.output}
+    softmax = next((node for node in body.node if node.op_type == "Softmax"), None)
+    types = {name: view.elem_type(tensor) for name, tensor in zip(body.input, call.inputs, strict=False)}
+    types |= {
+        node.output[0]: attribute.t.data_type
+        for node in body.node
+        for attribute in node.attribute
+        if node.op_type == "Constant" and attribute.name == "value"
+    }
+
+    def above(name: str, until: onnx.NodeProto | None) -> onnx.NodeProto | None:
+        """The first QuantizeLinear on the way up, before a product or `until`."""
+        for _ in range(2 * MOST_STEPS):
+            node = producers.get(name)
+            if node is None or node is until or node.op_type == "MatMul":
+                return None
+            if node.op_type == "QuantizeLinear":
+                return node
+            name = node.input[0]
+        return None
+
+    if softmax is None:
+        return False, "none"
+    products = [above(node.input[0], softmax) for node in body.node if node.op_type == "MatMul"]
+    step = products[-1] if products else None
+    zero = types.get(step.input[2], 0) if step is not None and len(step.input) > 2 else 0
+    return above(softmax.input[0], None) is not None, NARROW.get(zero, "none")
 
 
 def _step(view: GraphView, tensor: gs.Tensor) -> Quantizer | int | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from onnx_attn.targets.editions import RTX, TRT_10_0, TRT_10_14, TRT_11
 from onnx_attn.targets.facts import Value
 from onnx_attn.targets.rows import Above, Below, Condition, Example, Is, NoneOf, Outcome, Row, examples
-from onnx_attn.targets.tensorrt import ADDITIVE, ASKED, BOOLEAN, SPELLED, WIDE, Given
+from onnx_attn.targets.tensorrt import ADDITIVE, ASKED, BOOLEAN, SITE_FORMS, SPELLED, WIDE, Given
 
 LATER = (TRT_10_0, TRT_10_14, TRT_11)
 INT8: Given = {
@@ -40,10 +40,10 @@ def _row(
     reason: str,
     remedy: str | None,
     *given: Given,
-    forms: tuple[str, ...] = SPELLED,
+    forms: tuple[str, ...] = ("primitives",),
     code: str | None = None,
 ) -> Row:
-    tried: tuple[Example, ...] = examples(forms[-1], of=given)
+    tried: tuple[Example, ...] = examples(*forms, of=given)
     return Row(f"quantised-{name}", (RTX,), forms, when, outcome, ASKED, reason, remedy, code, LATER, tried)
 
 
@@ -65,7 +65,8 @@ ROWS = (
         {"offset": Is(True)},
         "TensorRT takes quantisation steps with a zero point of 0 alone",
         "quantise symmetrically (ActivationSymmetric with ONNX Runtime's quantiser)",
-        _given(INT8, {"offset": True}),
+        _given(FULL, {"quantized": "int8", "offset": True}),
+        forms=SITE_FORMS,
     ),
     _row(
         "rejected",
@@ -73,8 +74,8 @@ ROWS = (
         {**_FP8, "sm": Below(89)},
         "compute capabilities below 8.9 do not have fp8",
         "quantise to int8 there",
-        _given(FP8, {"sm": 86}),
-        _given(FP8, {"sm": 80}),
+        *(_given(FULL, {"quantized": "fp8", "sm": sm}) for sm in (80, 86)),
+        forms=SITE_FORMS,
     ),
     _row(
         "runs",
@@ -96,6 +97,7 @@ ROWS = (
         _given(FP8, WITHOUT),
         _given(INT8, WITHOUT, FULL),
         _given(INT8, WITHOUT, OPEN),
+        forms=SPELLED,
     ),
     _row(
         "runs",
