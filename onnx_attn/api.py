@@ -84,6 +84,7 @@ def fuse(
     precision: str = "keep",
     pack: bool = True,
     algebra: bool = True,
+    quantize_probabilities: bool = False,
     expect: int | None = None,
     verify: bool = True,
     plan: dict[str, Any] | str | PathLike[str] | None = None,
@@ -96,6 +97,9 @@ def fuse(
 
     `precision`: "fp16" or "bf16" puts a half-precision island around each site of float32 that has no attention kernel else.
 
+    `quantize_probabilities`: where Q, K and V of a site are quantised and its probabilities are not, round these too, to the same
+    type, with a scale of 1/127 (int8) or 1/448 (fp8). That changes numbers; the certificate says by how much at most (`bound`).
+
     `plan`: an earlier result's plan, perhaps edited (its file or itself); it says target, form, packing and algebra of
     every site.
 
@@ -103,7 +107,8 @@ def fuse(
     """
     if precision not in ("keep", *ISLANDS):
         raise UsageError(f"unknown precision {precision!r}; choose keep, {' or '.join(ISLANDS)}")
-    choice = Choice(form, pack, IDENTITIES if algebra else (), precision=precision)
+    identities = IDENTITIES if algebra else ()
+    choice = Choice(form, pack, identities, precision=precision, quantize_probabilities=quantize_probabilities)
     if plan is None:
         options = Options(parse_target(target, target_version), choice, expect, verify)
     else:

@@ -69,6 +69,13 @@ def fuse(
     ] = "keep",
     no_pack: Annotated[bool, typer.Option("--no-pack", help="Leave the Q/K/V projections as they are.")] = False,
     no_algebra: Annotated[bool, typer.Option("--no-algebra", help="Leave biases and scales where they are.")] = False,
+    quantize_probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--quantize-probabilities",
+            help="Round the softmax's result too where Q, K and V are quantised; changes numbers.",
+        ),
+    ] = False,
     expect: Annotated[int | None, typer.Option(help="Exit 3 unless exactly N sites are fused.", metavar="N")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Rewrite without proof.")] = False,
     plan: Annotated[Path | None, typer.Option(metavar="IN.json", help="Do what this plan says.")] = None,
@@ -91,6 +98,7 @@ def fuse(
             precision=precision,
             pack=not no_pack,
             algebra=not no_algebra,
+            quantize_probabilities=quantize_probabilities,
             expect=expect,
             verify=not no_verify,
             plan=plan,

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from onnx_attn.domain import ATTENTION, DOMAIN
 from onnx_attn.forms.body import AXES_OPSET, FIXED, Signature, Spelling, numbers, signature, write_body
 from onnx_attn.forms.moves import written
-from onnx_attn.forms.quantizers import quantizer_names
+from onnx_attn.forms.quantizers import dtype_of, quantizer_names
 from onnx_attn.graph.edit import Names, Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, ScoreTerm
@@ -35,9 +35,10 @@ def write_function_call(
     attributes = {role: _attribute(float(number), form) for role, number in numbers(view, site, scale).items()}
     function = _function(writer.names, form, site.terms, list(attributes), view.opset)
     masks = [written(writer, view, mask, "mask") for mask in site.mask_tensors]
+    steps = [quantizer_names(writer, step, dtype_of(view, site.value)) for step in site.quantizers]
     writer.add(
         function.name,
-        [*operands, *masks, *(name for step in site.quantizers for name in quantizer_names(writer, step))],
+        [*operands, *masks, *(name for step in steps for name in step)],
         "attention",
         output=output,
         name=writer.names.claim(site.name),

@@ -29,6 +29,7 @@ from onnx_attn.forms.operands import shares_heads, write_operands
 from onnx_attn.forms.packed_gemm import write_packed
 from onnx_attn.forms.packing import ROLES, Group, Packing
 from onnx_attn.forms.primitives import write_primitives
+from onnx_attn.forms.quantizers import added_scales
 from onnx_attn.forms.rebalanced import write_constant_channel, write_out_projection
 from onnx_attn.forms.repeat import own_heads, repeat_heads
 from onnx_attn.forms.shapes import redirect_shapes
@@ -92,6 +93,7 @@ def write_site(
         tuple(name for fold in folds for name in fold.outputs),
         site.rests_on_mask or (form == "attention" and rests_on_constant(view, site)),
         adaptation.elem_type,
+        added_scales(writer, adapted_site(view, site, adaptation, form)),
     )
 
 

@@ -99,10 +99,11 @@ def _prove(
     edit: SiteEdit,
 ) -> Certificate:
     wide = widest(exact_cuts)
-    exact_sessions = [Session(widened(smoothed(cut.model), wide), site.name) for cut in exact_cuts]
+    exact_sessions = [Session(widened(smoothed(cut.model, edit.added), wide), site.name) for cut in exact_cuts]
     truth = Session(widened(smoothed(truth_cut.model), wide), site.name)
     own_sessions = _own_sessions(view, site, own_cuts)
-    flips = flips_of(step_cuts, site.name) if own_sessions and any(is_quantised(c.model) for c in step_cuts) else None
+    quantised = bool(own_sessions) and any(is_quantised(cut.model) for cut in step_cuts)
+    flips = flips_of(step_cuts, site.name, edit.added) if quantised else None
     exact: list[Difference] = []
     own: list[Difference] = []
     large: list[Difference] = []
@@ -123,9 +124,10 @@ def _prove(
         results = _run(own_sessions, own_cuts, typed)
         found = compare(*results)
         if flips is not None and case.own:
-            own.append(found)
-            limit = max(rtol, flips.moved(typed, results[0]))
-            bound, failure = max(bound, limit), failure or _failure(f"{case.name}, step by step", found, limit)
+            if flips.judges(case):
+                own.append(found)
+                limit = rtol + flips.moved(typed, results)
+                bound, failure = max(bound, limit), failure or _failure(f"{case.name}, step by step", found, limit)
             results = flips.smooth(typed)
             found = compare(*results)
         told = None

@@ -12,7 +12,7 @@ order of arithmetic would make, and runs in float64, in which QuantizeLinear doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,22 +39,23 @@ def is_quantised(model: onnx.ModelProto) -> bool:
     return any(node.op_type in STEPS for nodes in bodies for node in nodes)
 
 
-def smoothed(model: onnx.ModelProto, wave: bool = True) -> onnx.ModelProto:
-    """A copy with a wave in place of every quantisation step; without `wave` with nothing in its place. Stored weights are
-    dequantised as they are. The model itself where it has no such step.
+def smoothed(model: onnx.ModelProto, without: Collection[str] = ()) -> onnx.ModelProto:
+    """A copy with a wave in place of every quantisation step, and nothing in place of those whose scale has a name of `without`.
+    Stored weights are dequantised as they are. The model itself where it has no such step."""
+    return _Smoother(model, without).model if is_quantised(model) else model
 
-    Raises ValueError for a step that is not understood: one with a scale for each slice of an activation.
-    """
-    if not is_quantised(model):
-        return model
-    copy = inliner.inline_local_functions(model)
-    return _Smoother(copy, wave).model
+
+def unrounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with nothing in place of every quantisation step."""
+    return _Smoother(model, None).model if is_quantised(model) else model
 
 
 class _Smoother:
-    def __init__(self, model: onnx.ModelProto, wave: bool):
-        self.model, self.wave = model, wave
-        graph = model.graph
+    """Steps whose narrow numbers are computed with, as by MatMulInteger, and those with a scale for each slice, stay."""
+
+    def __init__(self, model: onnx.ModelProto, without: Collection[str] | None):
+        self.model, self.without = inliner.inline_local_functions(model), without
+        graph = self.model.graph
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
         self.stored |= {
             node.output[0]: attribute.t
@@ -66,8 +67,9 @@ class _Smoother:
         self.given = {value.name: value.type.tensor_type.elem_type for value in graph.input}
         self.producers = {name: node for node in graph.node for name in node.output}
         self.nodes: list[onnx.NodeProto] = []
+        taken = self._taken()
         for node in graph.node:
-            if node.op_type not in STEPS or node.domain not in ("", "ai.onnx"):
+            if id(node) not in taken:
                 self.nodes.append(node)
             elif node.op_type == "QuantizeLinear":
                 self._quantize(node)
@@ -88,35 +90,69 @@ class _Smoother:
     def _float(self, name: str) -> str:
         return self._add("Cast", name, to=TensorProto.FLOAT)
 
+    def _taken(self) -> set[int]:
+        """The steps to be replaced: each QuantizeLinear with all DequantizeLinear that its numbers are moved to, and those of
+        stored weights."""
+        nodes = list(self.model.graph.node)
+        readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in nodes:
+            for name in node.input:
+                readers.setdefault(name, []).append(node)
+        outputs = {value.name for value in self.model.graph.output}
+        taken: set[int] = set()
+        for node in nodes:
+            if node.domain not in ("", "ai.onnx"):
+                continue
+            if node.op_type == "DequantizeLinear" and node.input[0] in self.stored and self._is_whole(node):
+                taken.add(id(node))
+            elif node.op_type == "QuantizeLinear":
+                ends = _ends(node, readers, outputs)
+                if ends is not None and all(self._has_one_scale(each) for each in (node, *ends)):
+                    taken |= {id(each) for each in (node, *ends)}
+        return taken
+
+    def _is_whole(self, node: onnx.NodeProto) -> bool:
+        blocks = any(attribute.name == "block_size" and attribute.i for attribute in node.attribute)
+        return not blocks and all(name in self.stored for name in node.input if name)
+
+    def _has_one_scale(self, node: onnx.NodeProto) -> bool:
+        known = [self.stored[name] for name in node.input[1:3] if name in self.stored]
+        return self._elem_type(node) in BOUNDS and all(int(np.prod(tensor.dims)) == 1 for tensor in known)
+
+    def _elem_type(self, node: onnx.NodeProto) -> int:
+        """The narrow type of a step, by its zero point."""
+        if len(node.input) < 3 or not node.input[2]:
+            return TensorProto.UINT8
+        zero = node.input[2]
+        return self.stored[zero].data_type if zero in self.stored else self.given.get(zero, TensorProto.UINT8)
+
     def _scale(self, node: onnx.NodeProto) -> str:
-        scale = self.stored.get(node.input[1])
-        if scale is not None and int(np.prod(scale.dims)) != 1:
-            raise ValueError(f"'{node.output[0]}' has a scale for each slice")
         return self._add("Reshape", self._float(node.input[1]), self._vector())
 
     def _vector(self) -> str:
         return self._add("Constant", value=numpy_helper.from_array(np.asarray([], np.int64)))
 
-    def _zero(self, node: onnx.NodeProto) -> tuple[str, int]:
-        """The zero point as a float, "" if it is 0 by its absence, and the narrow type."""
+    def _zero(self, node: onnx.NodeProto) -> str:
+        """The zero point as a float; "" if it is 0 by its absence."""
         if len(node.input) < 3 or not node.input[2]:
-            return "", TensorProto.UINT8
+            return ""
         name = node.input[2]
         if name not in self.stored:
-            return self._add("Reshape", self._float(name), self._vector()), self.given.get(name, TensorProto.UINT8)
-        values = numpy_helper.to_array(self.stored[name])
-        if values.size != 1:
-            raise ValueError(f"'{node.output[0]}' has a zero point for each slice")
-        return self._number(float(values.reshape(-1)[0])), self.stored[name].data_type
+            return self._add("Reshape", self._float(name), self._vector())
+        return self._number(float(numpy_helper.to_array(self.stored[name]).reshape(-1)[0]))
+
+    def _leaves(self, node: onnx.NodeProto) -> bool:
+        """Whether a step leaves its input as it is."""
+        return self.without is None or node.input[1] in self.without or self._is_rounded(node)
 
     def _quantize(self, node: onnx.NodeProto) -> None:
-        if not self.wave or self._is_rounded(node):
+        if self._leaves(node):
             self._add("Div", self._float(node.input[0]), self._scale(node), made=node.output[0])
             return
-        zero, elem_type = self._zero(node)
+        zero = self._zero(node)
         share = self._add("Div", self._float(node.input[0]), self._scale(node))
         shifted = self._add("Add", share, zero) if zero else share
-        bounds = [self._number(bound) for bound in BOUNDS[elem_type]]
+        bounds = [self._number(bound) for bound in BOUNDS[self._elem_type(node)]]
         clamped = self._add("Clip", shifted, *bounds)
         turned = self._add("Sin", self._add("Mul", clamped, self._number(2 * np.pi)))
         wave = self._add("Div", turned, self._number(4 * np.pi))
@@ -150,8 +186,6 @@ class _Smoother:
             return
         narrow = self._float(node.input[0])
         product = self._add("Mul", narrow, self._scale(node))
-        if node.input[0] in self.given:
-            raise ValueError(f"'{node.output[0]}' is dequantised from what is quantised elsewhere")
         scale = self.stored.get(node.input[1])
         if scale is not None:
             self._add("Cast", product, to=scale.data_type, made=node.output[0])
@@ -162,8 +196,6 @@ class _Smoother:
         """The weights that a DequantizeLinear makes of stored numbers, in the type of their scale."""
         value, scale, *zero = (numpy_helper.to_array(self.stored[name]) for name in node.input if name)
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-        if any(attribute.name == "block_size" and attribute.i for attribute in node.attribute):
-            raise ValueError(f"'{node.output[0]}' is quantised in blocks")
         sizes = [-1 if place == axis % max(value.ndim, 1) else 1 for place in range(value.ndim)]
         parts = [part.reshape(sizes) if part.size != 1 else part.reshape(()) for part in (scale, *zero)]
         whole = value.astype(scale.dtype) - (parts[1].astype(scale.dtype) if zero else 0)
@@ -177,3 +209,22 @@ class _Smoother:
         kept = [tensor for tensor in graph.initializer if tensor.name in read]
         del graph.initializer[:]
         graph.initializer.extend(kept)
+
+
+def _ends(
+    node: onnx.NodeProto, readers: Mapping[str, Sequence[onnx.NodeProto]], outputs: Collection[str]
+) -> list[onnx.NodeProto] | None:
+    """Every DequantizeLinear that narrow numbers are moved to; None where something else is done with them."""
+    ends, queue = [], list(node.output)
+    while queue:
+        name = queue.pop()
+        if name in outputs:
+            return None
+        for reader in readers.get(name, ()):
+            if reader.input[0] == name and reader.op_type == "DequantizeLinear":
+                ends.append(reader)
+            elif reader.input[0] == name and reader.op_type in MOVEMENT:
+                queue.extend(reader.output)
+            else:
+                return None
+    return ends

@@ -47,6 +47,7 @@ def _to_layer(view: GraphView, behind: Trace) -> tuple[Trace, Rounded]:
     """On through quantisation steps, which work on each element by itself, up to the layer; as it is where none stands there."""
     found, rounded = behind, _NOTHING
     while (quantizer := read_quantizer(view, found.source)) is not None:
+        assert quantizer.source is not None
         above = trace(view, quantizer.source, through_repeats=True)
         back = view.producer(found.source)
         assert back is not None

@@ -98,6 +98,7 @@ def _step(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
     if (scalar := scalar_factor(view, node)) is not None:
         return [replace(path, tensor=scalar[0], scale=path.scale * scalar[1])]
     if (quantizer := read_quantizer(view, path.tensor)) is not None:
+        assert quantizer.source is not None
         return [_above(path, quantizer.source, ScoreTerm("quantize", quantizer=quantizer))]
     if rearranges(view, node):
         return [replace(path, tensor=node.inputs[0], items=(Step(node, node.outputs[0]), *path.items))]

@@ -15,15 +15,19 @@ SMALL, LEAST = 8, 16
 _TYPES = {"fp16": "float16", "bf16": "bfloat16"}
 
 
-def make_legal(target: Target, form: str, facts: Facts, precision: str = "keep", pad: bool = True) -> Adaptation:
+def make_legal(
+    target: Target, form: str, facts: Facts, precision: str = "keep", pad: bool = True, probabilities: str = ""
+) -> Adaptation:
     """What to change about a site that is written in `form`; nothing where it lands as it stands, or nothing helps.
 
     precision: of the island that may be put around a site that has operands of a wider type; "keep" for none. pad: heads may be
-        padded.
+        padded. probabilities: what they are to be rounded to (`missing_step`).
     Only TensorRT is known by its kernels: for the others an island is put where it is asked for.
     """
     if facts.quantized not in (None, "none"):
-        return AS_IT_STANDS  # Its kernels are its own, and what it computes is not to be rounded once more.
+        return Adaptation(
+            probabilities=probabilities
+        )  # Its kernels are its own, and what it computes is not to be rounded once more.
     wide = facts.dtype in ("float32", "float64") or facts.value_dtype == "other"
     if target.name != "tensorrt":
         return Adaptation(precision) if wide else AS_IT_STANDS
@@ -34,10 +38,17 @@ def make_legal(target: Target, form: str, facts: Facts, precision: str = "keep",
     return AS_IT_STANDS
 
 
+def missing_step(facts: Facts) -> str:
+    """What the probabilities of a site can be rounded to, as Q, K and V are; "" where they are already, or these are not."""
+    return str(facts.quantized) if facts.narrow and facts.probabilities_quantized == "none" else ""
+
+
 def adapted_facts(facts: Facts, adaptation: Adaptation) -> Facts:
     """The facts of a site after the change."""
     if adaptation.elem_type:
         facts = replace(facts, dtype=_TYPES[adaptation.precision], value_dtype="same")
+    if adaptation.probabilities:
+        facts = replace(facts, probabilities_quantized=adaptation.probabilities)
     if adaptation.head_dim is not None:
         facts = replace(facts, head_dim=adaptation.head_dim, value_head="same")
     return facts

@@ -61,7 +61,7 @@ def linear(view: GraphView, tensor: gs.Tensor, rounded: bool = False) -> Linear 
     for product, other in (node.inputs, reversed(node.inputs)):
         bias = weight_tensor(view, other)
         step = read_quantizer(view, product) if rounded else None
-        inner = view.producer(product if step is None else step.source)
+        inner = view.producer(product if step is None or step.source is None else step.source)
         if bias is None or bias[1] or inner is None or inner.op != "MatMul" or inner.domain not in STANDARD:
             continue
         found = _matmul(view, inner, bias[0], tensor)

@@ -30,16 +30,17 @@ NARROW: Mapping[int, str] = {
 
 @dataclass(frozen=True)
 class Quantizer:
-    """One step of quantisation. scale, zero: the stored tensors that both nodes read; zero None: it is 0.
+    """One step of quantisation.
 
-    elem_type: the type between the nodes. source: what is quantised. numbers: scale and zero as they are.
+    elem_type: the type between the nodes. numbers: scale and zero point. source: what is quantised. scale, zero: the stored
+    tensors that both nodes read; zero None: it is 0. A step that the graph does not have has neither source nor scale.
     """
 
-    scale: gs.Tensor
-    zero: gs.Tensor | None
     elem_type: int
-    source: gs.Tensor
     numbers: tuple[float, float]
+    source: gs.Tensor | None = None
+    scale: gs.Tensor | None = None
+    zero: gs.Tensor | None = None
 
     @property
     def kind(self) -> str:
@@ -69,7 +70,7 @@ def read_quantizer(view: GraphView, tensor: gs.Tensor) -> Quantizer | None:
     if view.elem_type(there.inputs[1]) != view.elem_type(tensor):
         return None
     zero = there.inputs[2] if _has_zero(there) else None
-    return Quantizer(there.inputs[1], zero, elem_type, there.inputs[0], numbers)
+    return Quantizer(elem_type, numbers, there.inputs[0], there.inputs[1], zero)
 
 
 def quantizes(view: GraphView, node: gs.Node, tensor: gs.Tensor) -> Quantizer | None:
