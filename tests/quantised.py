@@ -8,6 +8,10 @@ import ml_dtypes
 import numpy as np
 import onnx
 from graphs import Net
+from onnx import TensorProto, numpy_helper
+from support import feeds, max_rel, run
+
+import onnx_attn
 
 NARROW = {"int8": np.int8, "uint8": np.uint8, "fp8": ml_dtypes.float8_e4m3fn}
 OPERAND = {"int8": 1 / 32, "uint8": 1 / 32, "fp8": 1 / 64}
@@ -141,4 +145,42 @@ def quantised_block(
     )
     y = step(net, y, OPERAND[kind], kind) if activations else y
     net.output(net.merge_heads(y, channels), 3)
+    return net.model()
+
+
+def fused(model: onnx.ModelProto, **options: Any) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """Fuse, check, and compare in ONNX Runtime: what is quantised before is quantised alike afterwards."""
+    result = onnx_attn.fuse(model, **options)
+    onnx.checker.check_model(result.model)
+    inputs = feeds(model, {})
+    if not options.get("quantize_probabilities"):
+        assert max_rel(run(model, inputs, False), run(result.model, inputs, False)) < 1e-5
+    return result.model, result.report["candidates"][0]
+
+
+def steps(model: onnx.ModelProto) -> list[tuple[str, float]]:
+    """The QuantizeLinear nodes in order: type and scale of each."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    return sorted(
+        (
+            TensorProto.DataType.Name(stored[node.input[2]].data_type),
+            float(numpy_helper.to_array(stored[node.input[1]])),
+        )
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+    )
+
+
+def landed(model: onnx.ModelProto, sm: int = 89) -> tuple[int, int]:
+    report = onnx_attn.land(model, sm=sm)
+    assert report["built"], report["errors"]
+    return report["landed"], report["kernels"]
+
+
+def site_with(scores: Any = None, probabilities: Any = None) -> onnx.ModelProto:
+    """A plain site on graph inputs; `scores` and `probabilities` take the net and a value and give a value."""
+    net = Net(opset=19)
+    q, k, v = (net.input(name, 1, 2, 8, 8) for name in "qkv")
+    hooks = [(lambda value, hook=hook: hook(net, value) if hook else value) for hook in (scores, probabilities)]
+    net.output(net.sdpa(q, net.swap(k), v, *hooks))
     return net.model()

@@ -46,7 +46,7 @@ class Flips:
 
     def moved(self, case: Case, results: tuple[Results, Results]) -> float:
         """By how much quantising moves the result of a case, against the largest number before: what no step of rounding may
-        exceed. Where one was added, before and after together: |b − a| ≤ |b − b'| + |b' − a'| + |a' − a|, primed without steps."""
+        exceed. Where one was added, before and after together: |b − a| ≤ |b − b'| + |b' − a'| + |a' − a|, b' and a' without."""
         count = 2 if self.added else 1
         plain = [values(session, cut, case) for session, cut in zip(self.plain, self.cuts, strict=True)]
         found = [0.0]

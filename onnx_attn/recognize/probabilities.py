@@ -187,7 +187,8 @@ def _changed(view: GraphView, node: gs.Node, tensor: gs.Tensor) -> Stop:
             return Stop("talking-heads", mixing)
         return Stop("class-softmax", mixing, "the result goes into a product with constant weights")
     if _reaches_product(view, node, tensor):
-        return Stop("probabilities-changed", node, f"{node.op} '{label(node)}'")
+        code = "quantisation-step" if node.op == "QuantizeLinear" else "probabilities-changed"
+        return Stop(code, node, f"{node.op} '{label(node)}'")
     return _no_product(view, tensor, [node])
 
 

@@ -21,10 +21,12 @@ MOST_BRANCHES = 64
 """How many places one walk may look at: masks are added once or twice, not dozens of times."""
 
 CHANGES = frozenset(
-    "Reshape Transpose Squeeze Unsqueeze Expand Clip Tanh Sub Max Min Pow Relu Sigmoid Neg QuantizeLinear "
-    "DequantizeLinear Concat Slice Softplus Dropout ScatterND ScatterElements Pad".split()
+    "Reshape Transpose Squeeze Unsqueeze Expand Clip Tanh Sub Max Min Pow Relu Sigmoid Neg "
+    "Concat Slice Softplus Dropout ScatterND ScatterElements Pad".split()
 )
 """What may stand between a product and a softmax and still leave it attention, though not one that is read here."""
+
+STEPS = ("QuantizeLinear", "DequantizeLinear")
 
 Item = Step | ScoreTerm
 
@@ -122,6 +124,8 @@ def _step(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
         return []
     if node.op in ("Mul", "Div"):
         return _factored(view, path, node) or _blocked(path, node, "scale-not-constant", node.inputs)
+    if node.op in STEPS:
+        return _blocked(path, node, "quantisation-step", node.inputs[:1])
     if node.op in CHANGES:
         return _blocked(path, node, "scores-changed", node.inputs)
     return []

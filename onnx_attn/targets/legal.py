@@ -24,7 +24,7 @@ def make_legal(
         padded. probabilities: what they are to be rounded to (`missing_step`).
     Only TensorRT is known by its kernels: for the others an island is put where it is asked for.
     """
-    if facts.quantized not in (None, "none"):
+    if facts.quantized not in (None, "none") or facts.steps_inside:
         return Adaptation(
             probabilities=probabilities
         )  # Its kernels are its own, and what it computes is not to be rounded once more.
