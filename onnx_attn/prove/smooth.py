@@ -6,7 +6,7 @@ that. So what is compared is, in place of `round`, a wave of the same step:
     x ↦ scale · (u + sin(2π·u) / 4π),   u = clamp(x / scale)
 
 (A step whose input was rounded by the same step already, and only moved since, leaves it as it is; so does the wave's stand-in.)
-It is continuous, stretches a difference by no more than 1.5, is no step that another scale, zero point, type or place in the
+It is continuous, stretches a difference by no more than 1.5, is no step that another scale, range or place in the
 order of arithmetic would make, and runs in float64, in which QuantizeLinear does not.
 """
 
