@@ -39,22 +39,18 @@ def write_packed(
 
     hints = [ROLES[role] for role in group.roles]
     varies = len(set(rows(view, group.members[0].layer))) > 1
-    if (biased or varies or len(sizes) == 2) and len(set(sizes)) == 1:
+    finished = _is_rounded(group) and not in_proj.stands
+    if (biased or varies or len(sizes) == 2) and len(set(sizes)) == 1 and not finished:
         packed = turned(projected, sum(counts), sizes[0], "_".join(hints))
         parts = _split(writer, packed, counts, order.index(HEAD))
     else:
         parts = _split(writer, projected, [n * h for n, h in zip(counts, sizes, strict=True)], -1)
+        if finished:
+            parts = [_finished(writer, in_proj, *part) for part in zip(group.members, parts, strict=True)]
         parts = [turned(*part) for part in zip(parts, counts, sizes, hints, strict=True)]
-    apart = not in_proj.stands
     parts = [
-        write_rounded(
-            writer,
-            _finished(writer, in_proj, member, part) if apart and member.layer.rounded else part,
-            in_proj.site.operands[member.role],
-            ROLES[member.role],
-            in_proj.dtype,
-        )
-        for member, part in zip(group.members, parts, strict=True)
+        write_rounded(writer, part, in_proj.site.operands[role], ROLES[role], in_proj.dtype)
+        for role, part in zip(group.roles, parts, strict=True)
     ]
     return {
         role: write_reshape(writer, part, packing.targets[role], ROLES[role]) if role in packing.targets else part
@@ -74,12 +70,12 @@ def _is_rounded(group: Group) -> bool:
 
 
 def _finished(writer: Writer, in_proj: InProj, member: Member, part: str) -> str:
-    """An operand's part `(…, N, …, H)` of the product, rounded as its layer has it, with its bias."""
+    """An operand's part `(…, C)` of the product, rounded as its layer has it, with its bias."""
     assert member.layer.rounded is not None
-    part = write_quantizer(writer, part, quantizer_names(writer, member.layer.rounded), f"{ROLES[member.role]}_product")
-    sizes = [member.heads.count if axis == HEAD else 1 for axis in member.heads.order] + [member.heads.size]
-    bias = in_proj.bias_of(member).reshape(sizes)
-    return writer.add("Add", [part, writer.weight(bias, f"{ROLES[member.role]}_bias")], ROLES[member.role])
+    role = ROLES[member.role]
+    part = write_quantizer(writer, part, quantizer_names(writer, member.layer.rounded), f"{role}_product")
+    name: str = writer.add("Add", [part, writer.weight(in_proj.bias_of(member), f"{role}_bias")], role)
+    return name
 
 
 def _write_projection(writer: Writer, group: Group, in_proj: InProj, source: str) -> str:
