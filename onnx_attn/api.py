@@ -85,6 +85,7 @@ def fuse(
     precision: str = "keep",
     pack: bool = True,
     algebra: bool = True,
+    quantize_probabilities: bool = False,
     search: bool = False,
     sm: int | None = None,
     shapes: Mapping[str, Shape | Sequence[Shape]] | None = None,
@@ -100,6 +101,9 @@ def fuse(
 
     `precision`: "fp16" or "bf16" puts a half-precision island around each site of float32 that has no attention kernel else.
 
+    `quantize_probabilities`: where Q, K and V of a site are quantised and its probabilities are not, round these too, to the same
+    type, with a scale of 1/127 (int8) or 1/448 (fp8). That changes numbers; the certificate says by how much at most (`bound`).
+
     `search`: ask TensorRT's compiler about each distinct site, in every form and layout that the target takes, and take what
     has the fewest kernels, then the fewest bytes; never more than without. `sm` and `shapes`, as `land` has them: what the
     engine will be built for, since which is best depends on it.
@@ -110,7 +114,8 @@ def fuse(
     """
     if precision not in ("keep", *ISLANDS):
         raise UsageError(f"unknown precision {precision!r}; choose keep, {' or '.join(ISLANDS)}")
-    choice = Choice(form, pack, IDENTITIES if algebra else (), precision=precision)
+    identities = IDENTITIES if algebra else ()
+    choice = Choice(form, pack, identities, precision=precision, quantize_probabilities=quantize_probabilities)
     asked = _asked(search, sm, shapes, target)
     if plan is None:
         options = Options(parse_target(target, target_version), choice, expect, verify, search=asked)

@@ -70,6 +70,13 @@ def fuse(
     ] = "keep",
     no_pack: Annotated[bool, typer.Option("--no-pack", help="Leave the Q/K/V projections as they are.")] = False,
     no_algebra: Annotated[bool, typer.Option("--no-algebra", help="Leave biases and scales where they are.")] = False,
+    quantize_probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--quantize-probabilities",
+            help="Round the softmax's result too where Q, K and V are quantised; changes numbers.",
+        ),
+    ] = False,
     search: Annotated[
         bool,
         typer.Option("--search", help="Ask TensorRT's compiler for the best form and layout of each kind of site."),
@@ -101,6 +108,7 @@ def fuse(
             precision=precision,
             pack=not no_pack,
             algebra=not no_algebra,
+            quantize_probabilities=quantize_probabilities,
             search=search,
             sm=sm,
             shapes=read_shapes(shapes or []),

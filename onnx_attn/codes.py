@@ -57,6 +57,13 @@ _TABLE = (
         "move it behind the product with V where that is the same; else the site stays as it is",
     ),
     Code(
+        "quantisation-step",
+        True,
+        "the scores or the probabilities are quantised in a way that is not read: not with one stored scale for all, "
+        "or not the same in QuantizeLinear and DequantizeLinear",
+        "quantise activations per tensor, with a finite scale; else the site stays as it is",
+    ),
+    Code(
         "operand-order",
         True,
         "the product with V sums over the queries and not over the keys: V·P and not P·V",

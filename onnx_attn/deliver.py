@@ -14,6 +14,7 @@ from onnx_attn.graph.load import Loaded, load
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.pipeline import Options, PlanDocument, Report, Trial, rewrite
 from onnx_attn.prove.whole import Model, WholeProof, compare_models
+from onnx_attn.prove.whole_quantised import compare_quantised
 from onnx_attn.report.document import proof_document
 from onnx_attn.runtime import CannotRun
 
@@ -74,7 +75,10 @@ def _prove_whole(report: Report, trial: Trial, before: Model, after: Model) -> N
     proof = WholeProof({}, 0, trial.rtol, 0.0)
     if trial.changed:
         try:
-            proof = compare_models((before, trial.name), (after, f"{trial.name} (fused)"), trial.inputs, trial.rtol)
+            named = (before, trial.name), (after, f"{trial.name} (fused)")
+            proof = compare_models(*named, trial.inputs, trial.rtol)
+            if not proof.ok:
+                proof = compare_quantised(*named, trial.inputs, proof)
         except CannotRun as error:
             raise CannotRun(f"{error}; pass --no-verify to rewrite without proof") from error
     if not proof.ok:

@@ -6,16 +6,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from onnx_attn.algebra.choose import CONSTANT_CHANNEL, IDENTITIES, NOTHING, Algebra, choose_algebra
-from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation, Heads
+from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation, Heads, adapted_site
 from onnx_attn.forms.attention import attention_refused
 from onnx_attn.forms.contrib import contrib_refused
+from onnx_attn.forms.narrow_weights import narrow_refused
 from onnx_attn.forms.packing import Packing, plan_packing
 from onnx_attn.forms.placement import AUTO, Placement
 from onnx_attn.forms.way import Way
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Candidate, Verdict, Written
 from onnx_attn.targets.editions import Target
-from onnx_attn.targets.legal import adapted_facts, make_legal
+from onnx_attn.targets.legal import adapted_facts, make_legal, missing_step
 from onnx_attn.targets.lookup import WRITTEN, check_form, choose_form, code_of, lands_best
 from onnx_attn.targets.reading import form_of_node, written_facts
 from onnx_attn.targets.rows import Row
@@ -85,7 +86,8 @@ class Plan:
 @dataclass(frozen=True)
 class Choice:
     """What is asked for a site: its form, whether to pack, which identities are allowed, or to leave it alone; the precision
-    of the island around a site of float32 ("keep" for none), whether its heads may be padded, and where its parts go."""
+    of the island around a site of float32 ("keep" for none), whether its heads may be padded, whether probabilities are to be
+    rounded where Q, K and V are, and where its parts go."""
 
     form: str = "auto"
     pack: bool = True
@@ -93,6 +95,7 @@ class Choice:
     apply: bool = True
     precision: str = "keep"
     heads: Heads = "needed"
+    quantize_probabilities: bool = False
     placement: Placement = AUTO
 
 
@@ -130,19 +133,23 @@ def decide(view: GraphView, site: AttentionSite | Written, target: Target, wante
     facts = written_facts(view, site)
     if wanted.form == "attention" and facts.mask not in (None, "none"):
         facts = replace(facts, mask_rank=4, mask_queries="all")  # As it is written.
+    step = missing_step(facts) if wanted.quantize_probabilities and isinstance(site, AttentionSite) else ""
+    facts = replace(facts, probabilities_quantized=step) if step else facts
     likely = WRITTEN[0] if wanted.form == "auto" else wanted.form
-    change = make_legal(target, likely, facts, wanted.precision, wanted.heads)
+    change = make_legal(target, likely, facts, wanted.precision, wanted.heads, step)
     chosen = choose_form(target, wanted.form, adapted_facts(facts, change))
     if isinstance(site, Written):
         return site if chosen == "function" else Verdict(site.name, "already-fused", site.name)
     if isinstance(chosen, Row):
         return Verdict(site.name, code_of(chosen), site.name, chosen.told(facts))
     if chosen != likely:
-        change = make_legal(target, chosen, facts, wanted.precision, wanted.heads)
+        change = make_legal(target, chosen, facts, wanted.precision, wanted.heads, step)
     says = {"attention": attention_refused, "contrib": contrib_refused}.get(chosen)
-    if says is not None and (refused := says(view, site, change.elem_type)) is not None:
+    if says is not None and (refused := says(view, adapted_site(view, site, change, chosen), change.elem_type)):
         return Verdict(site.name, refused[0], site.name, refused[1])
     packing = plan_packing(view, site) if wanted.pack else "packing is turned off"
+    if isinstance(packing, Packing):
+        packing = next((why for group in packing.groups if (why := narrow_refused(view, group))), packing)
     if isinstance(packing, Packing):
         algebra = choose_algebra(view, site, packing, _useful(wanted.algebra, target))
         return Decision(site, chosen, packing, None, algebra, adaptation=change, placement=wanted.placement)

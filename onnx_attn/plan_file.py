@@ -24,7 +24,7 @@ import onnx
 
 from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.errors import InputError, UsageError, one_line
-from onnx_attn.forms.adaptation import ISLANDS, PADDED, Heads, island_name
+from onnx_attn.forms.adaptation import ISLANDS, PADDED, QUANTISED, Heads, island_name
 from onnx_attn.forms.placement import BIASES, SCALES, SPLITS, Placement
 from onnx_attn.plan import Choice, Decision, Plan
 from onnx_attn.site import Verdict
@@ -153,8 +153,10 @@ def _choice(site: Document, name: str, place: str) -> Choice | None:
     for identity in algebra:
         if identity not in IDENTITIES:
             raise UsageError(f"{name}: {place} names the identity {identity!r}; choose of {', '.join(IDENTITIES)}")
-    pack, (precision, heads) = _of(site, "pack", bool, name, place), _changes(site, name, place)
-    return Choice(form, pack, tuple(algebra), apply, precision, heads, _placement(site, name, place))
+    pack, (precision, changes) = _of(site, "pack", bool, name, place), _changes(site, name, place)
+    heads: Heads = "aligned" if PADDED in changes else "kept"
+    placement = _placement(site, name, place)
+    return Choice(form, pack, tuple(algebra), apply, precision, heads, QUANTISED in changes, placement)
 
 
 def _placement(site: Document, name: str, place: str) -> Placement:
@@ -167,17 +169,17 @@ def _placement(site: Document, name: str, place: str) -> Placement:
     return Placement(**given)
 
 
-def _changes(site: Document, name: str, place: str) -> tuple[str, Heads]:
-    """The precision of the site's island, and whether its heads are padded."""
+def _changes(site: Document, name: str, place: str) -> tuple[str, list[str]]:
+    """The precision of the site's island, and all changes."""
     changes = _of(site, "changes", list, name, place) if "changes" in site else []
     islands = {island_name(precision): precision for precision in ISLANDS}
     for change in changes:
-        if change not in (*islands, PADDED):
-            raise UsageError(f"{name}: {place} names the change {change!r}; choose of {', '.join((*islands, PADDED))}")
+        if change not in (known := (*islands, PADDED, QUANTISED)):
+            raise UsageError(f"{name}: {place} names the change {change!r}; choose of {', '.join(known)}")
     asked = [islands[change] for change in changes if change in islands]
     if len(asked) > 1:
         raise UsageError(f"{name}: {place} has two islands; leave one of them")
-    return (asked or ["keep"])[0], "aligned" if PADDED in changes else "kept"
+    return (asked or ["keep"])[0], changes
 
 
 def check_fits(plan: ReadPlan, model: str, found: str, sites: list[str]) -> None:

@@ -14,6 +14,7 @@ from onnx_attn.codes import CODES
 from onnx_attn.views.arrange import Move
 from onnx_attn.views.layout import Layout
 from onnx_attn.views.linear import Linear
+from onnx_attn.views.quantizer import Quantizer
 from onnx_attn.views.trace import Trace
 
 
@@ -25,7 +26,10 @@ class Operand:
     read: what the original product reads.
     trace: from the tensor up to its source, through movement and scalar factors.
     whole: the same, and on through what repeats its heads: up to the projection's result.
+        Where it leads on through quantisation steps, its factor is that of the trace, and `rounded` says the rest.
     layout: of the tensor over the trace's source; None if the movement is no plain re-arrangement.
+    rounded: of the whole trace: its quantisation steps and the factors in front of them, in order.
+    quantizer: the last step in front of the product, if one is, with movement or a factor behind it at most.
     """
 
     tensor: gs.Tensor
@@ -33,6 +37,8 @@ class Operand:
     trace: Trace
     whole: Trace
     layout: Layout | None
+    rounded: tuple[Quantizer | float, ...] = ()
+    quantizer: Quantizer | None = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +79,15 @@ class ScoreTerm:
     softcap: fill · tanh(scores / fill)
     floor:   max(scores, fill)
     factor:  scores · mask if `keep_when` else scores / mask, where nothing but weights decides the mask: a temperature a head
+    quantize: rounded by `quantizer`
     """
 
-    kind: Literal["add", "subtract", "where", "cast", "causal", "scale", "softcap", "floor", "factor"]
+    kind: Literal["add", "subtract", "where", "cast", "causal", "scale", "softcap", "floor", "factor", "quantize"]
     mask: gs.Tensor | None = None
     fill: float = 0.0
     keep_when: bool = True
     dtype: int = 0
+    quantizer: Quantizer | None = None
 
 
 Guard = Literal["nan", "row", "blocked"] | None
@@ -97,6 +105,7 @@ class AttentionSite:
     guard: what becomes of rows of P that are masked throughout. None: nothing is done. "nan": NaN becomes 0,
         `Where(IsNaN(P), 0, P)`. "row": as the Attention operator's kernels have it, the result of a row whose additive mask is
         nowhere above the type's lowest number becomes 0. "blocked": the same where it is −inf throughout.
+    quantized: what P is rounded by, last of all before the product with V.
     cleared: of kind "where" and fill 0, by which P becomes 0 for some keys before the product with V.
     output: the tensor that holds P·V; its name, type and shape stay. result: the moves to its axes from `(…, N, S, H)`.
     value_product: the node of P·V, where it is not what makes the output.
@@ -130,10 +139,17 @@ class AttentionSite:
     overflows: bool = False
     notes: tuple[str, ...] = ()
     cleared: ScoreTerm | None = None
+    quantized: Quantizer | None = None
 
     @property
     def operands(self) -> tuple[Operand, Operand, Operand]:
         return self.query, self.key, self.value
+
+    @property
+    def quantizers(self) -> tuple[Quantizer, ...]:
+        """Those of the scores, in order, and that of the probabilities."""
+        found = [term.quantizer for term in self.terms] + [self.quantized]
+        return tuple(each for each in found if each is not None)
 
     @property
     def causal(self) -> bool:

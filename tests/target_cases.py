@@ -36,6 +36,8 @@ def model_of(facts: Facts, form: str) -> onnx.ModelProto:
         case.primitives()
     if form == "function":
         case.call()
+        if facts.steps_inside:
+            case.call_again()
     if facts.nested == "If":
         case.branch()
     return case.model()
@@ -125,7 +127,7 @@ class _Case:
     # Forms.
 
     def attention(self) -> None:
-        facts, inputs = self.facts, [*self.operands(), self.mask()]
+        facts, inputs = self.facts, [*self.rounded_operands(*self.operands()), self.mask()]
         attrs: dict[str, Any] = {"scale": self.scale}
         outputs = ["y"]
         if facts.past or facts.presents:
@@ -186,7 +188,8 @@ class _Case:
     def primitives(self) -> None:
         """`softmax(scale·Q·Kᵀ + mask)·V`, changed as the facts' code says."""
         facts = self.facts
-        q, k, v = self.operands()
+        q, k, v = self.rounded_operands(*self.operands())
+        self.before = (q, k, v), len(self.nodes)
         if facts.kv_heads not in (1, facts.heads):  # One head for all is multiplied by broadcasting, as it stands.
             k, v = self.repeated(k, self.h), self.repeated(v, self.w)
         if facts.turned and facts.code == "none":
@@ -194,7 +197,10 @@ class _Case:
             return
         scale = self.number(self.scale)
         q = self.op("Mul", q, self.op("CastLike", scale, q) if self.like else scale)
-        scores = self.masked(self.op("MatMul", q, self.turned(k)))
+        scores = self.op("MatMul", q, self.turned(k))
+        if facts.scores_quantized:
+            scores = self.step(scores, 0.1)
+        scores = self.masked(scores)
         if facts.causal:
             lower = self.number(np.tril(np.ones((self.s, self.t), bool)), TensorProto.BOOL)
             scores = self.op("Where", lower, scores, self.number(-np.inf))
@@ -206,10 +212,48 @@ class _Case:
             probabilities = self.op("Where", cleared, self.number(0.0), probabilities)
         if facts.value_dtype == "other":
             probabilities = self.op("Cast", probabilities, to=self.value_element)
-        self.op("MatMul", probabilities, v, made="y")
+        if facts.probabilities_quantized != "none":
+            kind = str(facts.probabilities_quantized)
+            probabilities = self.step(probabilities, {"int8": 1 / 127, "fp8": 1 / 448}[kind], kind)
+        if facts.result_quantized:
+            self.step(self.op("MatMul", probabilities, v), 1 / 32, made="y")
+        else:
+            self.op("MatMul", probabilities, v, made="y")
         if facts.code == "probabilities-used":
             self.output(probabilities, self.b, self.n, self.s, self.t)
         self.result("y")
+
+    def rounded_operands(self, q: str, k: str, v: str) -> tuple[str, str, str]:
+        """Q, K and V as the facts have them rounded; of "some", Q and K are."""
+        facts = self.facts
+        if facts.quantized == "none":
+            return q, k, v
+        sizes = {"features": (3, self.h), "heads": (1, self.n)}
+        along = sizes.get(str(facts.sliced))
+        zero = 3 if facts.offset else 0
+        q, k = (self.step(value, 1 / 32, along=along, zero=zero) for value in (q, k))
+        whole = facts.quantized != "some" or facts.sliced != "none"
+        return q, k, self.step(v, 1 / 32, along=along, zero=zero) if whole else v
+
+    def step(
+        self,
+        value: str,
+        scale: float,
+        kind: str = "",
+        made: str = "",
+        along: tuple[int, int] | None = None,
+        zero: int = 0,
+    ) -> str:
+        """QuantizeLinear and DequantizeLinear; `along`: an axis and its size, for a scale for each slice of it."""
+        kind = kind or ("fp8" if self.facts.quantized == "fp8" else "int8")
+        element = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}[kind]
+        numbers = (np.asarray(scale), np.asarray(zero))
+        if along is not None:
+            numbers = (np.full(along[1], scale), np.full(along[1], zero))
+        step = self.number(numbers[0]), self.number(numbers[1], element)
+        attrs = {} if along is None else {"axis": along[0]}
+        narrow = self.op("QuantizeLinear", value, *step, **attrs)
+        return self.op("DequantizeLinear", narrow, *step, made=made, **attrs)
 
     def masked(self, scores: str) -> str:
         mask = self.mask()
@@ -261,14 +305,25 @@ class _Case:
     # What may stand around a form.
 
     def call(self) -> None:
-        """Move all nodes into a local function and call it."""
+        """Move all nodes behind the quantisation of Q, K and V into a local function and call it."""
+        operands, count = self.before
+        outside, self.nodes = self.nodes[:count], self.nodes[count:]
         opset = helper.make_opsetid("", int(self.facts.opset or 0))
-        given, made = [value.name for value in self.inputs], [value.name for value in self.outputs]
+        given = [*operands, *(value.name for value in self.inputs[3:])]
+        made = [value.name for value in self.outputs]
         self.functions.append(
             helper.make_function(DOMAIN, "ScaledDotProductAttention", given, made, self.nodes, [opset])
         )
-        self.nodes = [helper.make_node("ScaledDotProductAttention", given, made, name=SITE, domain=DOMAIN)]
+        call = helper.make_node("ScaledDotProductAttention", given, made, name=SITE, domain=DOMAIN)
+        self.nodes = [*outside, call]
         self.domains.append(DOMAIN)
+
+    def call_again(self) -> None:
+        """A second call, on the first one's result."""
+        call = self.nodes[-1]
+        again = [call.output[0], *call.input[1:]]
+        self.nodes.append(helper.make_node(call.op_type, again, ["y2"], name="second", domain=DOMAIN))
+        self.outputs = [_renamed(self.outputs[0], "y2")]
 
     def branch(self) -> None:
         """Put all nodes into one branch of an If whose condition is a model input; the other gives Q."""

@@ -110,16 +110,10 @@ def test_inference_dropout_is_removed() -> None:
 # --- changes between softmax and V -----------------------------------------------------------------------------------
 
 
-def quantized(net: Net, p: str) -> str:
-    scale, zero = net.const(1 / 255, np.float32), net.const(0, np.uint8)
-    return net.op("DequantizeLinear", net.op("QuantizeLinear", p, scale, zero), scale, zero)
-
-
 CHANGES: dict[str, Change] = {
     "factor": lambda net, p: net.scaled(p, 0.5),
     "renormalised": lambda net, p: net.op("Add", p, net.const(1e-6)),
     "slice": lambda net, p: net.op("Slice", p, net.ints(0), net.ints(5), net.ints(3)),
-    "quantized": quantized,
 }
 
 

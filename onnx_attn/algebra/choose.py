@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from onnx_attn.algebra.constant_channel import ConstantChannel, read_constant_channel
 from onnx_attn.algebra.key_bias import key_bias_stays
 from onnx_attn.algebra.value_bias import OutProjection, read_value_bias
+from onnx_attn.forms.narrow_weights import is_narrow
 from onnx_attn.forms.owning import is_own
 from onnx_attn.forms.packing import Group, Member, Packing
 from onnx_attn.graph.view import GraphView
@@ -58,6 +59,7 @@ class Algebra:
 
 
 NOTHING = Algebra()
+QUANTISED = "weights or what is made of them are quantised"
 
 
 def choose_algebra(
@@ -69,6 +71,8 @@ def choose_algebra(
     anew is the same error in every row of V, which the average over keys makes no smaller.
     """
     left: dict[str, str] = {}
+    if is_quantised(view, site, packing):
+        return Algebra(left=dict.fromkeys(allowed, QUANTISED))
     own = [g for g in packing.groups if is_own(view, site, [(m.role, m.layer) for m in g.members])]
     constants: dict[int, ConstantChannel] = {}
     for group in own if CONSTANT_CHANNEL in allowed else ():
@@ -94,6 +98,14 @@ def choose_algebra(
         left[SCALE] = "Q's projection is read elsewhere too"
         scale = False
     return Algebra(scale, key_bias, value_bias, constants, left)
+
+
+def is_quantised(view: GraphView, site: AttentionSite, packing: Packing) -> bool:
+    """Whether a quantisation step lies between the packed projections and P·V, or their weights are quantised: a bias or a
+    factor in front of a rounding is another than one behind it, and rounded rows of P do not sum to 1."""
+    operands = any(operand.rounded or operand.quantizer for operand in site.operands)
+    layers = any(member.layer.rounded for group in packing.groups for member in group.members)
+    return operands or layers or bool(site.quantizers) or any(is_narrow(view, group) for group in packing.groups)
 
 
 def _is_biased(view: GraphView, member: Member) -> bool:

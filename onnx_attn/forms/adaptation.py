@@ -18,25 +18,32 @@ from typing import Literal
 import numpy as np
 from onnx import TensorProto
 
+from onnx_attn.forms.narrow_weights import is_narrow
 from onnx_attn.forms.owning import is_own
 from onnx_attn.forms.packing import ROLES, Packing
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Guard, ScoreTerm
+from onnx_attn.views.quantizer import Quantizer
 
 ISLANDS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 """The precisions that can be asked for, and their types."""
 PADDED = "padded-heads"
 Heads = Literal["needed", "kept", "aligned"]
 """Whether heads are padded: where a target needs it, never, or whenever their size is no multiple of what it reads at once."""
+QUANTISED = "quantized-probabilities"
+FIXED_SCALES = {"int8": (TensorProto.INT8, 1 / 127), "fp8": (TensorProto.FLOAT8E4M3FN, 1 / 448)}
+"""Probabilities lie between 0 and 1: the type's largest number stands for 1."""
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """precision: of the island, "keep" for none. head_dim: the size to which heads of Q, K and V are padded, None for none."""
+    """precision: of the island, "keep" for none. head_dim: the size to which heads of Q, K and V are padded, None for none.
+    probabilities: the kind of numbers that they are rounded to, of FIXED_SCALES; "" where nothing is added."""
 
     precision: str = "keep"
     head_dim: int | None = None
+    probabilities: str = ""
 
     @property
     def elem_type(self) -> int:
@@ -47,7 +54,7 @@ class Adaptation:
     def names(self) -> tuple[str, ...]:
         """As plans and reports call it."""
         island = (island_name(self.precision),) if self.elem_type else ()
-        return island + ((PADDED,) if self.head_dim else ())
+        return island + ((PADDED,) if self.head_dim else ()) + ((QUANTISED,) if self.probabilities else ())
 
 
 AS_IT_STANDS = Adaptation()
@@ -63,6 +70,9 @@ def adapted_site(view: GraphView, site: AttentionSite, adaptation: Adaptation, f
     The operator `Attention` has no place for casts: there the softmax runs in the island's type, and a mask of another type is
     refused.
     """
+    if adaptation.probabilities:
+        elem_type, scale = FIXED_SCALES[adaptation.probabilities]
+        return replace(site, quantized=Quantizer(elem_type, (scale, 0.0)))
     island = adaptation.elem_type
     if not island or form == "attention":
         return site
@@ -95,7 +105,7 @@ def padded_packing(view: GraphView, site: AttentionSite, packing: Packing, adapt
     then. Else it stays, and operands are padded."""
     size = adaptation.head_dim
     own = all(is_own(view, site, [(m.role, m.layer) for m in group.members]) for group in packing.groups)
-    if size is None or packing.targets or not own:
+    if size is None or packing.targets or not own or any(is_narrow(view, group) for group in packing.groups):
         return packing
     groups = []
     for group in packing.groups:

@@ -37,6 +37,8 @@ def attention_refused(view: GraphView, site: AttentionSite, island: int = 0) -> 
         return "shape-unknown", "Q, K and V have more than four axes"
     if site.cleared is not None:
         return "form-not-taken", "probabilities are cleared behind the softmax"
+    if site.quantizers:
+        return "form-not-taken", "the scores or the probabilities are quantised"
     others = {term.kind for term in site.terms} & {"scale", "softcap", "floor", "factor"}
     if others:
         return "form-not-taken", f"the scores have a {others.pop()} of their own"

@@ -9,7 +9,7 @@ the one that keeps half-precision scores from overflowing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from onnx import TensorProto
@@ -17,6 +17,7 @@ from onnx import TensorProto
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Guard, ScoreTerm
+from onnx_attn.views.quantizer import NARROW
 from onnx_attn.views.trace import lowest
 
 
@@ -27,6 +28,7 @@ class Signature:
     cleared: whether the last mask says which probabilities are kept (True) or set to 0 (False); None where there is none.
     double: its numbers are of double precision, which an attribute of one float would round.
     scaled_scores: the scale stands behind the first product.
+    quantized: the type that the probabilities are rounded to on their way to V; 0 for none.
     """
 
     rank: int
@@ -36,6 +38,7 @@ class Signature:
     double: bool = False
     cleared: bool | None = None
     scaled_scores: bool = False
+    quantized: int = 0
 
     @property
     def suffix(self) -> str:
@@ -44,10 +47,13 @@ class Signature:
         parts += ["Scores"] if self.scaled_scores else []
         for kind, keep_when, dtype in self.terms:
             name = _NAMES[kind] if keep_when else _TURNED.get(kind, _NAMES[kind])
-            parts.append(name + (str(dtype) if dtype else ""))
+            said = NARROW[dtype].title() if kind == "quantize" else str(dtype) if dtype else ""
+            parts.append(name + said)
         parts += [f"Cast{dtype}" for dtype in self.probabilities_dtypes]
         if self.cleared is not None:
             parts.append("Keep" if self.cleared else "Clear")
+        if self.quantized:
+            parts.append(f"Probabilities{NARROW[self.quantized].title()}")
         if self.guard:
             parts.append({"nan": "GuardNaN", "row": "GuardRow", "blocked": "GuardBlocked"}[self.guard])
         if self.double:
@@ -65,16 +71,21 @@ _NAMES = {
     "softcap": "Softcap",
     "floor": "Floor",
     "factor": "Factor",
+    "quantize": "Scores",
 }
 _TURNED = {"where": "WhereNot", "factor": "Divisor", "scale": "Unscale"}
 """What a function's name says of each term of its scores, by kind; of some another thing where `keep_when` is false."""
 
 
 def signature(view: GraphView, site: AttentionSite, rank: int, scaled_scores: bool = False) -> Signature:
-    terms = tuple((term.kind, term.keep_when, term.dtype) for term in site.terms)
+    terms = tuple(
+        (term.kind, term.keep_when, term.quantizer.elem_type if term.quantizer else term.dtype) for term in site.terms
+    )
     double = view.elem_type(site.query.tensor) == TensorProto.DOUBLE
     cleared = site.cleared.keep_when if site.cleared is not None else None
-    return Signature(rank, terms, site.probabilities_dtypes, site.guard, double, cleared, scaled_scores)
+    quantized = site.quantized.elem_type if site.quantized is not None else 0
+    dtypes = site.probabilities_dtypes
+    return Signature(rank, terms, dtypes, site.guard, double, cleared, scaled_scores, quantized)
 
 
 AXES_OPSET = 18
@@ -114,9 +125,15 @@ class Spelling:
 
 
 def write_body(
-    spelling: Spelling, terms: tuple[ScoreTerm, ...], form: Signature, operands: tuple[str, str, str], masks: list[str]
+    spelling: Spelling,
+    terms: tuple[ScoreTerm, ...],
+    form: Signature,
+    operands: tuple[str, str, str],
+    masks: list[str],
+    quantizers: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Write the body's nodes on query `(…, S, H)`, key `(…, S, H)` and value; returns the name of Y."""
+    """Write the body's nodes on query `(…, S, H)`, key `(…, S, H)` and value; returns the name of Y. quantizers: the names of
+    scale and zero point, of the scores' in order and of the probabilities'."""
     write = spelling.writer.add
     query, key, value = operands
     factor = spelling.scalar("scale", query, 0)
@@ -125,11 +142,13 @@ def write_body(
     scores = write("MatMul", [scaled, write("Transpose", [key], "key_transposed", perm=turned)], "scores")
     if factor and form.scaled_scores:
         scores = write("Mul", [scores, factor], "scores_scaled")
-    remaining, dtype, masks_dtype = iter(masks), 0, 0
+    remaining, rounding, dtype, masks_dtype = iter(masks), iter(quantizers), 0, 0
     for number, term in enumerate(terms):
         if term.kind == "cast":
             dtype = term.dtype
             scores = write("Cast", [scores], "scores_cast", to=dtype)
+        elif term.kind == "quantize":
+            scores = write_quantizer(spelling.writer, scores, next(rounding), "scores")
         elif term.kind == "causal":
             fill = spelling.scalar("minus_infinity", scores, dtype)
             lower = spelling.triangle or _lower_triangle(spelling, query, key)
@@ -153,6 +172,8 @@ def write_body(
         bad = write("IsNaN", [probabilities], "probabilities_isnan")
         zero = spelling.scalar("zero", probabilities, dtype)
         probabilities = write("Where", [bad, zero, probabilities], "probabilities_guarded")
+    if form.quantized:
+        probabilities = write_quantizer(spelling.writer, probabilities, next(rounding), "probabilities")
     if form.guard not in ("row", "blocked"):
         return write("MatMul", [probabilities, value], "attention", output=spelling.output)
     # Behind the product and not before it: a choice on the probabilities keeps most sites off the attention kernels. (Where V
@@ -167,6 +188,13 @@ def write_body(
     bound = "lowest" if form.guard == "row" else "minus_infinity"
     bad = write("LessOrEqual", [peak, spelling.scalar(bound, peak, masks_dtype)], "row_masked")
     return write("Where", [bad, spelling.scalar("zero", attention, 0), attention], "attention", output=spelling.output)
+
+
+def write_quantizer(writer: Writer, value: str, step: tuple[str, str], hint: str, output: str | None = None) -> str:
+    """A quantisation step on a value; `step`: the names of scale and zero point. Returns the name of what was rounded."""
+    narrow = writer.add("QuantizeLinear", [value, *step], f"{hint}_quantized")
+    name: str = writer.add("DequantizeLinear", [narrow, *step], f"{hint}_rounded", output=output)
+    return name
 
 
 def _with_number(spelling: Spelling, term: ScoreTerm, scores: str, number: str, masks: Iterator[str]) -> str:

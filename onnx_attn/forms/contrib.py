@@ -38,6 +38,8 @@ def contrib_refused(view: GraphView, site: AttentionSite, island: int = 0) -> Re
         return "masked-row-differs", "rows that are masked throughout are cleared, which the operator does not do"
     if site.cleared is not None:
         return "form-not-taken", "probabilities are cleared behind the softmax"
+    if site.quantizers:
+        return "form-not-taken", "the scores or the probabilities are quantised"
     if any(term.kind not in ("add", "cast") for term in site.terms) or len(site.masks) > 1:
         return "mask-shape", "the operator adds one float mask to the scores"
     for mask in site.mask_tensors:

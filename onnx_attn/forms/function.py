@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from onnx_attn.domain import ATTENTION, DOMAIN
 from onnx_attn.forms.body import AXES_OPSET, FIXED, Signature, Spelling, numbers, signature, write_body
 from onnx_attn.forms.moves import written
+from onnx_attn.forms.quantizers import dtype_of, quantizer_names
 from onnx_attn.graph.edit import Names, Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, ScoreTerm
@@ -35,9 +36,10 @@ def write_function_call(
     attributes = {role: _attribute(float(number), form) for role, number in numbers(view, site, scale).items()}
     function = _function(writer.names, form, site.terms, list(attributes), view.opset)
     masks = [written(writer, view, mask, "mask") for mask in site.mask_tensors]
+    steps = [quantizer_names(writer, step, dtype_of(view, site.value)) for step in site.quantizers]
     writer.add(
         function.name,
-        [*operands, *masks],
+        [*operands, *masks, *(name for step in steps for name in step)],
         "attention",
         output=output,
         name=writer.names.claim(site.name),
@@ -85,16 +87,19 @@ def attention_function(
 
     masks = [f"mask_{n}" for n, term in enumerate(terms) if term.mask is not None]
     masks += ["cleared"] if form.cleared is not None else []
+    rounded = [f"scores_{n}" for n, term in enumerate(terms) if term.kind == "quantize"]
+    rounded += ["probabilities"] if form.quantized else []
+    quantizers = [(f"{what}_scale", f"{what}_zero") for what in rounded]
 
     def last_axis() -> str:
         return writer.add("Constant", [], "last_axis", value_ints=[-1]) if opset >= AXES_OPSET else ""
 
     spelling = Spelling(writer, scalar, last_axis, softmax_name="Softmax", output="attention")
-    write_body(spelling, terms, form, ("query", "key", "value"), list(masks))
+    write_body(spelling, terms, form, ("query", "key", "value"), list(masks), quantizers)
     return helper.make_function(
         DOMAIN,
         name,
-        ["query", "key", "value", *masks],
+        ["query", "key", "value", *masks, *(name for step in quantizers for name in step)],
         ["attention"],
         writer.nodes,
         [helper.make_opsetid("", opset)],

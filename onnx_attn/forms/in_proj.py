@@ -8,9 +8,11 @@ from functools import cached_property
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import helper
 
 from onnx_attn.algebra.choose import QUERY, Algebra
 from onnx_attn.algebra.constant_channel import affine, fold_bias, whole_bias
+from onnx_attn.forms.narrow_weights import is_narrow, write_narrow
 from onnx_attn.forms.packing import ROLES, Group, Member
 from onnx_attn.graph.edit import RoundsBadlyError, Writer
 from onnx_attn.graph.view import GraphView
@@ -45,6 +47,8 @@ class InProj:
             return self._computed(writer, "in_proj_weight", lambda numbers: numbers[0])
         if self.group.reuses_weight:
             return self.group.members[0].layer.weight.name
+        if is_narrow(self.view, self.group):
+            return write_narrow(writer, self.view, self.group)
         return writer.weight(np.concatenate([self._weight(m) for m in self.group.members], axis=1), "in_proj_weight")
 
     def bias(self, writer: Writer) -> str:
@@ -57,7 +61,7 @@ class InProj:
             bias = self.group.members[0].layer.bias
             assert bias is not None
             return bias.name
-        return writer.weight(np.concatenate([self._bias(m) for m in self.group.members]), "in_proj_bias")
+        return writer.weight(np.concatenate([self.bias_of(m) for m in self.group.members]), "in_proj_bias")
 
     def head_bias(self, writer: Writer, member: Member, between: int) -> str:
         """One operand's bias as `(N, 1, …, H)`, with so many axes `between` heads and features."""
@@ -71,7 +75,7 @@ class InProj:
         hint = f"{ROLES[member.role]}_bias"
         if self._is_computed:
             return self._computed(writer, hint, part)
-        return writer.weight(self._bias(member).reshape(shape), hint)
+        return writer.weight(self.bias_of(member).reshape(shape), hint)
 
     @cached_property
     def channel(self) -> int:
@@ -110,7 +114,7 @@ class InProj:
 
     @property
     def dtype(self) -> np.dtype:
-        return array(self.view, self.group.members[0].layer.weight).dtype
+        return helper.tensor_dtype_to_np_dtype(self.view.elem_type(self.group.members[0].layer.weight))
 
     def _numbers(self) -> Numbers:
         """Weights `(E, C)` and bias `(C,)` in float64."""
@@ -134,7 +138,7 @@ class InProj:
             factor = self.site.scale if member.role == QUERY and self.algebra.scale else 1.0
             weights.append(self._weight(member).astype(np.float64) * (member.layer.alpha * factor))
             kept = member.layer.bias is not None and (constant or self._has_bias(member))
-            biases.append(self._bias(member).astype(np.float64) * (member.layer.beta * factor if kept else 0.0))
+            biases.append(self.bias_of(member).astype(np.float64) * (member.layer.beta * factor if kept else 0.0))
         return np.concatenate(weights, axis=1), np.concatenate(biases)
 
     def _weight(self, member: Member) -> np.ndarray:
@@ -142,7 +146,7 @@ class InProj:
         weight, columns = array(self.view, member.layer.weight), member.heads.columns.reshape(-1)
         return _padded(weight[columns].T if member.layer.transposed else weight[:, columns], columns)
 
-    def _bias(self, member: Member) -> np.ndarray:
+    def bias_of(self, member: Member) -> np.ndarray:
         """`(C,)`: the member's part of its layer's bias; zeros where it has none."""
         columns, bias = member.heads.columns.reshape(-1), member.layer.bias
         if bias is None:

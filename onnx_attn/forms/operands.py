@@ -96,7 +96,10 @@ def _shared(writer: Writer, view: GraphView, site: AttentionSite, packed: Collec
 
 
 def _own_heads(view: GraphView, operand: Operand) -> Layout | None:
-    """The layout of K or V without the copies of its heads; None if there are none, or a factor stands among them."""
+    """The layout of K or V without the copies of its heads; None if there are none, or a factor or a quantisation step stands
+    among them."""
+    if operand.rounded:
+        return None
     shapes = view.shapes(operand.whole.source)
     layout = layout_of(view, shapes, operand.whole.steps) if shapes is not None else None
     if layout is None or len(layout.axes) != 4 or not any(digit.axis == REPEAT for digit in layout.axes[1]):

@@ -11,6 +11,7 @@ from onnx_attn.site import AttentionSite
 from onnx_attn.views.arrange import real
 from onnx_attn.views.linear import Linear
 from onnx_attn.views.movement import moves
+from onnx_attn.views.stored import read_stored
 
 
 def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Linear]]) -> bool:
@@ -23,7 +24,7 @@ def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Lin
     for role, layer in layers:
         if layer.weight.name in view.pinned or (layer.bias is not None and layer.bias.name in view.pinned):
             return False
-        if not _one_way(view, layer.weight, layer.output):
+        if not all(_one_way(view, weight, layer.output) for weight in (layer.weight, *_narrow(view, layer.weight))):
             return False
         steps = [each for step in site.operands[role].whole.steps for each in step.whole]
         for tensor in [layer.output, *(output for step in steps for output in step.node.outputs)]:
@@ -32,6 +33,12 @@ def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Lin
             if not all(id(reader) in inside or asks_shape(view, reader) for reader in view.readers(tensor)):
                 return False
     return True
+
+
+def _narrow(view: GraphView, weight: gs.Tensor) -> tuple[gs.Tensor, ...]:
+    """The narrow numbers that a weight is dequantised from."""
+    stored = read_stored(view, weight)
+    return (stored.numbers,) if stored is not None else ()
 
 
 def reads_shape(view: GraphView, reader: gs.Node) -> bool:

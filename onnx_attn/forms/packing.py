@@ -58,7 +58,7 @@ class Group:
         if any(member.layer.output is not layer.output for member in self.members):
             return False
         wanted = np.concatenate([member.heads.columns.reshape(-1) for member in self.members])
-        stored = all(weight is None or isinstance(weight, gs.Constant) for weight in (layer.weight, layer.bias))
+        stored = all(weight is None or _is_stored(weight) for weight in (layer.weight, layer.bias))
         plain = stored and not layer.transposed and (layer.alpha, layer.beta) == (1.0, 1.0)
         return plain and np.array_equal(wanted, np.arange(layer.channels))
 
@@ -83,6 +83,11 @@ class Packing:
     @property
     def members(self) -> dict[int, tuple[Group, Member]]:
         return {member.role: (group, member) for group in self.groups for member in group.members}
+
+
+def _is_stored(weight: gs.Tensor) -> bool:
+    """Whether a weight stays as it is in the model: as it is stored, or dequantised from that."""
+    return isinstance(weight, gs.Constant) or any(node.op == "DequantizeLinear" for node in weight.inputs)
 
 
 def plan_packing(view: GraphView, site: AttentionSite) -> Packing | str:

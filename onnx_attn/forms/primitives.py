@@ -7,6 +7,7 @@ from onnx import helper
 
 from onnx_attn.forms.body import AXES_OPSET, FIXED, Spelling, numbers, signature, write_body
 from onnx_attn.forms.moves import written
+from onnx_attn.forms.quantizers import dtype_of, quantizer_names
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
@@ -42,7 +43,8 @@ def write_primitives(
         return writer.shape(-1) if view.opset >= AXES_OPSET else ""
 
     spelling = Spelling(writer, scalar, last_axis, triangle, writer.names.claim(site.name), output)
-    write_body(spelling, site.terms, signature(view, site, rank, scaled_scores), operands, masks)
+    quantizers = [quantizer_names(writer, step, dtype_of(view, site.value)) for step in site.quantizers]
+    write_body(spelling, site.terms, signature(view, site, rank, scaled_scores), operands, masks, quantizers)
     stored = float(np.asarray(scale, helper.tensor_dtype_to_np_dtype(operand_type)))
     return abs(stored - scale) / abs(scale) if scale else 0.0
 

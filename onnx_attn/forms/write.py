@@ -8,7 +8,7 @@ from functools import partial
 
 import onnx
 
-from onnx_attn.algebra.choose import KEY, VALUE
+from onnx_attn.algebra.choose import KEY, VALUE, is_quantised
 from onnx_attn.forms.adaptation import (
     adapted_site,
     cast_operands,
@@ -27,6 +27,7 @@ from onnx_attn.forms.operands import shares_heads, write_operands
 from onnx_attn.forms.packed_gemm import write_packed
 from onnx_attn.forms.packing import ROLES, Group, Packing
 from onnx_attn.forms.primitives import write_primitives
+from onnx_attn.forms.quantizers import added_scales
 from onnx_attn.forms.rebalanced import write_constant_channel, write_out_projection
 from onnx_attn.forms.repeat import own_heads, repeat_heads
 from onnx_attn.forms.shapes import redirect_shapes
@@ -50,7 +51,8 @@ def write_site(
     Raises RoundsBadlyError where what the algebra makes of the weights does not fit their type.
     """
     writer, packing, algebra = Writer(names, site.name), way.packing, way.algebra
-    whole = packs_into_attention(view, packing) if way.form == "contrib" and packing is not None else None
+    plain = packing is not None and not is_quantised(view, site, packing)
+    whole = packs_into_attention(view, packing) if way.form == "contrib" and packing is not None and plain else None
     written = padded_packing(view, site, packing, way.adaptation) if packing is not None else None
     way = replace(way, packing=written)
     begin = _write_in_projections(writer, view, site, way, whole)
@@ -87,6 +89,7 @@ def write_site(
         tuple(name for fold in folds for name in fold.outputs),
         site.rests_on_mask or (way.form == "attention" and rests_on_constant(view, site)),
         way.adaptation.elem_type,
+        added_scales(writer, adapted_site(view, site, way.adaptation, way.form)),
     )
 
 

@@ -46,6 +46,7 @@ class SiteEdit:
     rounding: by how much, relatively, the scale had to be rounded to be written in the operands' type.
     folded: values that were computed and are stored now.
     rests_on_mask: the numbers of a constant mask decided how the site is written.
+    added: the scales of quantisation steps that the site did not have.
     island: the half-precision type that the site is computed in now, where it was in a wider one; else 0.
     """
 
@@ -61,6 +62,7 @@ class SiteEdit:
     folded: tuple[str, ...] = ()
     rests_on_mask: bool = False
     island: int = 0
+    added: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:

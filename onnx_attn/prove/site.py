@@ -18,10 +18,12 @@ from onnx_attn.forms.contrib import MICROSOFT
 from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.prove.cases import LARGE, Case, cases
-from onnx_attn.prove.compare import RTOL, Difference, difference, worst
+from onnx_attn.prove.compare import RTOL, Difference, worst
 from onnx_attn.prove.cut import Cut, Cutter, boundary
 from onnx_attn.prove.double import widened
+from onnx_attn.prove.flips import Results, compare, flips_of, values
 from onnx_attn.prove.observed import Values, observed_cases
+from onnx_attn.prove.smooth import is_quantised, smoothed
 from onnx_attn.runtime import CannotRun, Session
 from onnx_attn.site import AttentionSite
 
@@ -44,7 +46,8 @@ class Certificate:
 
     errors: of a site whose weights were rounded anew, how far it is in the model's type from itself in float64, before
         and after.
-    bound: the largest max_rel in the model's type, or in that of the site's island. large: in an island, how far large logits
+    bound: the largest max_rel in the model's type, or in that of the site's island; of a quantised site, whose steps may fall
+        either way, by how much quantising moves the result, if that is more. large: in an island, how far large logits
         (ten times the ordinary) are from float64; told and not judged.
     failure: in words, None if ok. provable: False where ONNX Runtime could not run the site at all.
     """
@@ -81,11 +84,13 @@ def prove_site(
     )
     # Errors are told of what really runs: with the folded masks as they are, and not with any mask.
     truth = cutter.cut(outputs, start.difference(folded), kinds="iuf", fixed=folded)
+    # The steps of folded values were taken when they were folded.
+    steps = (cutter.cut(outputs, start, fixed=folded), cutter.cut(outputs, start, edit, fixed=folded))
     try:
-        wanted = _union(*own, *exact)
+        wanted = _union(*own, *exact, *steps)
         operator = any(is_operator(node) for cut in exact for node in cut.model.graph.node)
         tried = [*cases(view, site, wanted, operator), *observed_cases(cutter, wanted, observed)]
-        return _prove(view, site, own, exact, truth, edit, tried)
+        return _prove(view, site, own, exact, truth, steps, edit, tried)
     except (CannotRun, ValueError) as error:
         nothing = Difference(float("inf"), float("inf"), False)
         return Certificate(False, nothing, nothing, 0, failure=str(error), provable=False)
@@ -97,38 +102,49 @@ def _prove(
     own_cuts: Pair,
     exact_cuts: Pair,
     truth_cut: Cut,
+    step_cuts: Pair,
     edit: SiteEdit,
     every: Sequence[Case],
 ) -> Certificate:
     wide = widest(exact_cuts)
-    exact_sessions = [Session(widened(cut.model, wide), site.name) for cut in exact_cuts]
-    truth = Session(widened(truth_cut.model, wide), site.name)
+    exact_sessions = [Session(widened(smoothed(cut.model, edit.added), wide), site.name) for cut in exact_cuts]
+    truth = Session(widened(smoothed(truth_cut.model), wide), site.name)
     own_sessions = [Session(cut.model, site.name) for cut in own_cuts]
+    quantised = any(is_quantised(cut.model) for cut in step_cuts)
+    flips = flips_of(step_cuts, site.name, edit.added) if quantised else None
     exact: list[Difference] = []
     own: list[Difference] = []
     large: list[Difference] = []
     errors: list[tuple[Difference, Difference]] = []
     failure, tried = None, 0
-    rtol = RTOL[_name(edit.island) if edit.island else _type_name(view, site)]
+    bound = rtol = RTOL[_name(edit.island) if edit.island else _type_name(view, site)]
     for case in every:
         limit = _exact_limit(case, edit.rounding, wide)
         tried += (case.exact and limit < 1.0) or case.own
         if case.exact and limit < 1.0:
-            found = _compare(*_run(exact_sessions, exact_cuts, _in_type(case, wide)))
+            found = compare(*_run(exact_sessions, exact_cuts, _in_type(case, wide)))
             exact.append(found)
             failure = failure or _failure(f"{case.name} in {_name(wide)}", found, limit)
         if not (case.own or edit.island):
             continue
         typed = _typed(view, case)
         results = _run(own_sessions, own_cuts, typed)
-        found = _compare(*results)
+        found = compare(*results)
+        if flips is not None and case.own:
+            if flips.judges(case):
+                own.append(found)
+                limit = rtol + flips.moved(typed, results)
+                bound, failure = max(bound, limit), failure or _failure(f"{case.name}, step by step", found, limit)
+            results = flips.smooth(typed)
+            found = compare(*results)
         told = None
         if case.exact and (edit.exact or edit.island or not found.within(rtol)):
             told = _errors(truth, truth_cut, _in_type(typed, wide), results)
         if not case.own:
             large += [told[1]] if told is not None else []
             continue
-        own.append(found)
+        if flips is None:
+            own.append(found)
         if told is not None and (edit.exact or (edit.island and told[0].agrees)):
             errors.append(told)
         off = _judged(found, told, edit)
@@ -136,7 +152,7 @@ def _prove(
     before, after = zip(*errors, strict=True) if errors else ((), ())
     pair = (worst(before), worst(after)) if errors else None
     far = worst(large) if large else None
-    return Certificate(failure is None, worst(own), worst(exact), tried, pair, failure, bound=rtol, large=far)
+    return Certificate(failure is None, worst(own), worst(exact), tried, pair, failure, bound=bound, large=far)
 
 
 def _judged(found: Difference, told: tuple[Difference, Difference] | None, edit: SiteEdit) -> Difference | None:
@@ -180,28 +196,16 @@ def _failure(case: str, found: Difference, limit: float) -> str | None:
     return f"case {case}: max_rel {found.max_rel:.1e} > {limit:.0e}"
 
 
-Results = dict[str, np.ndarray]
-
-
 def _run(sessions: list[Session], cuts: Pair, case: Case) -> tuple[Results, Results]:
-    before, after = (_values(session, cut, case) for session, cut in zip(sessions, cuts, strict=True))
+    before, after = (values(session, cut, case) for session, cut in zip(sessions, cuts, strict=True))
     return before, after
-
-
-def _values(session: Session, cut: Cut, case: Case) -> Results:
-    values = session.run({name: case.inputs[name] for name in (*cut.inputs, *cut.known)})
-    return dict(zip(session.outputs, values, strict=True))
-
-
-def _compare(before: Results, after: Results) -> Difference:
-    return worst([difference(value, after[name]) for name, value in before.items()])
 
 
 def _errors(session: Session, cut: Cut, case: Case, results: tuple[Results, Results]) -> tuple[Difference, Difference]:
     """How far results before and after are from the truth: the original in the widest type, on the very same inputs."""
-    truth = _values(session, cut, case)
+    truth = values(session, cut, case)
     before, after = (
-        _compare(truth, {name: found[name].astype(value.dtype) for name, value in truth.items()}) for found in results
+        compare(truth, {name: found[name].astype(value.dtype) for name, value in truth.items()}) for found in results
     )
     return before, after
 

@@ -241,6 +241,7 @@ def _site(
         overflows=softmax.overflows,
         notes=below.notes,
         cleared=cleared,
+        quantized=below.quantized,
     )
 
 

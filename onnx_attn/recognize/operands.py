@@ -14,25 +14,51 @@ from onnx_attn.site import Operand
 from onnx_attn.views.arrange import Move, arranged
 from onnx_attn.views.axes import size_of
 from onnx_attn.views.layout import REPEAT
-from onnx_attn.views.movement import index_map, layout_of
+from onnx_attn.views.linear import linear
+from onnx_attn.views.movement import Step, index_map, layout_of
+from onnx_attn.views.quantizer import Quantizer, read_quantizer
 from onnx_attn.views.trace import Trace, trace
 
 if TYPE_CHECKING:
     from onnx_attn.recognize.site_axes import SiteAxes
 
 
+Rounded = tuple[Quantizer | float, ...]
+_NOTHING: Rounded = ()
+
+
 def read_operand(view: GraphView, tensor: gs.Tensor, moves: Sequence[Move] = ()) -> Operand:
     """Trace one operand, in the axes that `moves` bring what the product reads into."""
     canonical, steps = arranged(view, tensor, moves)
 
-    def whole(through_repeats: bool) -> Trace:
-        found = trace(view, tensor, through_repeats)
+    def moved(found: Trace) -> Trace:
         return Trace(found.source, found.factor, (*found.steps, *steps))
 
-    found = whole(False)
+    found, whole = moved(trace(view, tensor)), trace(view, tensor, through_repeats=True)
     shapes = view.shapes(found.source)
     layout = layout_of(view, shapes, found.steps) if shapes else None
-    return Operand(canonical, tensor, found, whole(True), layout)
+    quantizer, rounded = read_quantizer(view, whole.source), _NOTHING
+    if quantizer is not None:
+        whole, rounded = _to_layer(view, whole)
+    return Operand(canonical, tensor, found, moved(whole), layout, rounded, quantizer)
+
+
+def _to_layer(view: GraphView, behind: Trace) -> tuple[Trace, Rounded]:
+    """On through quantisation steps, which work on each element by itself, up to the layer; as it is where none stands there."""
+    found, rounded = behind, _NOTHING
+    while (quantizer := read_quantizer(view, found.source)) is not None:
+        assert quantizer.source is not None
+        above = trace(view, quantizer.source, through_repeats=True)
+        back = view.producer(found.source)
+        assert back is not None
+        narrow = view.producer(back.inputs[0])
+        assert narrow is not None
+        pair = (Step(narrow, back.inputs[0]), Step(back, found.source))
+        factor = (above.factor,) if above.factor != 1.0 else ()
+        repeated = bool(rounded) and isinstance(rounded[0], Quantizer) and rounded[0].repeats(quantizer)
+        rounded = (*factor, *(rounded if repeated else (quantizer, *rounded)))
+        found = Trace(above.source, behind.factor, (*above.steps, *pair, *found.steps))
+    return (found, rounded) if linear(view, found.source, rounded=True) is not None else (behind, _NOTHING)
 
 
 def head_count(view: GraphView, axes: SiteAxes, query: Operand) -> int | None:

@@ -13,6 +13,7 @@ from onnx_attn.site import Guard, ScoreTerm
 from onnx_attn.views.constants import is_constant
 from onnx_attn.views.contraction import Contraction, contraction
 from onnx_attn.views.movement import REARRANGE, Step, is_identity, rearranges
+from onnx_attn.views.quantizer import Quantizer, quantizes
 from onnx_attn.views.trace import FLOATS
 from onnx_attn.views.uniform import uniform
 
@@ -39,7 +40,7 @@ class Product:
     product: with P on the left, whichever operand it is; None in a body, where shapes are not known.
     swapped: P is the graph's right operand. steps: movement from the softmax's result to what the product reads.
     output: what holds the result, where that is not the product's own. cleared: a mask that sets probabilities to 0, and how
-    many of the steps stand before it.
+    many of the steps stand before it. quantized: what the probabilities are rounded by, behind all else but movement.
     """
 
     node: gs.Node
@@ -51,6 +52,7 @@ class Product:
     guard: Guard = None
     notes: tuple[str, ...] = ()
     cleared: tuple[ScoreTerm, int] | None = None
+    quantized: Quantizer | None = None
 
 
 def read_probabilities(view: GraphView, tensor: gs.Tensor, softmax: gs.Node) -> Product | Stop:
@@ -62,7 +64,7 @@ def read_probabilities(view: GraphView, tensor: gs.Tensor, softmax: gs.Node) -> 
     found = Product(softmax)
     bodies = not view.in_main_graph(softmax)
     while True:
-        free = found.guard is None and found.cleared is None
+        free = found.guard is None and found.cleared is None and found.quantized is None
         guarded = follow([GUARD], view, tensor, bodies=bodies) if free else None
         if isinstance(guarded, Match):
             tensor, found = guarded.value, replace(found, guard="nan")
@@ -73,6 +75,10 @@ def read_probabilities(view: GraphView, tensor: gs.Tensor, softmax: gs.Node) -> 
         node = readers[0]
         if node.op in PRODUCTS and node.domain in STANDARD and len(node.inputs) > 1:
             return _product(view, tensor, node, found, bodies)
+        step = quantizes(view, node, tensor)
+        if step is not None and (found.quantized is None or step.repeats(found.quantized)):
+            tensor, found = view.readers(node.outputs[0])[0].outputs[0], replace(found, quantized=step)
+            continue
         below = _through(view, node, found) or _cleared(view, node, tensor, found)
         if isinstance(below, Stop):
             return below
@@ -138,7 +144,7 @@ def _through(view: GraphView, node: gs.Node, found: Product) -> Product | Stop |
         return found
     if rearranges(view, node):
         return replace(found, steps=(*found.steps, Step(node, node.outputs[0])))
-    if node.op == "Cast" and node.attrs["to"] in FLOATS:
+    if node.op == "Cast" and node.attrs["to"] in FLOATS and found.quantized is None:
         # A guard before or after the cast is the same: a NaN stays one, and 0 is 0 in every type.
         return replace(found, dtypes=(*found.dtypes, node.attrs["to"]))
     return None
@@ -146,7 +152,8 @@ def _through(view: GraphView, node: gs.Node, found: Product) -> Product | Stop |
 
 def _cleared(view: GraphView, node: gs.Node, tensor: gs.Tensor, found: Product) -> Product | None:
     """`Where(mask, 0, P)` and `Where(mask, P, 0)`: blocked keys are set to 0 once more, which tells on rows where all are."""
-    if node.op != "Where" or node.domain not in STANDARD or found.guard is not None or found.cleared is not None:
+    done = (found.guard, found.cleared, found.quantized)
+    if node.op != "Where" or node.domain not in STANDARD or done != (None, None, None):
         return None
     mask, chosen, other = node.inputs
     fill = other if chosen is tensor else chosen
@@ -180,7 +187,8 @@ def _changed(view: GraphView, node: gs.Node, tensor: gs.Tensor) -> Stop:
             return Stop("talking-heads", mixing)
         return Stop("class-softmax", mixing, "the result goes into a product with constant weights")
     if _reaches_product(view, node, tensor):
-        return Stop("probabilities-changed", node, f"{node.op} '{label(node)}'")
+        code = "quantisation-step" if node.op == "QuantizeLinear" else "probabilities-changed"
+        return Stop(code, node, f"{node.op} '{label(node)}'")
     return _no_product(view, tensor, [node])
 
 

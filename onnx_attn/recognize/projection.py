@@ -33,7 +33,7 @@ def read_projection(view: GraphView, query: Operand, key: Operand, value: Operan
 
 
 def _projected(view: GraphView, operand: Operand) -> Projected | None:
-    layer = linear(view, operand.whole.source)
+    layer = linear(view, operand.whole.source, rounded=True)
     return read_over(view, operand, layer) if layer is not None else None
 
 

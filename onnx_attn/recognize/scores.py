@@ -13,6 +13,7 @@ from onnx_attn.site import ScoreTerm
 from onnx_attn.views.constants import ignores_numbers, is_constant
 from onnx_attn.views.contraction import Contraction, contraction
 from onnx_attn.views.movement import REARRANGE, Step, handed_on, is_identity, rearranges
+from onnx_attn.views.quantizer import read_quantizer
 from onnx_attn.views.trace import FLOATS, scalar_factor
 from onnx_attn.views.uniform import uniform
 
@@ -20,10 +21,12 @@ MOST_BRANCHES = 64
 """How many places one walk may look at: masks are added once or twice, not dozens of times."""
 
 CHANGES = frozenset(
-    "Reshape Transpose Squeeze Unsqueeze Expand Clip Tanh Sub Max Min Pow Relu Sigmoid Neg QuantizeLinear "
-    "DequantizeLinear Concat Slice Softplus Dropout ScatterND ScatterElements Pad".split()
+    "Reshape Transpose Squeeze Unsqueeze Expand Clip Tanh Sub Max Min Pow Relu Sigmoid Neg "
+    "Concat Slice Softplus Dropout ScatterND ScatterElements Pad".split()
 )
 """What may stand between a product and a softmax and still leave it attention, though not one that is read here."""
+
+STEPS = ("QuantizeLinear", "DequantizeLinear")
 
 Item = Step | ScoreTerm
 
@@ -96,6 +99,9 @@ def _step(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
         return [_above(path, node.inputs[0], ScoreTerm("cast", dtype=node.attrs["to"]))]
     if (scalar := scalar_factor(view, node)) is not None:
         return [replace(path, tensor=scalar[0], scale=path.scale * scalar[1])]
+    if (quantizer := read_quantizer(view, path.tensor)) is not None:
+        assert quantizer.source is not None
+        return [_above(path, quantizer.source, ScoreTerm("quantize", quantizer=quantizer))]
     if rearranges(view, node):
         return [replace(path, tensor=node.inputs[0], items=(Step(node, node.outputs[0]), *path.items))]
     if node.op == "Tanh":
@@ -118,6 +124,8 @@ def _step(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
         return []
     if node.op in ("Mul", "Div"):
         return _factored(view, path, node) or _blocked(path, node, "scale-not-constant", node.inputs)
+    if node.op in STEPS:
+        return _blocked(path, node, "quantisation-step", node.inputs[:1])
     if node.op in CHANGES:
         return _blocked(path, node, "scores-changed", node.inputs)
     return []

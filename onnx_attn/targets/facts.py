@@ -28,6 +28,11 @@ class Facts:
     split: Q, K and V come from the Reshape and Transpose that split them into heads, or are 3-D and are split inside.
     operator: which of com.microsoft it is, "none" for other forms. fused_bias: it adds the projection's bias itself;
         packed: its Q, K and V come in one tensor.
+    quantized: what Q, K and V are rounded to where they are multiplied: "int8" (signed or not), "fp8" (e4m3), "none"; "some"
+        where one of the two products has narrow numbers on both sides and not all are alike, "alone" where none has.
+    probabilities_quantized: the same of the softmax's result. scores_quantized, result_quantized: whether what the softmax reads,
+        and P·V, are rounded. sliced: Q, K or V is rounded with a scale for each of its "heads", or "features"; "none" else.
+    offset: a zero point is not 0.
     sm: the compute capability times ten, where one is asked for.
     """
 
@@ -66,6 +71,12 @@ class Facts:
     operator: str | None = None
     fused_bias: bool | None = None
     packed: bool | None = None
+    quantized: str | None = None
+    scores_quantized: bool | None = None
+    probabilities_quantized: str | None = None
+    result_quantized: bool | None = None
+    sliced: str | None = None
+    offset: bool | None = None
     sm: int | None = None
 
     @property
@@ -92,6 +103,18 @@ class Facts:
             None if self.head_dim is None else self.head_dim % 8 == 0 and self.head_dim <= 256,
         )
         return False if False in checks else None if None in checks else True
+
+    @property
+    def narrow(self) -> bool | None:
+        """Whether Q, K and V are all rounded to one type that has kernels of its own."""
+        return None if self.quantized is None else self.quantized in ("int8", "fp8")
+
+    @property
+    def steps_inside(self) -> bool | None:
+        """Whether quantisation steps lie between the two products."""
+        if None in (self.scores_quantized, self.probabilities_quantized):
+            return None
+        return bool(self.scores_quantized) or self.probabilities_quantized != "none"
 
     @property
     def decomposable(self) -> bool | None:
@@ -138,6 +161,12 @@ PLAIN = Facts(
     operator="none",
     fused_bias=False,
     packed=False,
+    quantized="none",
+    scores_quantized=False,
+    probabilities_quantized="none",
+    result_quantized=False,
+    sliced="none",
+    offset=False,
     sm=89,
 )
 """A site without anything special, in half precision: what the examples of a row vary."""

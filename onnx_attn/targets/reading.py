@@ -16,6 +16,7 @@ from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.scopes import nested_nodes
 from onnx_attn.site import AttentionSite, Candidate, ScoreTerm, Verdict, Written
 from onnx_attn.targets.facts import Facts
+from onnx_attn.targets.reading_quantised import quantised_facts
 
 TYPES: dict[int, str] = {
     TensorProto.FLOAT16: "float16",
@@ -38,10 +39,10 @@ def facts_of(view: GraphView, candidate: Candidate) -> Facts:
     if isinstance(candidate, Verdict):
         known |= {"code": candidate.code, "nested": _nested(candidate.scope)}
     elif isinstance(candidate, AttentionSite):
-        known |= _site(view, candidate)
+        known |= _site(view, candidate) | quantised_facts(view, candidate)
     elif isinstance(candidate, Written):
         known |= _product(view, *candidate.node.inputs[:3]) | _masks(view, candidate.masks, candidate.node.inputs[0])
-        known |= {"causal": candidate.causal, "scale": _sign(candidate.scale)}
+        known |= {"causal": candidate.causal, "scale": _sign(candidate.scale)} | quantised_facts(view, candidate)
         parts = candidate.node.op.split("_")
         known |= {"softcap": "Softcap" in parts, "cleared": not {"Keep", "Clear"}.isdisjoint(parts)}
     if node is not None and form_of_node(node) == "attention":

@@ -81,7 +81,7 @@ LANDS = (
     _lands(
         "spelled-half",
         SPELLED,
-        {"code": Is("none"), "dtype": HALF},
+        {"code": Is("none"), "dtype": HALF, "narrow": Isnt(True)},
         {},
         {"opset": 17},
         {"dtype": "bfloat16"},
@@ -97,7 +97,12 @@ LANDS = (
     _lands(
         "single-query",
         SITE_FORMS,
-        {"code": Is("none"), "single_query": Is(True), "dtype": AnyOf(("float16", "bfloat16", "float32"))},
+        {
+            "code": Is("none"),
+            "single_query": Is(True),
+            "narrow": Isnt(True),
+            "dtype": AnyOf(("float16", "bfloat16", "float32")),
+        },
         ONE_QUERY,
         {**ONE_QUERY, "head_dim": 8},
         {**ONE_QUERY, "dtype": "float32"},
@@ -197,7 +202,7 @@ def _unkernelled(name: str, when: Mapping[str, Condition], reason: str, remedy: 
 WITHOUT_KERNEL = (
     *_unkernelled(
         "wide-type",
-        {"dtype": WIDE, "single_query": Isnt(True)},
+        {"dtype": WIDE, "single_query": Isnt(True), "narrow": Isnt(True)},
         "no attention kernel exists for float32 or float64",
         TO_HALF,
         {"dtype": "float32"},
@@ -205,7 +210,7 @@ WITHOUT_KERNEL = (
     ),
     *_unkernelled(
         "small-head",
-        {"head_dim": Below(9), "single_query": Isnt(True)},
+        {"head_dim": Below(9), "single_query": Isnt(True), "narrow": Isnt(True)},
         "no attention kernel exists for heads of 8 elements or fewer",
         "fuse the model, which pads Q, K and V with zeros to heads of 16",
         {"head_dim": 8},

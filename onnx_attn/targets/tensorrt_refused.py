@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnx_attn.targets.editions import RTX, TRT_10_0, TRT_10_14, TRT_11
-from onnx_attn.targets.rows import Above, AnyOf, Below, Condition, Example, Is, NoneOf, Outcome, Row, examples
+from onnx_attn.targets.rows import Above, AnyOf, Below, Condition, Example, Is, Isnt, NoneOf, Outcome, Row, examples
 from onnx_attn.targets.tensorrt import (
     ADDITIVE,
     ASKED,
@@ -22,6 +22,7 @@ OPERATOR, SPELLED_OUT = ("attention",), ("primitives",)
 LATER = (TRT_10_14, TRT_11)
 MASKED = AnyOf(("additive", "boolean"))
 ONE_FOR_ALL: Mapping[str, Condition] = {"kv_heads": Is(1), "heads": Above(1)}
+ONE_KEY: Mapping[str, Condition] = {"key_length": Is(1), "narrow": Isnt(True)}
 
 
 def row(
@@ -218,7 +219,7 @@ WITHOUT_KERNEL = (
             ),
             (
                 "one-key",
-                {"key_length": Is(1)},
+                ONE_KEY,
                 "no attention kernel is chosen for a single key",
                 None,
                 [{"key_length": 1}, {**ONE_QUERY, "key_length": 1}],

@@ -9,7 +9,7 @@ is not part of the projection.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -19,6 +19,8 @@ from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.graph.world import Shape
 from onnx_attn.views.folding import constant_value, may_fold
 from onnx_attn.views.movement import Step, handed_on, index_map, is_identity, permutation
+from onnx_attn.views.quantizer import Quantizer, read_quantizer
+from onnx_attn.views.stored import is_dequantised
 from onnx_attn.views.trace import Trace, trace
 
 
@@ -27,7 +29,7 @@ class Linear:
     """`output = alpha · source·weight + beta · bias`, weight `(E, C)` after `transposed`, bias `(C,)` or None.
 
     source: `(…, E)`, before its rows are moved. moves: how they are, from the source to what the product reads.
-    product: the MatMul or the Gemm.
+    product: the MatMul or the Gemm. rounded: by what its result is rounded before the bias is added.
     """
 
     source: gs.Tensor
@@ -41,10 +43,12 @@ class Linear:
     channels: int
     width: int
     product: gs.Node
+    rounded: Quantizer | None = None
 
 
-def linear(view: GraphView, tensor: gs.Tensor) -> Linear | None:
-    """Read `tensor` as a linear layer's output; None if it is none, or its weights are not in the model."""
+def linear(view: GraphView, tensor: gs.Tensor, rounded: bool = False) -> Linear | None:
+    """Read `tensor` as a linear layer's output; None if it is none, or its weights are not in the model. rounded: a quantisation
+    step may stand between the product and its bias."""
     node = view.producer(tensor)
     if node is None or not view.in_main_graph(node) or node.domain not in STANDARD:
         return None
@@ -56,12 +60,13 @@ def linear(view: GraphView, tensor: gs.Tensor) -> Linear | None:
         return None
     for product, other in (node.inputs, reversed(node.inputs)):
         bias = weight_tensor(view, other)
-        inner = view.producer(product)
+        step = read_quantizer(view, product) if rounded else None
+        inner = view.producer(product if step is None or step.source is None else step.source)
         if bias is None or bias[1] or inner is None or inner.op != "MatMul" or inner.domain not in STANDARD:
             continue
         found = _matmul(view, inner, bias[0], tensor)
         if found is not None and _is_vector(_sizes(view, bias[0]), found.channels):
-            return found
+            return replace(found, rounded=step)
     return None
 
 
@@ -85,7 +90,9 @@ def weight_tensor(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Tensor, bool] 
                 return None
             transposed = not transposed
         elif node.op != "Identity":
-            made = node.op != "Constant" and (may_fold(view, tensor) or _part_of_stored(view, tensor) is not None)
+            made = node.op != "Constant" and (
+                may_fold(view, tensor) or is_dequantised(view, tensor) or _part_of_stored(view, tensor) is not None
+            )
             return (tensor, transposed) if made else None
         tensor = node.inputs[0]
     return tensor, transposed

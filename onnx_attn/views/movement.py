@@ -29,6 +29,8 @@ SAME_ORDER = frozenset(
         "Pad",
         "Add",
         "Sub",
+        "QuantizeLinear",
+        "DequantizeLinear",
     }
 )
 """Nodes of a trace that leave the elements in their order: their result is the input, reshaped."""
