@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from graphs import Net
 from quantised import fused, landed, quantised_site, site_with, step, steps
@@ -71,6 +72,23 @@ def test_what_has_no_kernel_is_said(knobs: dict[str, Any]) -> None:
     assert entry["landing"]["expected"] is False and "measured" in entry["landing"]["evidence"]
     assert landed(written)[0] == 0
     assert ("--quantize-probabilities" in entry["landing"]["remedy"]) == ("probabilities" in knobs)
+
+
+def moved_while_narrow() -> onnx.ModelProto:
+    """Heads are split between QuantizeLinear and DequantizeLinear."""
+    net = Net(opset=21)
+    scale, zero = net.const(1 / 32), net.const(0, np.int8)
+    narrow = [net.op("QuantizeLinear", net.input(name, 1, 64, 64), scale, zero) for name in "qkv"]
+    q, k, v = (net.op("DequantizeLinear", net.split_heads(value, 2, 32), scale, zero) for value in narrow)
+    y = net.sdpa(q, net.swap(k), v, lambda value: net.scaled(value, 32**-0.5), lambda value: step(net, value, 1 / 127))
+    net.output(step(net, y, 1 / 32))
+    return net.model()
+
+
+def test_numbers_that_are_moved_while_they_are_narrow_are_quantised_too() -> None:
+    written, entry = fused(moved_while_narrow(), precision="fp16")
+    assert entry["changes"] == [] and entry["landing"]["expected"] is True
+    assert landed(written) == (1, 5)
 
 
 # --- what is not read --------------------------------------------------------------------------------------------------

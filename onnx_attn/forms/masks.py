@@ -17,6 +17,8 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
 from onnx_attn.views.arrange import real
 from onnx_attn.views.folding import fold, is_constant
+from onnx_attn.views.linear import weight_tensor
+from onnx_attn.views.stored import is_dequantised
 
 MOST_NODES = 256
 """How many nodes above a mask are looked at: some masks are made from the hidden states, and so from the whole model."""
@@ -68,4 +70,8 @@ def constant_parts(view: GraphView, site: AttentionSite) -> Iterator[gs.Tensor]:
 
 
 def _may_be_replaced(view: GraphView, node: gs.Node, tensor: gs.Tensor) -> bool:
+    """(Weights that are stored narrow, as of the layers whose states a mask is made from, would be stored wide beside them.)"""
+    weight = weight_tensor(view, tensor)
+    if weight is not None and is_dequantised(view, weight[0]):
+        return False
     return node.op != "Constant" and len(node.outputs) == 1 and tensor.name not in view.pinned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,21 +79,25 @@ def _in_body(view: GraphView, call: gs.Node) -> tuple[bool, str]:
     return above(softmax.input[0], None) is not None, NARROW.get(zero, "none")
 
 
-def _step(view: GraphView, tensor: gs.Tensor) -> Quantizer | int | None:
-    """The step that an operand comes from by movement; for one with many scales, how many."""
+def _step(view: GraphView, tensor: gs.Tensor) -> Quantizer | str | int | None:
+    """The step that an operand comes from by movement; of narrow numbers that were moved, or given, their kind; for a step with
+    many scales, how many."""
     source = trace(view, tensor, through_repeats=True).source
     step = read_quantizer(view, source)
     node = view.producer(source)
     if step is not None or node is None or node.op != "DequantizeLinear" or node.domain not in STANDARD:
         return step
     shape = view.shapes(node.inputs[1])
-    return shape[0][0] if shape and shape[0] else None
+    if shape and math.prod(shape[0]) > 1:
+        return shape[0][0]
+    return NARROW.get(view.elem_type(node.inputs[0]), "other")
 
 
-def _kind(step: Quantizer | int | None) -> str:
-    if step is None:
-        return "none"
-    return KINDS.get(step.kind, step.kind) if isinstance(step, Quantizer) else "sliced"
+def _kind(step: Quantizer | str | int | None) -> str:
+    if step is None or isinstance(step, int):
+        return "none" if step is None else "sliced"
+    kind = step.kind if isinstance(step, Quantizer) else step
+    return KINDS.get(kind, kind)
 
 
 def _together(kinds: Sequence[str], probabilities: bool) -> str:
