@@ -92,13 +92,12 @@ def fuse(
     """Rewrite every attention site in the form that the target takes, prove it, and (with `output`) save the model.
 
     `model` is never changed. `pack`: also pack Q/K/V projections into one. `algebra`: also take biases and scales out of packed
-    projections by exact identities. `expect`: fail unless exactly so many sites
-    are fused. `verify`: prove each site and the whole model in ONNX Runtime.
+    projections by exact identities. `expect`: fail unless exactly so many sites are fused. `verify`: prove each site and the
+    whole model in ONNX Runtime.
 
     `precision`: "fp16" or "bf16" puts a half-precision island around each site of float32 that has no attention kernel else.
-
-    `quantize_probabilities`: where Q, K and V of a site are quantised and its probabilities are not, round these too, to the same
-    type, with a scale of 1/127 (int8) or 1/448 (fp8). That changes numbers; the certificate says by how much at most (`bound`).
+    `quantize_probabilities`: where Q, K and V are quantised, round the probabilities too (1/127 for int8, 1/448 for fp8). That
+    changes numbers; the certificate says by how much at most (`bound`).
 
     `plan`: an earlier result's plan, perhaps edited (its file or itself); it says target, form, packing and algebra of
     every site.
@@ -107,8 +106,7 @@ def fuse(
     """
     if precision not in ("keep", *ISLANDS):
         raise UsageError(f"unknown precision {precision!r}; choose keep, {' or '.join(ISLANDS)}")
-    identities = IDENTITIES if algebra else ()
-    choice = Choice(form, pack, identities, precision=precision, quantize_probabilities=quantize_probabilities)
+    choice = Choice(form, pack, IDENTITIES if algebra else (), True, precision, True, quantize_probabilities)
     if plan is None:
         options = Options(parse_target(target, target_version), choice, expect, verify)
     else:

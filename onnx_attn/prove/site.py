@@ -6,6 +6,7 @@ the ordinary cases, in the model's own type: that tells what the user will see.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ from onnx_attn.prove.compare import RTOL, Difference, worst
 from onnx_attn.prove.cut import Cut, Cutter, boundary
 from onnx_attn.prove.double import widened
 from onnx_attn.prove.flips import Results, compare, flips_of, values
-from onnx_attn.prove.smooth import is_quantised, smoothed
+from onnx_attn.prove.smooth import smoothed
 from onnx_attn.runtime import CannotRun, Session
 from onnx_attn.site import AttentionSite
 
@@ -90,28 +91,19 @@ def prove_site(view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteE
 
 
 def _prove(
-    view: GraphView,
-    site: AttentionSite,
-    own_cuts: Pair,
-    exact_cuts: Pair,
-    truth_cut: Cut,
-    step_cuts: Pair,
-    edit: SiteEdit,
+    view: GraphView, site: AttentionSite, own_cuts: Pair, exact_cuts: Pair, truth_cut: Cut, steps: Pair, edit: SiteEdit
 ) -> Certificate:
     wide = widest(exact_cuts)
     exact_sessions = [Session(widened(smoothed(cut.model, edit.added), wide), site.name) for cut in exact_cuts]
     truth = Session(widened(smoothed(truth_cut.model), wide), site.name)
     own_sessions = _own_sessions(view, site, own_cuts)
-    quantised = bool(own_sessions) and any(is_quantised(cut.model) for cut in step_cuts)
-    flips = flips_of(step_cuts, site.name, edit.added) if quantised else None
-    exact: list[Difference] = []
-    own: list[Difference] = []
-    large: list[Difference] = []
+    flips = flips_of(steps, site.name, edit.added) if own_sessions else None
+    exact, own, large = _nothing(), _nothing(), _nothing()
     errors: list[tuple[Difference, Difference]] = []
     failure, tried = None, 0
     bound = rtol = RTOL[_name(edit.island) if edit.island else _type_name(view, site)]
     operator = any(is_operator(node) for cut in exact_cuts for node in cut.model.graph.node)
-    for case in cases(view, site, _union(*own_cuts, *exact_cuts, *step_cuts), operator):
+    for case in cases(view, site, _union(*own_cuts, *exact_cuts, *steps), operator):
         limit = _exact_limit(case, edit.rounding, wide)
         tried += (case.exact and limit < 1.0) or (case.own and bool(own_sessions))
         if case.exact and limit < 1.0:
@@ -126,8 +118,8 @@ def _prove(
         if flips is not None and case.own:
             if flips.judges(case):
                 own.append(found)
-                limit = rtol + flips.moved(typed, results)
-                bound, failure = max(bound, limit), failure or _failure(f"{case.name}, step by step", found, limit)
+                bound = max(bound, limit := rtol + flips.moved(typed, results))
+                failure = failure or _failure(f"{case.name}, step by step", found, limit)
             results = flips.smooth(typed)
             found = compare(*results)
         told = None
@@ -136,16 +128,24 @@ def _prove(
         if not case.own:
             large += [told[1]] if told is not None else []
             continue
-        if flips is None:
-            own.append(found)
+        own += [found] if flips is None else []
         if told is not None and (edit.exact or (edit.island and told[0].agrees)):
             errors.append(told)
         off = _judged(found, told, edit)
         failure = failure or (_failure(case.name, off, rtol) if off is not None else None)
+    told_of = tried, _worst_pair(errors), failure
+    return Certificate(
+        failure is None, worst(own), worst(exact), *told_of, True, bound, worst(large) if large else None
+    )
+
+
+def _worst_pair(errors: Sequence[tuple[Difference, Difference]]) -> tuple[Difference, Difference] | None:
     before, after = zip(*errors, strict=True) if errors else ((), ())
-    pair = (worst(before), worst(after)) if errors else None
-    far = worst(large) if large else None
-    return Certificate(failure is None, worst(own), worst(exact), tried, pair, failure, bound=bound, large=far)
+    return (worst(before), worst(after)) if errors else None
+
+
+def _nothing() -> list[Difference]:
+    return []
 
 
 def _judged(found: Difference, told: tuple[Difference, Difference] | None, edit: SiteEdit) -> Difference | None:
