@@ -140,17 +140,21 @@ def quantised_block(
         part = net.split_heads(part, heads, size)
         part = net.scaled(part, size**-0.25) if prescaled and role < 2 else part
         found.append(part if before_split else rounded(part, role))
-    q, k, v = found
+    _finish(net, found, kind if activations else "", prescaled, size)
+    return net.model()
+
+
+def _finish(net: Net, operands: list[str], kind: str, prescaled: bool, size: int) -> None:
+    """The site on Q, K and V, with steps of this kind on the probabilities and the result ("" for none), as the output."""
+    q, k, v = operands
     y = net.sdpa(
         q,
         net.swap(k),
         v,
-        (lambda value: value) if prescaled else (lambda value: net.scaled(value, size**-0.5)),
-        (lambda value: step(net, value, PROBABILITIES[kind], kind)) if activations else (lambda value: value),
+        lambda value: value if prescaled else net.scaled(value, size**-0.5),
+        lambda value: step(net, value, PROBABILITIES[kind], kind) if kind else value,
     )
-    y = step(net, y, OPERAND[kind], kind) if activations else y
-    net.output(net.merge_heads(y, channels), 3)
-    return net.model()
+    net.output(net.merge_heads(step(net, y, OPERAND[kind], kind) if kind else y, 2 * size), 3)
 
 
 def fused(model: onnx.ModelProto, **options: Any) -> tuple[onnx.ModelProto, dict[str, Any]]:
