@@ -96,13 +96,12 @@ def fuse(
     """Rewrite every attention site in the form that the target takes, prove it, and (with `output`) save the model.
 
     `model` is never changed. `pack`: also pack Q/K/V projections into one. `algebra`: also take biases and scales out of packed
-    projections by exact identities. `expect`: fail unless exactly so many sites
-    are fused. `verify`: prove each site and the whole model in ONNX Runtime.
+    projections by exact identities. `expect`: fail unless exactly so many sites are fused. `verify`: prove each site and the
+    whole model in ONNX Runtime.
 
     `precision`: "fp16" or "bf16" puts a half-precision island around each site of float32 that has no attention kernel else.
-
-    `quantize_probabilities`: where Q, K and V of a site are quantised and its probabilities are not, round these too, to the same
-    type, with a scale of 1/127 (int8) or 1/448 (fp8). That changes numbers; the certificate says by how much at most (`bound`).
+    `quantize_probabilities`: where Q, K and V are quantised, round the probabilities too (1/127 for int8, 1/448 for fp8). That
+    changes numbers; the certificate says by how much at most (`bound`).
 
     `search`: ask TensorRT's compiler about each distinct site, in every form and layout that the target takes, and take what
     has the fewest kernels, then the fewest bytes; never more than without. `sm` and `shapes`, as `land` has them: what the

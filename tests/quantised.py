@@ -71,6 +71,21 @@ def quantised_site(
     return net.model()
 
 
+def layer_weight(net: Net, shape: tuple[int, int], kind: str, numbers: tuple[float, int], turned: bool) -> str:
+    """A weight `(E, C)`: "float", or int8 with one scale ("tensor", of `numbers`), or one for each "channel" or "input"."""
+    values = net.rng.standard_normal(shape) / np.sqrt(shape[0])
+    values = values.T if turned else values
+    across, along = (0, 1) if turned else (1, 0)
+    if kind == "float":
+        made = net.const(values)
+    elif kind == "tensor":
+        made = stored(net, values, numbers[0], zero=numbers[1])
+    else:
+        axis = across if kind == "channel" else along
+        made = stored(net, values, np.abs(values).max(axis=1 - axis) / 127, axis)
+    return net.turn(made, 1, 0) if turned else made
+
+
 def quantised_block(
     kind: str = "int8",
     *,
@@ -103,17 +118,7 @@ def quantised_block(
     x = step(net, x, 1 / 32, kind) if source else x
 
     def weight(role: int, columns: int) -> str:
-        numbers = net.rng.standard_normal((width, columns)) / np.sqrt(width)
-        numbers = numbers.T if turned else numbers
-        across, along = (0, 1) if turned else (1, 0)
-        if weights == "float":
-            made = net.const(numbers)
-        elif weights == "tensor":
-            made = stored(net, numbers, scales[role], zero=zeros[role])
-        else:
-            axis = across if weights == "channel" else along
-            made = stored(net, numbers, np.abs(numbers).max(axis=1 - axis) / 127, axis)
-        return net.turn(made, 1, 0) if turned else made
+        return layer_weight(net, (width, columns), weights, (scales[role], zeros[role]), turned)
 
     def project(role: int, columns: int, made: str = "") -> str:
         return net.linear(x, columns, weight=made or weight(role, columns), bias=bias)
@@ -135,17 +140,21 @@ def quantised_block(
         part = net.split_heads(part, heads, size)
         part = net.scaled(part, size**-0.25) if prescaled and role < 2 else part
         found.append(part if before_split else rounded(part, role))
-    q, k, v = found
+    _finish(net, found, kind if activations else "", prescaled, size)
+    return net.model()
+
+
+def _finish(net: Net, operands: list[str], kind: str, prescaled: bool, size: int) -> None:
+    """The site on Q, K and V, with steps of this kind on the probabilities and the result ("" for none), as the output."""
+    q, k, v = operands
     y = net.sdpa(
         q,
         net.swap(k),
         v,
-        (lambda value: value) if prescaled else (lambda value: net.scaled(value, size**-0.5)),
-        (lambda value: step(net, value, PROBABILITIES[kind], kind)) if activations else (lambda value: value),
+        lambda value: value if prescaled else net.scaled(value, size**-0.5),
+        lambda value: step(net, value, PROBABILITIES[kind], kind) if kind else value,
     )
-    y = step(net, y, OPERAND[kind], kind) if activations else y
-    net.output(net.merge_heads(y, channels), 3)
-    return net.model()
+    net.output(net.merge_heads(step(net, y, OPERAND[kind], kind) if kind else y, 2 * size), 3)
 
 
 def fused(model: onnx.ModelProto, **options: Any) -> tuple[onnx.ModelProto, dict[str, Any]]:

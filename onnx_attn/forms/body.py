@@ -132,8 +132,8 @@ def write_body(
     masks: list[str],
     quantizers: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Write the body's nodes on query `(…, S, H)`, key `(…, S, H)` and value; returns the name of Y. quantizers: the names of
-    scale and zero point, of the scores' in order and of the probabilities'."""
+    """Write the body's nodes on query `(…, S, H)`, key `(…, S, H)` and value; returns the name of Y. quantizers: scales and zero
+    points, of the scores' steps in order and of the probabilities'."""
     write = spelling.writer.add
     query, key, value = operands
     factor = spelling.scalar("scale", query, 0)
@@ -162,32 +162,43 @@ def write_body(
             fill = spelling.scalar(f"fill_{number}", scores, dtype)
             scores = _with_number(spelling, term, scores, fill, remaining)
     probabilities = write("Softmax", [scores], "probabilities", axis=-1, name=spelling.softmax_name)
+    probabilities = _cast_and_cleared(spelling, form, probabilities, remaining, dtype)
+    if form.quantized:
+        probabilities = write_quantizer(spelling.writer, probabilities, next(rounding), "probabilities")
+    if form.guard not in ("row", "blocked"):
+        found: str = write("MatMul", [probabilities, value], "attention", output=spelling.output)
+        return found
+    attention = write("MatMul", [probabilities, value], "attention_everywhere")
+    return _clear_rows(spelling, form, attention, masks[-1], masks_dtype)
+
+
+def _cast_and_cleared(spelling: Spelling, form: Signature, probabilities: str, masks: Iterator[str], dtype: int) -> str:
+    """What happens to the probabilities in front of their rounding; `dtype`: of the softmax, 0 for the operands' own."""
+    write = spelling.writer.add
     for dtype in form.probabilities_dtypes:
         probabilities = write("Cast", [probabilities], "probabilities_cast", to=dtype)
     if form.cleared is not None:
         zero = spelling.scalar("zero", probabilities, dtype)
         chosen = [probabilities, zero] if form.cleared else [zero, probabilities]
-        probabilities = write("Where", [next(remaining), *chosen], "probabilities_cleared")
+        probabilities = write("Where", [next(masks), *chosen], "probabilities_cleared")
     if form.guard == "nan":
         bad = write("IsNaN", [probabilities], "probabilities_isnan")
         zero = spelling.scalar("zero", probabilities, dtype)
         probabilities = write("Where", [bad, zero, probabilities], "probabilities_guarded")
-    if form.quantized:
-        probabilities = write_quantizer(spelling.writer, probabilities, next(rounding), "probabilities")
-    if form.guard not in ("row", "blocked"):
-        return write("MatMul", [probabilities, value], "attention", output=spelling.output)
-    # Behind the product and not before it: a choice on the probabilities keeps most sites off the attention kernels. (Where V
-    # is not finite such a row answers 0, as the specification says, and not NaN, as ONNX Runtime's kernel.)
-    attention = write("MatMul", [probabilities, value], "attention_everywhere")
-    axis = spelling.last_axis()
-    peak = (
-        write("ReduceMax", [masks[-1], axis], "mask_peak")
-        if axis
-        else write("ReduceMax", masks[-1:], "mask_peak", axes=[-1])
-    )
+    return probabilities
+
+
+def _clear_rows(spelling: Spelling, form: Signature, attention: str, mask: str, mask_dtype: int) -> str:
+    """0 for rows that are masked throughout: behind the product and not before it, since a choice on the probabilities keeps most
+    sites off the attention kernels. (Where V is not finite such a row answers 0, as the specification says, and not NaN, as ONNX
+    Runtime's kernel.)"""
+    write, axis = spelling.writer.add, spelling.last_axis()
+    peak = write("ReduceMax", [mask, axis], "mask_peak") if axis else write("ReduceMax", [mask], "mask_peak", axes=[-1])
     bound = "lowest" if form.guard == "row" else "minus_infinity"
-    bad = write("LessOrEqual", [peak, spelling.scalar(bound, peak, masks_dtype)], "row_masked")
-    return write("Where", [bad, spelling.scalar("zero", attention, 0), attention], "attention", output=spelling.output)
+    bad = write("LessOrEqual", [peak, spelling.scalar(bound, peak, mask_dtype)], "row_masked")
+    zero = spelling.scalar("zero", attention, 0)
+    name: str = write("Where", [bad, zero, attention], "attention", output=spelling.output)
+    return name
 
 
 def write_quantizer(writer: Writer, value: str, step: tuple[str, str], hint: str, output: str | None = None) -> str:

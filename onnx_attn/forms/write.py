@@ -44,38 +44,29 @@ def write_site(
     way: Way,
     reserved: Set[str] = frozenset(),
 ) -> SiteEdit:
-    """Write `site` in one way.
-
-    reserved: the values that are made anew by this and the other sites.
+    """Write `site` in one way. reserved: the values that are made anew by this and the other sites.
 
     Raises RoundsBadlyError where what the algebra makes of the weights does not fit their type.
     """
     writer, packing, algebra = Writer(names, site.name), way.packing, way.algebra
-    plain = packing is not None and not is_quantised(view, site, packing)
-    whole = packs_into_attention(view, packing) if way.form == "contrib" and packing is not None and plain else None
-    written = padded_packing(view, site, packing, way.adaptation) if packing is not None else None
-    way = replace(way, packing=written)
+    whole = _packed_by_operator(view, site, way.form, packing)
+    way = replace(way, packing=padded_packing(view, site, packing, way.adaptation) if packing is not None else None)
     begin = _write_in_projections(writer, view, site, way, whole)
     result = site.output.name if algebra.value_bias is None else names.value(f"{site.name}/attention_without_bias")
     attention = names.value(f"{site.name}/attention_heads") if site.result else result
     if whole is not None:
-        write_packed_attention(writer, view, site, whole, algebra, 1.0 if algebra.scale else site.scale, attention)
         body = _Body()
+        write_packed_attention(writer, view, site, whole, algebra, 1.0 if algebra.scale else site.scale, attention)
     else:
         body = _write_body(writer, view, site, way, begin.operands, attention)
     if site.result:
         write_moves(writer, attention, site.result, "attention", result)
-    producer = view.producer(site.output)
-    assert producer is not None
-    nodes = tuple(writer.nodes)
-    splices = [*begin.splices, Splice(view.position(producer), nodes, (result,) if algebra.value_bias is None else ())]
+    splices = [*begin.splices, _splice(view, site, writer, (result,) if algebra.value_bias is None else ())]
     if packing is not None and algebra.value_bias is not None:
-        in_proj = InProj(view, site, packing.members[VALUE][0], algebra)
-        moved = partial(in_proj.moved_bias, VALUE)
+        moved = partial(InProj(view, site, packing.members[VALUE][0], algebra).moved_bias, VALUE)
         splices += write_out_projection(writer, view, algebra.value_bias, moved, {site.output.name: result})
     folds = fold_masks(view, writer, site, reserved)
-    if packing is not None:
-        splices = [*redirect_shapes(view, writer, site, packing, begin.sources), *splices]
+    splices = [*(redirect_shapes(view, writer, site, packing, begin.sources) if packing is not None else ()), *splices]
     return SiteEdit(
         site.name,
         (*folds, *splices),
@@ -91,6 +82,19 @@ def write_site(
         way.adaptation.elem_type,
         added_scales(writer, adapted_site(view, site, way.adaptation, way.form)),
     )
+
+
+def _splice(view: GraphView, site: AttentionSite, writer: Writer, outputs: tuple[str, ...]) -> Splice:
+    producer = view.producer(site.output)
+    assert producer is not None
+    return Splice(view.position(producer), tuple(writer.nodes), outputs)
+
+
+def _packed_by_operator(view: GraphView, site: AttentionSite, form: str, packing: Packing | None) -> Group | None:
+    """The group that com.microsoft's Attention projects itself; none where steps of quantisation stand in between."""
+    if form != "contrib" or packing is None or is_quantised(view, site, packing):
+        return None
+    return packs_into_attention(view, packing)
 
 
 @dataclass(frozen=True)

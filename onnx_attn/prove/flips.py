@@ -15,7 +15,7 @@ import numpy as np
 from onnx_attn.prove.cases import Case
 from onnx_attn.prove.compare import Difference, difference, worst
 from onnx_attn.prove.cut import Cut
-from onnx_attn.prove.smooth import smoothed, unrounded
+from onnx_attn.prove.smooth import is_quantised, smoothed, unrounded
 from onnx_attn.runtime import Session
 
 Results = dict[str, np.ndarray]
@@ -61,7 +61,10 @@ class Flips:
         return not (self.added and case.name.startswith("row"))
 
 
-def flips_of(cuts: tuple[Cut, Cut], name: str, added: Collection[str]) -> Flips:
+def flips_of(cuts: tuple[Cut, Cut], name: str, added: Collection[str]) -> Flips | None:
+    """None for a site without quantisation steps."""
+    if not any(is_quantised(cut.model) for cut in cuts):
+        return None
     before, after = (Session(smoothed(cut.model, added), name) for cut in cuts)
     plain_before, plain_after = (Session(unrounded(cut.model), name) for cut in cuts)
     return Flips(cuts, (before, after), (plain_before, plain_after), bool(added))

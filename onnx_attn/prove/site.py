@@ -23,7 +23,7 @@ from onnx_attn.prove.cut import Cut, Cutter, boundary
 from onnx_attn.prove.double import widened
 from onnx_attn.prove.flips import Results, compare, flips_of, values
 from onnx_attn.prove.observed import Values, observed_cases
-from onnx_attn.prove.smooth import is_quantised, smoothed
+from onnx_attn.prove.smooth import smoothed
 from onnx_attn.runtime import CannotRun, Session
 from onnx_attn.site import AttentionSite
 
@@ -102,7 +102,7 @@ def _prove(
     own_cuts: Pair,
     exact_cuts: Pair,
     truth_cut: Cut,
-    step_cuts: Pair,
+    steps: Pair,
     edit: SiteEdit,
     every: Sequence[Case],
 ) -> Certificate:
@@ -110,11 +110,8 @@ def _prove(
     exact_sessions = [Session(widened(smoothed(cut.model, edit.added), wide), site.name) for cut in exact_cuts]
     truth = Session(widened(smoothed(truth_cut.model), wide), site.name)
     own_sessions = [Session(cut.model, site.name) for cut in own_cuts]
-    quantised = any(is_quantised(cut.model) for cut in step_cuts)
-    flips = flips_of(step_cuts, site.name, edit.added) if quantised else None
-    exact: list[Difference] = []
-    own: list[Difference] = []
-    large: list[Difference] = []
+    flips = flips_of(steps, site.name, edit.added)
+    exact, own, large = _nothing(), _nothing(), _nothing()
     errors: list[tuple[Difference, Difference]] = []
     failure, tried = None, 0
     bound = rtol = RTOL[_name(edit.island) if edit.island else _type_name(view, site)]
@@ -133,8 +130,8 @@ def _prove(
         if flips is not None and case.own:
             if flips.judges(case):
                 own.append(found)
-                limit = rtol + flips.moved(typed, results)
-                bound, failure = max(bound, limit), failure or _failure(f"{case.name}, step by step", found, limit)
+                bound = max(bound, limit := rtol + flips.moved(typed, results))
+                failure = failure or _failure(f"{case.name}, step by step", found, limit)
             results = flips.smooth(typed)
             found = compare(*results)
         told = None
@@ -143,16 +140,24 @@ def _prove(
         if not case.own:
             large += [told[1]] if told is not None else []
             continue
-        if flips is None:
-            own.append(found)
+        own += [found] if flips is None else []
         if told is not None and (edit.exact or (edit.island and told[0].agrees)):
             errors.append(told)
         off = _judged(found, told, edit)
         failure = failure or (_failure(case.name, off, rtol) if off is not None else None)
+    told_of = tried, _worst_pair(errors), failure
+    return Certificate(
+        failure is None, worst(own), worst(exact), *told_of, True, bound, worst(large) if large else None
+    )
+
+
+def _worst_pair(errors: Sequence[tuple[Difference, Difference]]) -> tuple[Difference, Difference] | None:
     before, after = zip(*errors, strict=True) if errors else ((), ())
-    pair = (worst(before), worst(after)) if errors else None
-    far = worst(large) if large else None
-    return Certificate(failure is None, worst(own), worst(exact), tried, pair, failure, bound=bound, large=far)
+    return (worst(before), worst(after)) if errors else None
+
+
+def _nothing() -> list[Difference]:
+    return []
 
 
 def _judged(found: Difference, told: tuple[Difference, Difference] | None, edit: SiteEdit) -> Difference | None:

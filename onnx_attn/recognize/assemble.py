@@ -209,9 +209,7 @@ def _site(
     cleared = _cleared(view, axes)
     if isinstance(cleared, Stop):
         return cleared
-    types = [view.elem_type(operand.tensor) for operand in operands]
-    # V may have a type of its own: half-precision exports with a float32 mask compute softmax and P·V in float32.
-    if types[0] != types[1] or not set(types) <= set(FLOATS):
+    if not _typed_alike(view, operands):
         return Stop("type-not-supported", scores.product.node)
     sizes = [view.static(operand.tensor, -1) for operand in (key, value)]
     if None in sizes and len({view.static(operand.tensor, -3) for operand in operands if axes.batch}) > 1:
@@ -243,6 +241,12 @@ def _site(
         cleared=cleared,
         quantized=below.quantized,
     )
+
+
+def _typed_alike(view: GraphView, operands: tuple[Operand, Operand, Operand]) -> bool:
+    """V may have a type of its own: half-precision exports with a float32 mask compute softmax and P·V in float32."""
+    types = [view.elem_type(operand.tensor) for operand in operands]
+    return types[0] == types[1] and set(types) <= set(FLOATS)
 
 
 def _turned(view: GraphView, softmax: Normaliser, below: Product) -> bool:
