@@ -85,6 +85,7 @@ def fuse(
     precision: str = "keep",
     pack: bool = True,
     algebra: bool = True,
+    allow_recompute: bool = False,
     search: bool = False,
     sm: int | None = None,
     shapes: Mapping[str, Shape | Sequence[Shape]] | None = None,
@@ -100,6 +101,9 @@ def fuse(
 
     `precision`: "fp16" or "bf16" puts a half-precision island around each site of float32 that has no attention kernel else.
 
+    `allow_recompute`: also fuse sites whose attention weights somebody else reads (another node, or a model output); for these
+    the original softmax stays, so that the weights are computed twice.
+
     `search`: ask TensorRT's compiler about each distinct site, in every form and layout that the target takes, and take what
     has the fewest kernels, then the fewest bytes; never more than without. `sm` and `shapes`, as `land` has them: what the
     engine will be built for, since which is best depends on it.
@@ -110,7 +114,7 @@ def fuse(
     """
     if precision not in ("keep", *ISLANDS):
         raise UsageError(f"unknown precision {precision!r}; choose keep, {' or '.join(ISLANDS)}")
-    choice = Choice(form, pack, IDENTITIES if algebra else (), precision=precision)
+    choice = Choice(form, pack, IDENTITIES if algebra else (), precision=precision, recompute=allow_recompute)
     asked = _asked(search, sm, shapes, target)
     if plan is None:
         options = Options(parse_target(target, target_version), choice, expect, verify, search=asked)
@@ -120,7 +124,8 @@ def fuse(
         other = (target, target_version) != ("tensorrt", None) and wanted != given.target
         if choice != Choice() or asked is not None or other:
             raise UsageError(
-                f"{given.name}: the plan says target, form, precision, packing and algebra; leave these options and search out"
+                f"{given.name}: the plan says target, form, precision, packing, algebra and what is recomputed; "
+                f"leave these options out, and search"
             )
         options = Options(given.target, choice, expect, verify, given)
     if isinstance(model, str | PathLike) and output is not None:

@@ -70,6 +70,10 @@ def fuse(
     ] = "keep",
     no_pack: Annotated[bool, typer.Option("--no-pack", help="Leave the Q/K/V projections as they are.")] = False,
     no_algebra: Annotated[bool, typer.Option("--no-algebra", help="Leave biases and scales where they are.")] = False,
+    allow_recompute: Annotated[
+        bool,
+        typer.Option("--allow-recompute", help="Also fuse sites whose attention weights are read elsewhere."),
+    ] = False,
     search: Annotated[
         bool,
         typer.Option("--search", help="Ask TensorRT's compiler for the best form and layout of each kind of site."),
@@ -101,6 +105,7 @@ def fuse(
             precision=precision,
             pack=not no_pack,
             algebra=not no_algebra,
+            allow_recompute=allow_recompute,
             search=search,
             sm=sm,
             shapes=read_shapes(shapes or []),

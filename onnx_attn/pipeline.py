@@ -26,7 +26,7 @@ from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.nested import Block, blocks, counted, merged, replace_bodies, with_functions_inlined
-from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Decision, Plan, make_plan
+from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Decision, Plan, make_plan, writable
 from onnx_attn.plan_file import ReadPlan, check_fits, fingerprint, plan_document
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter, boundary, same_nodes
@@ -66,6 +66,12 @@ class Options:
         if self.plan is None:
             return {self.choice.form}
         return {choice.form for choice in self.plan.choices if choice is not None and choice.apply}
+
+    @property
+    def recompute(self) -> bool:
+        """Whether sites may be written whose probabilities somebody else reads."""
+        choices = self.plan.choices if self.plan is not None else ()
+        return self.choice.recompute or any(choice is not None and choice.recompute for choice in choices)
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     if options.plan is not None:
         check_fits(options.plan, loaded.name, found, [c.name for c in candidates if is_attention(c)])
     wanted = ATTENTION_OPSET if "attention" in options.forms else LEAST_OPSET
-    if options.outer is None and view.opset < wanted and _has_sites(candidates):
+    if options.outer is None and view.opset < wanted and _has_sites(candidates, options.recompute):
         # Before anything is added: the converter would drop our functions.
         stuck = raise_opset(loaded.proto, wanted)
         if stuck is None:
@@ -165,8 +171,9 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
         with fusion.clock("prove"):
             _prove_sites(fusion, cutter, names, reserved, inputs)
     for candidate in candidates:  # While the graph is as it was read.
-        if not isinstance(candidate, Verdict):
-            blocks_later_keys(view, candidate.masks)
+        site = candidate.recomputable if isinstance(candidate, Verdict) else candidate
+        if site is not None:
+            blocks_later_keys(view, site.masks)
     worlds = view.worlds if nested else ()
     with fusion.clock("apply"):
         model = compose(loaded.proto, list(fusion.edits.values()))
@@ -219,7 +226,7 @@ def _write_sites(fusion: Fusion, names: Names, cutter: Cutter) -> set[str]:
     fusion.kept.update(decision.key for decision in fusion.plan.decisions if decision.stays)
     for decision in written:
         edit = _write(fusion, names, decision, reserved)
-        if decision.form == "primitives" and _stands_already(cutter, decision, edit):
+        if decision.form == "primitives" and not decision.site.shared and _stands_already(cutter, decision, edit):
             fusion.kept.add(decision.key)
         else:
             fusion.edits[decision.key] = edit
@@ -230,8 +237,9 @@ def is_attention(candidate: Candidate) -> bool:
     return not isinstance(candidate, Verdict) or candidate.attention
 
 
-def _has_sites(candidates: Sequence[Candidate]) -> bool:
-    return any(isinstance(candidate, AttentionSite) for candidate in candidates)
+def _has_sites(candidates: Sequence[Candidate], recompute: bool = False) -> bool:
+    found = (writable(candidate, Choice(recompute=recompute)) for candidate in candidates)
+    return any(isinstance(site, AttentionSite) for site in found)
 
 
 def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:

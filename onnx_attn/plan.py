@@ -24,6 +24,10 @@ ATTENTION_OPSET = 23
 """The first that has the Attention operator."""
 
 
+RECOMPUTED = "recomputed-probabilities"
+"""What plans and reports call the change by which a site has probabilities of its own, beside those that somebody else reads."""
+
+
 LEAST_OPSET = 13
 """The first in which Split and Unsqueeze take sizes and axes as inputs, as every form of ours writes them."""
 
@@ -53,6 +57,11 @@ class Decision:
     def key(self) -> str:
         """What tells this site from every other: the value that it makes. Node names may be missing or equal."""
         return self.site.output.name
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What is changed about the site, as plans and reports call it."""
+        return self.adaptation.names + ((RECOMPUTED,) if self.site.shared else ())
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,8 @@ class Plan:
 @dataclass(frozen=True)
 class Choice:
     """What is asked for a site: its form, whether to pack, which identities are allowed, or to leave it alone; the precision
-    of the island around a site of float32 ("keep" for none), whether its heads may be padded, and where its parts go."""
+    of the island around a site of float32 ("keep" for none), whether its heads may be padded, where its parts go, and whether
+    probabilities that somebody else reads may be computed once more."""
 
     form: str = "auto"
     pack: bool = True
@@ -94,6 +104,7 @@ class Choice:
     precision: str = "keep"
     heads: Heads = "needed"
     placement: Placement = AUTO
+    recompute: bool = False
 
 
 def make_plan(
@@ -116,13 +127,21 @@ def make_plan(
     for candidate in candidates:
         attention = not isinstance(candidate, Verdict) or candidate.attention
         wanted = next(own, None) or choice if attention else choice
-        if isinstance(candidate, Verdict):
+        site = writable(candidate, wanted)
+        if site is None:
             entries.append(candidate)
         elif not wanted.apply:
             entries.append(Verdict(candidate.name, "left-by-plan", candidate.name))
         else:
-            entries.append(decide(view, candidate, target, wanted))
+            entries.append(decide(view, site, target, wanted))
     return Plan(tuple(entries))
+
+
+def writable(candidate: Candidate, wanted: Choice) -> AttentionSite | Written | None:
+    """The site that a candidate is, or may be made by what is wanted; None for one that is refused or no attention."""
+    if isinstance(candidate, Verdict):
+        return candidate.recomputable if wanted.recompute else None
+    return candidate
 
 
 def decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
@@ -143,13 +162,18 @@ def decide(view: GraphView, site: AttentionSite | Written, target: Target, wante
     if says is not None and (refused := says(view, site, change.elem_type)) is not None:
         return Verdict(site.name, refused[0], site.name, refused[1])
     packing = plan_packing(view, site) if wanted.pack else "packing is turned off"
+    placement = wanted.placement
+    if target.name == "tensorrt" and not change.elem_type:
+        placement = placement.apart(site.shared, site.scores_scale)
     if isinstance(packing, Packing):
-        algebra = choose_algebra(view, site, packing, _useful(wanted.algebra, target))
-        return Decision(site, chosen, packing, None, algebra, adaptation=change, placement=wanted.placement)
+        # The projection serves the other reader of the probabilities too: its weights stay what they are.
+        identities = _useful(wanted.algebra, target) if not site.shared else ()
+        algebra = choose_algebra(view, site, packing, identities)
+        return Decision(site, chosen, packing, None, algebra, adaptation=change, placement=placement)
     operator = form_of_node(site.node) == "attention" and not change.names
     if operator and (chosen == "attention" or (wanted.form == "auto" and lands_best(target, "attention", facts))):
         return Decision(site, "attention", None, packing, stays=True)
-    return Decision(site, chosen, None, packing, adaptation=change, placement=wanted.placement)
+    return Decision(site, chosen, None, packing, adaptation=change, placement=placement)
 
 
 def _useful(algebra: Collection[str], target: Target) -> Collection[str]:

@@ -26,7 +26,7 @@ from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.errors import InputError, UsageError, one_line
 from onnx_attn.forms.adaptation import ISLANDS, PADDED, Heads, island_name
 from onnx_attn.forms.placement import BIASES, SCALES, SPLITS, Placement
-from onnx_attn.plan import Choice, Decision, Plan
+from onnx_attn.plan import RECOMPUTED, Choice, Decision, Plan
 from onnx_attn.site import Verdict
 from onnx_attn.targets.editions import Target, parse_target
 from onnx_attn.targets.rows import FORMS
@@ -79,7 +79,7 @@ def plan_document(name: str, found: str, target: Target, plan: Plan, searched: D
         elif isinstance(entry, Decision):
             site |= {"softmax": entry.site.name, "apply": True, "form": entry.form}
             site |= {"pack": entry.packing is not None, "algebra": list(entry.algebra.names)}
-            site |= {"changes": list(entry.adaptation.names), "placement": asdict(entry.placement)}
+            site |= {"changes": list(entry.changes), "placement": asdict(entry.placement)}
         else:
             site |= {"softmax": entry.name, "apply": True, "form": "function", "pack": False, "algebra": []}
         sites.append(site)
@@ -153,8 +153,8 @@ def _choice(site: Document, name: str, place: str) -> Choice | None:
     for identity in algebra:
         if identity not in IDENTITIES:
             raise UsageError(f"{name}: {place} names the identity {identity!r}; choose of {', '.join(IDENTITIES)}")
-    pack, (precision, heads) = _of(site, "pack", bool, name, place), _changes(site, name, place)
-    return Choice(form, pack, tuple(algebra), apply, precision, heads, _placement(site, name, place))
+    pack, (precision, heads, recompute) = _of(site, "pack", bool, name, place), _changes(site, name, place)
+    return Choice(form, pack, tuple(algebra), apply, precision, heads, _placement(site, name, place), recompute)
 
 
 def _placement(site: Document, name: str, place: str) -> Placement:
@@ -167,17 +167,18 @@ def _placement(site: Document, name: str, place: str) -> Placement:
     return Placement(**given)
 
 
-def _changes(site: Document, name: str, place: str) -> tuple[str, Heads]:
-    """The precision of the site's island, and whether its heads are padded."""
+def _changes(site: Document, name: str, place: str) -> tuple[str, Heads, bool]:
+    """The precision of the site's island, whether its heads are padded, and whether it has probabilities of its own."""
     changes = _of(site, "changes", list, name, place) if "changes" in site else []
     islands = {island_name(precision): precision for precision in ISLANDS}
     for change in changes:
-        if change not in (*islands, PADDED):
-            raise UsageError(f"{name}: {place} names the change {change!r}; choose of {', '.join((*islands, PADDED))}")
+        if change not in (*islands, PADDED, RECOMPUTED):
+            known = ", ".join((*islands, PADDED, RECOMPUTED))
+            raise UsageError(f"{name}: {place} names the change {change!r}; choose of {known}")
     asked = [islands[change] for change in changes if change in islands]
     if len(asked) > 1:
         raise UsageError(f"{name}: {place} has two islands; leave one of them")
-    return (asked or ["keep"])[0], "aligned" if PADDED in changes else "kept"
+    return (asked or ["keep"])[0], "aligned" if PADDED in changes else "kept", RECOMPUTED in changes
 
 
 def check_fits(plan: ReadPlan, model: str, found: str, sites: list[str]) -> None:

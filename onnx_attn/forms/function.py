@@ -40,7 +40,7 @@ def write_function_call(
         [*operands, *masks],
         "attention",
         output=output,
-        name=writer.names.claim(site.name),
+        name=writer.site_name(),
         domain=DOMAIN,
         attributes=attributes,
     )

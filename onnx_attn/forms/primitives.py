@@ -41,7 +41,7 @@ def write_primitives(
     def last_axis() -> str:
         return writer.shape(-1) if view.opset >= AXES_OPSET else ""
 
-    spelling = Spelling(writer, scalar, last_axis, triangle, writer.names.claim(site.name), output)
+    spelling = Spelling(writer, scalar, last_axis, triangle, writer.site_name(), output)
     write_body(spelling, site.terms, signature(view, site, rank, scaled_scores), operands, masks)
     stored = float(np.asarray(scale, helper.tensor_dtype_to_np_dtype(operand_type)))
     return abs(stored - scale) / abs(scale) if scale else 0.0

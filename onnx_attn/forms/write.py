@@ -26,6 +26,7 @@ from onnx_attn.forms.moves import write_moves
 from onnx_attn.forms.operands import shares_heads, write_operands
 from onnx_attn.forms.packed_gemm import write_packed
 from onnx_attn.forms.packing import ROLES, Group, Packing
+from onnx_attn.forms.placement import SPLIT
 from onnx_attn.forms.primitives import write_primitives
 from onnx_attn.forms.rebalanced import write_constant_channel, write_out_projection
 from onnx_attn.forms.repeat import own_heads, repeat_heads
@@ -33,7 +34,7 @@ from onnx_attn.forms.shapes import redirect_shapes
 from onnx_attn.forms.way import Way
 from onnx_attn.graph.edit import Names, SiteEdit, Splice, Writer
 from onnx_attn.graph.view import GraphView
-from onnx_attn.site import AttentionSite
+from onnx_attn.site import AttentionSite, ScoreTerm
 
 
 def write_site(
@@ -49,8 +50,9 @@ def write_site(
 
     Raises RoundsBadlyError where what the algebra makes of the weights does not fit their type.
     """
-    writer, packing, algebra = Writer(names, site.name), way.packing, way.algebra
-    whole = packs_into_attention(view, packing) if way.form == "contrib" and packing is not None else None
+    writer, packing, algebra = Writer(names, site.name, gives_up=not site.shared), way.packing, way.algebra
+    alone = way.form == "contrib" and packing is not None and not site.shared
+    whole = packs_into_attention(view, packing) if alone and packing is not None else None
     written = padded_packing(view, site, packing, way.adaptation) if packing is not None else None
     way = replace(way, packing=written)
     begin = _write_in_projections(writer, view, site, way, whole)
@@ -137,6 +139,8 @@ def _write_form(
     output: str,
 ) -> _Body:
     behind = way.placement.scale == "scores"
+    if way.placement.scale == "split" and way.form in ("function", "primitives"):
+        site, scale = replace(site, terms=(ScoreTerm("scale", fill=SPLIT), *site.terms)), scale / SPLIT
     if way.form == "function":
         return _Body((write_function_call(writer, site, operands, scale, rank, output, view, behind),))
     if way.form == "primitives":

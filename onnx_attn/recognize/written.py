@@ -35,7 +35,7 @@ def recognize_written(view: GraphView, node: gs.Node) -> Written | Verdict:
     return Written(
         name=label(node),
         node=node,
-        scale=_number(node.attrs.get("scale", 1.0)),
+        scale=_scale(node),
         causal="Causal" in node.op.split("_"),
         masks=masks,
         heads=size(query, -3) or 1,
@@ -43,6 +43,13 @@ def recognize_written(view: GraphView, node: gs.Node) -> Written | Verdict:
         head_dim=size(query, -1),
         value_dim=size(value, -1),
     )
+
+
+def _scale(node: gs.Node) -> float:
+    """All of it, where a part stands on the scores at once."""
+    scale = _number(node.attrs.get("scale", 1.0))
+    parts = [part for part in node.op.split("_")[1:] if not part.endswith("D")]
+    return scale * _number(node.attrs.get("fill_0", 1.0)) if parts[:1] == ["Scale"] else scale
 
 
 def _number(value: float | gs.Constant) -> float:
