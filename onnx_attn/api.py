@@ -125,7 +125,7 @@ def fuse(
         if choice != Choice() or asked is not None or other:
             raise UsageError(
                 f"{given.name}: the plan says target, form, precision, packing, algebra and what is recomputed; "
-                f"leave these options out, and search"
+                f"leave these options and search out"
             )
         options = Options(given.target, choice, expect, verify, given)
     if isinstance(model, str | PathLike) and output is not None:

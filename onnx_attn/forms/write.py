@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import onnx
+from onnx import helper
 
 from onnx_attn.algebra.choose import KEY, VALUE
 from onnx_attn.forms.adaptation import (
@@ -112,7 +115,7 @@ def _write_body(
     form, packing, adaptation = way.form, way.packing, way.adaptation
     rank = view.rank(site.query.tensor) or 0
     shared = form == "attention" and rank == 4 and shares_heads(view, site, packing)
-    operands, scale = write_operands(writer, view, site, form, projected, shared)
+    operands, scale = write_operands(writer, view, site, form, projected, shared, split=way.placement.scale == "split")
     scale = 1.0 if way.algebra.scale else scale
     operands = cast_operands(writer, view, site, adaptation, operands)
     if not shared:
@@ -140,7 +143,11 @@ def _write_form(
 ) -> _Body:
     behind = way.placement.scale == "scores"
     if way.placement.scale == "split" and way.form in ("function", "primitives"):
-        site, scale = replace(site, terms=(ScoreTerm("scale", fill=SPLIT), *site.terms)), scale / SPLIT
+        root = math.sqrt(SPLIT)
+        dtype = helper.tensor_dtype_to_np_dtype(way.adaptation.elem_type or view.elem_type(site.key.tensor))
+        key = writer.add("Mul", [operands[1], writer.constant(np.asarray(1 / root, dtype), "half")], "key_scaled")
+        operands, scale = (operands[0], key, operands[2]), scale / root
+        site = replace(site, terms=(ScoreTerm("scale", fill=SPLIT), *site.terms))
     if way.form == "function":
         return _Body((write_function_call(writer, site, operands, scale, rank, output, view, behind),))
     if way.form == "primitives":

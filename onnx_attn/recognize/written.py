@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.result import Stop
 from onnx_attn.site import ScoreTerm, Verdict, Written
+from onnx_attn.views.trace import trace
 
 _TENSORS = ("Mask", "Minus", "Where", "WhereNot", "Factor", "Divisor", "Keep", "Clear")
 """The parts of a function's name that stand for an input each."""
@@ -35,7 +36,7 @@ def recognize_written(view: GraphView, node: gs.Node) -> Written | Verdict:
     return Written(
         name=label(node),
         node=node,
-        scale=_scale(node),
+        scale=_scale(view, node),
         causal="Causal" in node.op.split("_"),
         masks=masks,
         heads=size(query, -3) or 1,
@@ -45,11 +46,13 @@ def recognize_written(view: GraphView, node: gs.Node) -> Written | Verdict:
     )
 
 
-def _scale(node: gs.Node) -> float:
-    """All of it, where a part stands on the scores at once."""
+def _scale(view: GraphView, node: gs.Node) -> float:
+    """All of it, where it was split on Q, K and the scores."""
     scale = _number(node.attrs.get("scale", 1.0))
     parts = [part for part in node.op.split("_")[1:] if not part.endswith("D")]
-    return scale * _number(node.attrs.get("fill_0", 1.0)) if parts[:1] == ["Scale"] else scale
+    if parts[:1] != ["Scale"]:
+        return scale
+    return scale * _number(node.attrs.get("fill_0", 1.0)) * trace(view, node.inputs[1]).factor
 
 
 def _number(value: float | gs.Constant) -> float:
