@@ -28,11 +28,19 @@ ALIGNED = 8
 
 
 def write_packed(
-    writer: Writer, view: GraphView, packing: Packing, group: Group, in_proj: InProj, source: str, placement: Placement
+    writer: Writer,
+    view: GraphView,
+    packing: Packing,
+    group: Group,
+    in_proj: InProj,
+    source: str,
+    placement: Placement,
+    projected: str = "",
 ) -> dict[int, str]:
-    """Append the group's projection of `source` and its split; returns its operands `(…, N, S, H)` by role."""
-    late = placement.bias == "heads" and bool(in_proj.biased) and not in_proj.stands
-    projected = _write_projection(writer, group, in_proj, source, bias=not late)
+    """Append the group's projection of `source` (unless it is `projected` already) and its split; returns its operands
+    `(…, N, S, H)` by role."""
+    late = placement.bias == "heads" and bool(in_proj.biased) and not in_proj.stands and not projected
+    projected = projected or write_projection(writer, group, in_proj, source, bias=not late)
     order, members = group.members[0].heads.order, group.members
     base = tuple(base_dims(rows(view, members[0].layer))[:-1])
     split = _split_at(view, packing, group, bool(in_proj.biased) and not late, placement.split)
@@ -131,7 +139,7 @@ def _split(writer: Writer, tensor: str, sizes: list[int], axis: int) -> list[str
     return writer.add("Split", [tensor, writer.shape(*sizes)], "in_proj_split", outputs=len(sizes), axis=axis)
 
 
-def _write_projection(writer: Writer, group: Group, in_proj: InProj, source: str, bias: bool) -> str:
+def write_projection(writer: Writer, group: Group, in_proj: InProj, source: str, bias: bool) -> str:
     """`source·W + b` as MatMul and Add: the compiler packs Gemm only by turning it back into these. bias: it is added here."""
     if in_proj.stands:
         return group.members[0].layer.output.name

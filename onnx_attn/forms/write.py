@@ -33,6 +33,7 @@ from onnx_attn.forms.placement import SPLIT
 from onnx_attn.forms.primitives import write_primitives
 from onnx_attn.forms.rebalanced import write_constant_channel, write_out_projection
 from onnx_attn.forms.repeat import own_heads, repeat_heads
+from onnx_attn.forms.served import serves, write_served
 from onnx_attn.forms.shapes import redirect_shapes
 from onnx_attn.forms.way import Way
 from onnx_attn.graph.edit import Names, SiteEdit, Splice, Writer
@@ -192,8 +193,16 @@ def _write_in_projections(
         if constant is not None:
             begin.splices.extend(write_constant_channel(writer, view, constant, in_proj.channel, renamed))
         source = renamed.get(group.source.name, group.source.name)
+        projected = ""
+        if site.shared and not group.reuses_output:
+            splice, projected = write_served(writer, view, group, in_proj)
+            begin.splices.append(splice)
         if group is not left:
-            begin.operands.update(write_packed(writer, view, packing, group, in_proj, source, placement))
+            # Where somebody else takes it apart on its last axis too, so do we (forms/served.py).
+            also = placement.split == "auto" and (bool(projected) or serves(view, site, group))
+            place = replace(placement, split="last") if also else placement
+            packed = write_packed(writer, view, packing, group, in_proj, source, place, projected)
+            begin.operands.update(packed)
         begin.sources.update(dict.fromkeys(group.roles, source))
         starts.append(group.source.name if constant is None else constant.norm.inputs[0].name)
     starts += [operand.whole.source.name for role, operand in enumerate(site.operands) if role not in packing.members]
