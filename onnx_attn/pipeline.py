@@ -226,7 +226,8 @@ def _write_sites(fusion: Fusion, names: Names, cutter: Cutter) -> set[str]:
     fusion.kept.update(decision.key for decision in fusion.plan.decisions if decision.stays)
     for decision in written:
         edit = _write(fusion, names, decision, reserved)
-        if decision.form == "primitives" and not decision.site.shared and _stands_already(cutter, decision, edit):
+        spelled = decision.form in ("primitives", "attention") and not decision.site.shared
+        if spelled and _stands_already(cutter, decision, edit):
             fusion.kept.add(decision.key)
         else:
             fusion.edits[decision.key] = edit
