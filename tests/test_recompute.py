@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from checks import assert_same, feeds, same_bytes, weight_elements
+from checks import assert_same, feeds, run, same_bytes, weight_elements
 from commands import run_command
 from graphs import CHANNELS, HEADS, WIDTH, Net, heads_in
 from onnx import TensorProto, numpy_helper
@@ -290,8 +290,6 @@ def test_an_island_lies_around_the_site_and_not_around_the_other_softmax() -> No
 
 
 def assert_same_output(before: onnx.ModelProto, after: onnx.ModelProto, number: int) -> None:
-    from checks import run
-
     inputs = feeds(before)
     np.testing.assert_array_equal(run(before, inputs)[number], run(after, inputs)[number])
 
@@ -318,6 +316,46 @@ def test_a_site_in_a_branch_is_fused_there() -> None:
     assert result.report["fused"] == 1
     for flag in (True, False):
         assert_same(model, result.model, feeds(model) | {"flag": np.asarray(flag)})
+
+
+def test_a_packed_projection_serves_the_other_reader_too() -> None:
+    model = block(as_output)
+    before = {tuple(tensor.dims) for tensor in model.graph.initializer}
+    after, site = fused(model)
+    assert site["packed"] and site["algebra"] == []
+    assert (64, 192) not in before
+    assert (64, 192) in {tuple(tensor.dims) for tensor in after.graph.initializer}
+    assert weight_elements(after) == weight_elements(model)
+    assert_same(model, after)
+    left = onnx_attn.fuse(model, allow_recompute=True, pack=False)
+    assert not left.report["candidates"][0]["packed"]
+    assert_same(model, left.model)
+
+
+def test_a_projection_that_is_read_elsewhere_is_not_packed() -> None:
+    net = Net()
+    x = net.input("x", 2, 16, 64)
+    layers = [net.linear(x, 64, width=64) for _ in range(3)]
+    net.output(net.op("Exp", layers[0]), 3)
+    q, k, v = (net.split_heads(layer, 2, 32) for layer in layers)
+    net.output(net.sdpa(q, net.swap(k), v, probabilities=lambda p: as_output(net, p)))
+    model = net.model()
+    after, site = fused(model)
+    assert site["unpacked_because"].startswith("weights-shared")
+    assert_same(model, after)
+
+
+def test_what_asks_a_layer_for_its_shape_goes_on() -> None:
+    net = Net()
+    x = net.input("x", "batch", 16, 64)
+    layers = [net.linear(x, 64, width=64) for _ in range(3)]
+    q, k, v = (net.turn(net.reshape(y, (y, 0), (y, 1), 2, 32), 0, 2, 1, 3) for y in layers)
+    net.output(net.sdpa(q, net.swap(k), v, probabilities=lambda p: as_output(net, p)))
+    model = net.model()
+    after, site = fused(model)
+    assert site["packed"]
+    assert_same(model, after)
+    assert weight_elements(after) == weight_elements(model)
 
 
 # --- plans and the command line -------------------------------------------------------------------------------------------
