@@ -101,8 +101,7 @@ def fuse(
 
     `precision`: "fp16" or "bf16" puts a half-precision island around each site of float32 that has no attention kernel else.
 
-    `allow_recompute`: also fuse sites whose attention weights somebody else reads (another node, or a model output); for these
-    the original softmax stays, so that the weights are computed twice.
+    `allow_recompute`: also fuse sites whose attention weights somebody else reads, for whom the original softmax stays.
 
     `search`: ask TensorRT's compiler about each distinct site, in every form and layout that the target takes, and take what
     has the fewest kernels, then the fewest bytes; never more than without. `sm` and `shapes`, as `land` has them: what the
@@ -124,8 +123,7 @@ def fuse(
         other = (target, target_version) != ("tensorrt", None) and wanted != given.target
         if choice != Choice() or asked is not None or other:
             raise UsageError(
-                f"{given.name}: the plan says target, form, precision, packing, algebra and what is recomputed; "
-                f"leave these options and search out"
+                f"{given.name}: the plan says target, form, changes, packing and algebra; leave these options and search out"
             )
         options = Options(given.target, choice, expect, verify, given)
     if isinstance(model, str | PathLike) and output is not None:

@@ -144,6 +144,12 @@ def writable(candidate: Candidate, wanted: Choice) -> AttentionSite | Written | 
     return candidate
 
 
+def has_sites(candidates: Sequence[Candidate], choices: Sequence[Choice] = (Choice(),)) -> bool:
+    """Whether any candidate is a site that can be written anew."""
+    wanted = Choice(recompute=any(choice.recompute for choice in choices))
+    return any(isinstance(writable(candidate, wanted), AttentionSite) for candidate in candidates)
+
+
 def decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
     """How one site is written; a verdict where it is left alone."""
     facts = written_facts(view, site)

@@ -55,8 +55,7 @@ def write_site(
     Raises RoundsBadlyError where what the algebra makes of the weights does not fit their type.
     """
     writer, packing, algebra = Writer(names, site.name, gives_up=not site.shared), way.packing, way.algebra
-    alone = way.form == "contrib" and packing is not None and not site.shared
-    whole = packs_into_attention(view, packing) if alone and packing is not None else None
+    whole = packs_into_attention(view, packing) if way.form == "contrib" and packing and not site.shared else None
     written = padded_packing(view, site, packing, way.adaptation) if packing is not None else None
     way = replace(way, packing=written)
     begin = _write_in_projections(writer, view, site, way, whole)
