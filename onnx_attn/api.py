@@ -85,6 +85,7 @@ def fuse(
     precision: str = "keep",
     pack: bool = True,
     algebra: bool = True,
+    allow_recompute: bool = False,
     quantize_probabilities: bool = False,
     search: bool = False,
     sm: int | None = None,
@@ -103,6 +104,8 @@ def fuse(
     `quantize_probabilities`: where Q, K and V are quantised, round the probabilities too (1/127 for int8, 1/448 for fp8). That
     changes numbers; the certificate says by how much at most (`bound`).
 
+    `allow_recompute`: also fuse sites whose attention weights somebody else reads, for whom the original softmax stays.
+
     `search`: ask TensorRT's compiler about each distinct site, in every form and layout that the target takes, and take what
     has the fewest kernels, then the fewest bytes; never more than without. `sm` and `shapes`, as `land` has them: what the
     engine will be built for, since which is best depends on it.
@@ -113,8 +116,14 @@ def fuse(
     """
     if precision not in ("keep", *ISLANDS):
         raise UsageError(f"unknown precision {precision!r}; choose keep, {' or '.join(ISLANDS)}")
-    identities = IDENTITIES if algebra else ()
-    choice = Choice(form, pack, identities, precision=precision, quantize_probabilities=quantize_probabilities)
+    choice = Choice(
+        form,
+        pack,
+        IDENTITIES if algebra else (),
+        precision=precision,
+        quantize_probabilities=quantize_probabilities,
+        recompute=allow_recompute,
+    )
     asked = _asked(search, sm, shapes, target)
     if plan is None:
         options = Options(parse_target(target, target_version), choice, expect, verify, search=asked)
@@ -124,7 +133,7 @@ def fuse(
         other = (target, target_version) != ("tensorrt", None) and wanted != given.target
         if choice != Choice() or asked is not None or other:
             raise UsageError(
-                f"{given.name}: the plan says target, form, precision, packing and algebra; leave these options out, and search"
+                f"{given.name}: the plan says target, form, changes, packing and algebra; leave these options out, and search"
             )
         options = Options(given.target, choice, expect, verify, given)
     if isinstance(model, str | PathLike) and output is not None:

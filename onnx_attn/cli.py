@@ -77,6 +77,10 @@ def fuse(
             help="Round the softmax's result too where Q, K and V are quantised; changes numbers.",
         ),
     ] = False,
+    allow_recompute: Annotated[
+        bool,
+        typer.Option("--allow-recompute", help="Also fuse sites whose attention weights are read elsewhere."),
+    ] = False,
     search: Annotated[
         bool,
         typer.Option("--search", help="Ask TensorRT's compiler for the best form and layout of each kind of site."),
@@ -109,6 +113,7 @@ def fuse(
             pack=not no_pack,
             algebra=not no_algebra,
             quantize_probabilities=quantize_probabilities,
+            allow_recompute=allow_recompute,
             search=search,
             sm=sm,
             shapes=read_shapes(shapes or []),

@@ -27,7 +27,7 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.nested import Block, blocks, counted, merged, replace_bodies, with_functions_inlined
 from onnx_attn.operators.plain import with_plain_operators
-from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Decision, Plan, make_plan
+from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Decision, Plan, has_sites, make_plan
 from onnx_attn.plan_file import ReadPlan, check_fits, fingerprint, plan_document
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter, boundary, same_nodes
@@ -40,7 +40,7 @@ from onnx_attn.recognize.causality import blocks_later_keys
 from onnx_attn.report.document import fusion_report, inspection
 from onnx_attn.runtime import CannotRun
 from onnx_attn.search.search import Asked, search
-from onnx_attn.site import AttentionSite, Candidate, Verdict
+from onnx_attn.site import Candidate, Verdict
 from onnx_attn.targets.editions import Target, parse_target
 from onnx_attn.targets.reading import TYPES
 
@@ -62,11 +62,9 @@ class Options:
     """Of a body: the names of the model around it."""
 
     @property
-    def forms(self) -> set[str]:
-        """The forms that are asked for by name."""
-        if self.plan is None:
-            return {self.choice.form}
-        return {choice.form for choice in self.plan.choices if choice is not None and choice.apply}
+    def choices(self) -> list[Choice]:
+        """What is asked for the sites that are to be written."""
+        return [self.choice] if self.plan is None else [c for c in self.plan.choices if c is not None and c.apply]
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def inspect_model(loaded: Loaded, target: Target) -> Report:
     """Recognise and plan, nothing more."""
     loaded, view, candidates = with_functions_inlined(loaded, GraphView(loaded.proto), own=False)
     loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=False)
-    if view.opset < LEAST_OPSET and _has_sites(candidates):
+    if view.opset < LEAST_OPSET and has_sites(candidates):
         raised = onnx.ModelProto()
         raised.CopyFrom(loaded.proto)
         if raise_opset(raised, LEAST_OPSET) is None:
@@ -135,8 +133,8 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     opsets, stuck = [view.opset], None
     if options.plan is not None:
         check_fits(options.plan, loaded.name, found, [c.name for c in candidates if is_attention(c)])
-    wanted = ATTENTION_OPSET if "attention" in options.forms else LEAST_OPSET
-    if options.outer is None and view.opset < wanted and _has_sites(candidates):
+    wanted = ATTENTION_OPSET if any(choice.form == "attention" for choice in options.choices) else LEAST_OPSET
+    if options.outer is None and view.opset < wanted and has_sites(candidates, options.choices):
         # Before anything is added: the converter would drop our functions.
         stuck = raise_opset(loaded.proto, wanted)
         if stuck is None:
@@ -170,8 +168,9 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
         with fusion.clock("prove"):
             _prove_sites(fusion, cutter, names, reserved, inputs)
     for candidate in candidates:  # While the graph is as it was read.
-        if not isinstance(candidate, Verdict):
-            blocks_later_keys(view, candidate.masks)
+        site = candidate.recomputable if isinstance(candidate, Verdict) else candidate
+        if site is not None:
+            blocks_later_keys(view, site.masks)
     worlds = view.worlds if nested else ()
     with fusion.clock("apply"):
         model = compose(loaded.proto, list(fusion.edits.values()))
@@ -224,7 +223,8 @@ def _write_sites(fusion: Fusion, names: Names, cutter: Cutter) -> set[str]:
     fusion.kept.update(decision.key for decision in fusion.plan.decisions if decision.stays)
     for decision in written:
         edit = _write(fusion, names, decision, reserved)
-        if decision.form == "primitives" and _stands_already(cutter, decision, edit):
+        spelled = decision.form in ("primitives", "attention") and not decision.site.shared
+        if spelled and _stands_already(cutter, decision, edit):
             fusion.kept.add(decision.key)
         else:
             fusion.edits[decision.key] = edit
@@ -233,10 +233,6 @@ def _write_sites(fusion: Fusion, names: Names, cutter: Cutter) -> set[str]:
 
 def is_attention(candidate: Candidate) -> bool:
     return not isinstance(candidate, Verdict) or candidate.attention
-
-
-def _has_sites(candidates: Sequence[Candidate]) -> bool:
-    return any(isinstance(candidate, AttentionSite) for candidate in candidates)
 
 
 def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:

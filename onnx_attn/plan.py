@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from onnx_attn.algebra.choose import CONSTANT_CHANNEL, IDENTITIES, NOTHING, Algebra, choose_algebra
+from onnx_attn.algebra.choose import CONSTANT_CHANNEL, IDENTITIES, NOTHING, Algebra, choose_algebra, is_quantised
 from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation, Heads, adapted_site
 from onnx_attn.forms.attention import attention_refused
 from onnx_attn.forms.contrib import contrib_refused
@@ -23,6 +23,10 @@ from onnx_attn.targets.rows import Row
 
 ATTENTION_OPSET = 23
 """The first that has the Attention operator."""
+
+
+RECOMPUTED = "recomputed-probabilities"
+"""What plans and reports call the change by which a site has probabilities of its own, beside those that somebody else reads."""
 
 
 LEAST_OPSET = 13
@@ -54,6 +58,11 @@ class Decision:
     def key(self) -> str:
         """What tells this site from every other: the value that it makes. Node names may be missing or equal."""
         return self.site.output.name
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What is changed about the site, as plans and reports call it."""
+        return self.adaptation.names + ((RECOMPUTED,) if self.site.shared else ())
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,8 @@ class Plan:
 class Choice:
     """What is asked for a site: its form, whether to pack, which identities are allowed, or to leave it alone; the precision
     of the island around a site of float32 ("keep" for none), whether its heads may be padded, whether probabilities are to be
-    rounded where Q, K and V are, and where its parts go."""
+    rounded where Q, K and V are, where its parts go, and whether probabilities that somebody else reads may be computed once
+    more."""
 
     form: str = "auto"
     pack: bool = True
@@ -97,6 +107,7 @@ class Choice:
     heads: Heads = "needed"
     quantize_probabilities: bool = False
     placement: Placement = AUTO
+    recompute: bool = False
 
 
 def make_plan(
@@ -119,13 +130,27 @@ def make_plan(
     for candidate in candidates:
         attention = not isinstance(candidate, Verdict) or candidate.attention
         wanted = next(own, None) or choice if attention else choice
-        if isinstance(candidate, Verdict):
+        site = writable(candidate, wanted)
+        if site is None:
             entries.append(candidate)
         elif not wanted.apply:
             entries.append(Verdict(candidate.name, "left-by-plan", candidate.name))
         else:
-            entries.append(decide(view, candidate, target, wanted))
+            entries.append(decide(view, site, target, wanted))
     return Plan(tuple(entries))
+
+
+def writable(candidate: Candidate, wanted: Choice) -> AttentionSite | Written | None:
+    """The site that a candidate is, or may be made by what is wanted; None for one that is refused or no attention."""
+    if isinstance(candidate, Verdict):
+        return candidate.recomputable if wanted.recompute else None
+    return candidate
+
+
+def has_sites(candidates: Sequence[Candidate], choices: Sequence[Choice] = (Choice(),)) -> bool:
+    """Whether any candidate is a site that can be written anew."""
+    wanted = Choice(recompute=any(choice.recompute for choice in choices))
+    return any(isinstance(writable(candidate, wanted), AttentionSite) for candidate in candidates)
 
 
 def decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
@@ -148,15 +173,22 @@ def decide(view: GraphView, site: AttentionSite | Written, target: Target, wante
     if says is not None and (refused := says(view, adapted_site(view, site, change, chosen), change.elem_type)):
         return Verdict(site.name, refused[0], site.name, refused[1])
     packing = plan_packing(view, site) if wanted.pack else "packing is turned off"
+    placement = wanted.placement
+    if target.name == "tensorrt" and not change.elem_type:
+        placement = placement.apart(site.shared, site.scores_scale)
     if isinstance(packing, Packing):
         packing = next((why for group in packing.groups if (why := narrow_refused(view, group))), packing)
+    if isinstance(packing, Packing) and site.shared and is_quantised(view, site, packing):
+        packing = "what is quantised serves one reader alone"
     if isinstance(packing, Packing):
-        algebra = choose_algebra(view, site, packing, _useful(wanted.algebra, target))
-        return Decision(site, chosen, packing, None, algebra, adaptation=change, placement=wanted.placement)
+        # The projection serves the other reader of the probabilities too: its weights stay what they are.
+        identities = _useful(wanted.algebra, target) if not site.shared else ()
+        algebra = choose_algebra(view, site, packing, identities)
+        return Decision(site, chosen, packing, None, algebra, adaptation=change, placement=placement)
     operator = form_of_node(site.node) == "attention" and not change.names
     if operator and (chosen == "attention" or (wanted.form == "auto" and lands_best(target, "attention", facts))):
         return Decision(site, "attention", None, packing, stays=True)
-    return Decision(site, chosen, None, packing, adaptation=change, placement=wanted.placement)
+    return Decision(site, chosen, None, packing, adaptation=change, placement=placement)
 
 
 def _useful(algebra: Collection[str], target: Target) -> Collection[str]:

@@ -24,9 +24,9 @@ import onnx
 
 from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.errors import InputError, UsageError, one_line
-from onnx_attn.forms.adaptation import ISLANDS, PADDED, QUANTISED, Heads, island_name
+from onnx_attn.forms.adaptation import ISLANDS, PADDED, QUANTISED, island_name
 from onnx_attn.forms.placement import BIASES, SCALES, SPLITS, Placement
-from onnx_attn.plan import Choice, Decision, Plan
+from onnx_attn.plan import RECOMPUTED, Choice, Decision, Plan
 from onnx_attn.site import Verdict
 from onnx_attn.targets.editions import Target, parse_target
 from onnx_attn.targets.rows import FORMS
@@ -79,7 +79,7 @@ def plan_document(name: str, found: str, target: Target, plan: Plan, searched: D
         elif isinstance(entry, Decision):
             site |= {"softmax": entry.site.name, "apply": True, "form": entry.form}
             site |= {"pack": entry.packing is not None, "algebra": list(entry.algebra.names)}
-            site |= {"changes": list(entry.adaptation.names), "placement": asdict(entry.placement)}
+            site |= {"changes": list(entry.changes), "placement": asdict(entry.placement)}
         else:
             site |= {"softmax": entry.name, "apply": True, "form": "function", "pack": False, "algebra": []}
         sites.append(site)
@@ -154,9 +154,17 @@ def _choice(site: Document, name: str, place: str) -> Choice | None:
         if identity not in IDENTITIES:
             raise UsageError(f"{name}: {place} names the identity {identity!r}; choose of {', '.join(IDENTITIES)}")
     pack, (precision, changes) = _of(site, "pack", bool, name, place), _changes(site, name, place)
-    heads: Heads = "aligned" if PADDED in changes else "kept"
-    placement = _placement(site, name, place)
-    return Choice(form, pack, tuple(algebra), apply, precision, heads, QUANTISED in changes, placement)
+    return Choice(
+        form,
+        pack,
+        tuple(algebra),
+        apply,
+        precision,
+        heads="aligned" if PADDED in changes else "kept",
+        quantize_probabilities=QUANTISED in changes,
+        placement=_placement(site, name, place),
+        recompute=RECOMPUTED in changes,
+    )
 
 
 def _placement(site: Document, name: str, place: str) -> Placement:
@@ -174,7 +182,7 @@ def _changes(site: Document, name: str, place: str) -> tuple[str, list[str]]:
     changes = _of(site, "changes", list, name, place) if "changes" in site else []
     islands = {island_name(precision): precision for precision in ISLANDS}
     for change in changes:
-        if change not in (known := (*islands, PADDED, QUANTISED)):
+        if change not in (known := (*islands, PADDED, QUANTISED, RECOMPUTED)):
             raise UsageError(f"{name}: {place} names the change {change!r}; choose of {', '.join(known)}")
     asked = [islands[change] for change in changes if change in islands]
     if len(asked) > 1:

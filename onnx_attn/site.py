@@ -5,7 +5,7 @@ Axis letters: B batch, S sequence, N heads, H head size, E width of the projecti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx_graphsurgeon as gs
@@ -113,6 +113,7 @@ class AttentionSite:
     turned: the graph's own softmax runs over another axis than the last, or V is multiplied from the left.
     anchor: the node by which an engine tells where the site went, if that is not the softmax itself.
     overflows: the graph's own softmax has no finite result where scores are large.
+    shared: somebody else reads P too: the softmax stays for them, and the site computes P once more.
     """
 
     name: str
@@ -140,6 +141,7 @@ class AttentionSite:
     notes: tuple[str, ...] = ()
     cleared: ScoreTerm | None = None
     quantized: Quantizer | None = None
+    shared: bool = False
 
     @property
     def operands(self) -> tuple[Operand, Operand, Operand]:
@@ -180,6 +182,7 @@ class Verdict:
     scope: the way from its body out to the main graph, as compilers write it: `then (then_branch) | choice (If)`; empty in
         the main graph.
     anchor: the node by which an engine tells where the candidate went, if that is not the softmax itself.
+    recomputable: the site that it is, where nothing but another reader of its probabilities speaks against writing it.
     """
 
     name: str
@@ -188,6 +191,7 @@ class Verdict:
     detail: str = ""
     scope: str = ""
     anchor: str = ""
+    recomputable: AttentionSite | None = field(default=None, repr=False, compare=False)
 
     @property
     def attention(self) -> bool:
@@ -200,7 +204,8 @@ class Verdict:
 
     @property
     def remedy(self) -> str | None:
-        return CODES[self.code].remedy
+        remedy = CODES[self.code].remedy
+        return f"{remedy}, or pass --allow-recompute" if self.recomputable is not None else remedy
 
 
 @dataclass(frozen=True)

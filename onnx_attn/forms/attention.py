@@ -98,9 +98,7 @@ def write_attention(
         names.append(_write_mask(writer, view, site, site.masks[0], operands))
     result = output if rank == 4 else writer.names.value(f"{site.name}/attention_batch")
     attributes = {"scale": float(scale)} | ({"is_causal": 1} if site.causal else {})
-    writer.add(
-        "Attention", names, "attention", output=result, name=writer.names.claim(site.name), attributes=attributes
-    )
+    writer.add("Attention", names, "attention", output=result, name=writer.site_name(), attributes=attributes)
     if rank < 4:
         writer.add("Squeeze", [result, before], "attention", output=output)
 

@@ -127,8 +127,6 @@ def _write(
 ) -> None:
     while inputs and not inputs[-1]:
         inputs.pop()
-    made = writer.add(
-        op, inputs, "attention", name=writer.names.claim(site.name), domain=MICROSOFT, attributes=attributes
-    )
+    made = writer.add(op, inputs, "attention", name=writer.site_name(), domain=MICROSOFT, attributes=attributes)
     split = writer.add("Reshape", [made, writer.shape(0, 0, site.heads or 1, site.value_dim or 0)], "attention_heads")
     writer.add("Transpose", [split], "attention", output=output, perm=[0, 2, 1, 3])

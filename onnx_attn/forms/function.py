@@ -42,7 +42,7 @@ def write_function_call(
         [*operands, *masks, *(name for step in steps for name in step)],
         "attention",
         output=output,
-        name=writer.names.claim(site.name),
+        name=writer.site_name(),
         domain=DOMAIN,
         attributes=attributes,
     )

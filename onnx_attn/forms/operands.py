@@ -20,7 +20,13 @@ from onnx_attn.views.movement import layout_of, permutation
 
 
 def write_operands(
-    writer: Writer, view: GraphView, site: AttentionSite, form: str, packed: Mapping[int, str], shared: bool
+    writer: Writer,
+    view: GraphView,
+    site: AttentionSite,
+    form: str,
+    packed: Mapping[int, str],
+    shared: bool,
+    split: bool = False,
 ) -> tuple[tuple[str, str, str], float]:
     """The names of Q, K and V and the scale that is left to apply; `packed` has those that are written already, by role. shared:
     K and V are given without the copies of their heads (`shares_heads`).
@@ -28,8 +34,9 @@ def write_operands(
     An operand that is read as it stands keeps its tensor. One that the graph has in other axes, and a Q or K that carries part
     of the scale, are written anew from their source, so that the scale is applied once; where that cannot be said in ONNX (two
     dynamic sizes in one Reshape), the factor stays where it is. In the form `primitives`, where Q carries the scale
-    afterwards, Q is always written anew: writing a site twice must say the same.
+    afterwards (and K, where it is split), it is always written anew: writing a site twice must say the same.
     """
+    carry = () if form != "primitives" else ("query", "key") if split else ("query",)
     scale, names = site.scores_scale, []
     ready = {**(_shared(writer, view, site, packed) if shared else {}), **packed}
     for role, (hint, operand) in enumerate(zip(ROLES, site.operands, strict=True)):
@@ -39,11 +46,12 @@ def write_operands(
             continue
         scaled = operand.trace.factor != 1.0
         stands = operand.tensor is operand.read and (not scaled or hint == "value")
-        if stands and not (hint == "query" and form == "primitives"):
+        if stands and hint not in carry:
             names.append(operand.tensor.name)
             continue
         # V's factor is no part of the scale.
-        stays = (scaled and hint == "value") or (not scaled and _before_its_transpose(view, operand) is not None)
+        turned = not scaled and hint not in carry[1:] and _before_its_transpose(view, operand) is not None
+        stays = (scaled and hint == "value") or turned
         name = None if stays else _written_anew(writer, view, operand, hint)
         if name is not None:
             scale *= operand.trace.factor

@@ -17,9 +17,11 @@ from onnx_attn.views.stored import read_stored
 def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Linear]]) -> bool:
     """True if packing these layers (each with its operand's role) takes nothing away from anybody: every reader of their
     weights and of their results, down to the site's products, belongs to these operands. An operand that is left as it is
-    counts among the others: for its part the whole old layer would stay beside the new one."""
+    counts among the others: for its part the whole old layer would stay beside the new one. So does Q·Kᵀ where
+    somebody else reads the probabilities."""
     inside = {id(each.node) for role, _ in layers for step in site.operands[role].whole.steps for each in step.whole}
-    inside |= {id(site.product), id(site.value_product), id(view.producer(site.output))}
+    inside |= {id(site.value_product), id(view.producer(site.output))}
+    inside |= {id(site.product)} if not site.shared else set()
     masks = {real(view, mask).name for mask in site.mask_tensors}
     for role, layer in layers:
         if layer.weight.name in view.pinned or (layer.bias is not None and layer.bias.name in view.pinned):

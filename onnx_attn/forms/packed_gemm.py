@@ -33,12 +33,21 @@ ALIGNED = 8
 
 
 def write_packed(
-    writer: Writer, view: GraphView, packing: Packing, group: Group, in_proj: InProj, source: str, placement: Placement
+    writer: Writer,
+    view: GraphView,
+    packing: Packing,
+    group: Group,
+    in_proj: InProj,
+    source: str,
+    placement: Placement,
+    projected: str = "",
 ) -> dict[int, str]:
-    """Append the group's projection of `source` and its split; returns its operands `(…, N, S, H)` by role."""
+    """Append the group's projection of `source` (unless it is `projected` already) and its split; returns its operands
+    `(…, N, S, H)` by role."""
     finished = _is_rounded(group) and not in_proj.stands
-    late = placement.bias == "heads" and bool(in_proj.biased) and not in_proj.stands and not finished
-    projected = _write_projection(writer, group, in_proj, source, bias=not late)
+    apart = bool(in_proj.biased) and not in_proj.stands and not projected and not finished
+    late = placement.bias == "heads" and apart
+    projected = projected or write_projection(writer, group, in_proj, source, bias=not late)
     order, members = group.members[0].heads.order, group.members
     base = tuple(base_dims(rows(view, members[0].layer))[:-1])
     closely = (bool(in_proj.biased) and not late) or is_quantised(view, in_proj.site, packing)
@@ -156,7 +165,7 @@ def _finished(writer: Writer, in_proj: InProj, member: Member, part: str) -> str
     return name
 
 
-def _write_projection(writer: Writer, group: Group, in_proj: InProj, source: str, bias: bool) -> str:
+def write_projection(writer: Writer, group: Group, in_proj: InProj, source: str, bias: bool) -> str:
     """`source·W + b` as MatMul and Add: the compiler packs Gemm only by turning it back into these. bias: it is added here."""
     if in_proj.stands:
         return group.members[0].layer.output.name

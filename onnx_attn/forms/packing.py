@@ -7,7 +7,7 @@ side by side afterwards, and one product makes what three made.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -110,9 +110,17 @@ def plan_packing(view: GraphView, site: AttentionSite) -> Packing | str:
     for group in found.groups:
         if _share_channels(group):
             return "Q, K and V share channels of their projection"
-        if not group.reuses_output and not is_own(view, site, [(m.role, m.layer) for m in group.members]):
+        if not group.reuses_output and not _is_packable(view, site, group):
             return "weights-shared: the projection's weights or results are read elsewhere too"
     return found
+
+
+def _is_packable(view: GraphView, site: AttentionSite, group: Group) -> bool:
+    """Whether nobody else reads the group's layers; who reads the site's probabilities, and so Q and K, can be served."""
+    layers = [(member.role, member.layer) for member in group.members]
+    if site.shared:
+        return _can_serve(view, group) and is_own(view, replace(site, shared=False), layers)
+    return is_own(view, site, layers)
 
 
 def _shared_sources(site: AttentionSite) -> bool:
@@ -189,3 +197,20 @@ def _share_channels(group: Group) -> bool:
     for member in group.members:
         layers.setdefault(id(member.layer.output), []).append(member.heads.columns.reshape(-1))
     return any(np.unique(np.concatenate(columns)).size != sum(map(len, columns)) for columns in layers.values())
+
+
+def _can_serve(view: GraphView, group: Group) -> bool:
+    """Whether the layers' results are parts of the packed one as they stand: each a layer of its own, its channels in their
+    order, its rows as the source has them."""
+    layers = [member.layer for member in group.members]
+    if len(layers) < 2 or len({layer.output.name for layer in layers}) < len(layers):
+        return False
+    for member, layer in zip(group.members, layers, strict=True):
+        plain = not layer.moves and (layer.alpha, layer.beta) == (1.0, 1.0)
+        ordered = np.array_equal(member.heads.columns.reshape(-1), np.arange(layer.channels))
+        shapes, source = view.shapes(layer.output), view.shapes(layer.source)
+        if not plain or not ordered or shapes is None or source is None:
+            return False
+        if any(shape[:-1] != rows[:-1] for shape, rows in zip(shapes, source, strict=True)):
+            return False
+    return True

@@ -42,7 +42,7 @@ def write_primitives(
     def last_axis() -> str:
         return writer.shape(-1) if view.opset >= AXES_OPSET else ""
 
-    spelling = Spelling(writer, scalar, last_axis, triangle, writer.names.claim(site.name), output)
+    spelling = Spelling(writer, scalar, last_axis, triangle, writer.site_name(), output)
     quantizers = [quantizer_names(writer, step, dtype_of(view, site.value)) for step in site.quantizers]
     write_body(spelling, site.terms, signature(view, site, rank, scaled_scores), operands, masks, quantizers)
     stored = float(np.asarray(scale, helper.tensor_dtype_to_np_dtype(operand_type)))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import onnx
+from onnx import helper
 
 from onnx_attn.algebra.choose import KEY, VALUE, is_quantised
 from onnx_attn.forms.adaptation import (
@@ -26,15 +29,17 @@ from onnx_attn.forms.moves import write_moves
 from onnx_attn.forms.operands import shares_heads, write_operands
 from onnx_attn.forms.packed_gemm import write_packed
 from onnx_attn.forms.packing import ROLES, Group, Packing
+from onnx_attn.forms.placement import SPLIT
 from onnx_attn.forms.primitives import write_primitives
 from onnx_attn.forms.quantizers import added_scales
 from onnx_attn.forms.rebalanced import write_constant_channel, write_out_projection
 from onnx_attn.forms.repeat import own_heads, repeat_heads
+from onnx_attn.forms.served import serves, write_served
 from onnx_attn.forms.shapes import redirect_shapes
 from onnx_attn.forms.way import Way
 from onnx_attn.graph.edit import Names, SiteEdit, Splice, Writer
 from onnx_attn.graph.view import GraphView
-from onnx_attn.site import AttentionSite
+from onnx_attn.site import AttentionSite, ScoreTerm
 
 
 def write_site(
@@ -48,8 +53,8 @@ def write_site(
 
     Raises RoundsBadlyError where what the algebra makes of the weights does not fit their type.
     """
-    writer, packing, algebra = Writer(names, site.name), way.packing, way.algebra
-    whole = _packed_by_operator(view, site, way.form, packing)
+    writer, packing, algebra = Writer(names, site.name, gives_up=not site.shared), way.packing, way.algebra
+    whole = _packed_by_operator(view, site, way.form, packing) if not site.shared else None
     way = replace(way, packing=padded_packing(view, site, packing, way.adaptation) if packing is not None else None)
     begin = _write_in_projections(writer, view, site, way, whole)
     result = site.output.name if algebra.value_bias is None else names.value(f"{site.name}/attention_without_bias")
@@ -117,7 +122,7 @@ def _write_body(
     form, packing, adaptation = way.form, way.packing, way.adaptation
     rank = view.rank(site.query.tensor) or 0
     shared = form == "attention" and rank == 4 and shares_heads(view, site, packing)
-    operands, scale = write_operands(writer, view, site, form, projected, shared)
+    operands, scale = write_operands(writer, view, site, form, projected, shared, split=way.placement.scale == "split")
     scale = 1.0 if way.algebra.scale else scale
     operands = cast_operands(writer, view, site, adaptation, operands)
     if not shared:
@@ -144,6 +149,12 @@ def _write_form(
     output: str,
 ) -> _Body:
     behind = way.placement.scale == "scores"
+    if way.placement.scale == "split" and way.form in ("function", "primitives"):
+        root = math.sqrt(SPLIT)
+        dtype = helper.tensor_dtype_to_np_dtype(way.adaptation.elem_type or view.elem_type(site.key.tensor))
+        key = writer.add("Mul", [operands[1], writer.constant(np.asarray(1 / root, dtype), "half")], "key_scaled")
+        operands, scale = (operands[0], key, operands[2]), scale / root
+        site = replace(site, terms=(ScoreTerm("scale", fill=SPLIT), *site.terms))
     if way.form == "function":
         return _Body((write_function_call(writer, site, operands, scale, rank, output, view, behind),))
     if way.form == "primitives":
@@ -188,8 +199,16 @@ def _write_in_projections(
         if constant is not None:
             begin.splices.extend(write_constant_channel(writer, view, constant, in_proj.channel, renamed))
         source = renamed.get(group.source.name, group.source.name)
+        projected = ""
+        if site.shared and not group.reuses_output:
+            splice, projected = write_served(writer, view, group, in_proj)
+            begin.splices.append(splice)
         if group is not left:
-            begin.operands.update(write_packed(writer, view, packing, group, in_proj, source, placement))
+            # Where somebody else takes it apart on its last axis too, so do we (forms/served.py).
+            also = placement.split == "auto" and (bool(projected) or serves(view, site, group))
+            place = replace(placement, split="last") if also else placement
+            packed = write_packed(writer, view, packing, group, in_proj, source, place, projected)
+            begin.operands.update(packed)
         begin.sources.update(dict.fromkeys(group.roles, source))
         starts.append(group.source.name if constant is None else constant.norm.inputs[0].name)
     starts += [operand.whole.source.name for role, operand in enumerate(site.operands) if role not in packing.members]

@@ -132,13 +132,18 @@ class Names:
 
 @dataclass
 class Writer:
-    """Builds the nodes of one site's rewriting, in order."""
+    """Builds the nodes of one site's rewriting, in order. gives_up: the original's node of the site's name goes with it."""
 
     names: Names
     prefix: str
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
     exact: dict[str, Exact] = field(default_factory=dict)
+    gives_up: bool = True
+
+    def site_name(self) -> str:
+        """The name of the node that is the site: the original's, where that gives it up."""
+        return self.names.claim(self.prefix) if self.gives_up else self.names.node(f"{self.prefix}/recomputed")
 
     def add(
         self,

@@ -41,6 +41,7 @@ class Product:
     swapped: P is the graph's right operand. steps: movement from the softmax's result to what the product reads.
     output: what holds the result, where that is not the product's own. cleared: a mask that sets probabilities to 0, and how
     many of the steps stand before it. quantized: what the probabilities are rounded by, behind all else but movement.
+    shared: somebody else reads the probabilities too, and who, as a refusal says it.
     """
 
     node: gs.Node
@@ -53,38 +54,55 @@ class Product:
     notes: tuple[str, ...] = ()
     cleared: tuple[ScoreTerm, int] | None = None
     quantized: Quantizer | None = None
+    shared: Stop | None = None
 
 
 def read_probabilities(view: GraphView, tensor: gs.Tensor, softmax: gs.Node) -> Product | Stop:
     """Follow the probabilities `tensor`, which `softmax` ends with, to the product with V.
 
-    Stops: probabilities-used (somebody else reads them), dropout-training, probabilities-changed and talking-heads where a
-    product follows all the same; else class-softmax, gating or no-value-product.
+    Where somebody else reads them as well, the product says so (`shared`), if the way to it is the only one to a product.
+
+    Stops: probabilities-used (several products, or something on the way that is read elsewhere), dropout-training,
+    probabilities-changed and talking-heads where a product follows all the same; else class-softmax, gating or no-value-product.
     """
-    found = Product(softmax)
-    bodies = not view.in_main_graph(softmax)
-    while True:
-        free = found.guard is None and found.cleared is None and found.quantized is None
-        guarded = follow([GUARD], view, tensor, bodies=bodies) if free else None
-        if isinstance(guarded, Match):
-            tensor, found = guarded.value, replace(found, guard="nan")
-            continue
-        readers = _distinct(view.readers(tensor))
-        if len(readers) != 1 or view.is_output(tensor):
-            return _several(view, tensor, readers)
-        node = readers[0]
-        if node.op in PRODUCTS and node.domain in STANDARD and len(node.inputs) > 1:
-            return _product(view, tensor, node, found, bodies)
-        step = quantizes(view, node, tensor)
-        if step is not None and (found.quantized is None or step.repeats(found.quantized)):
-            tensor, found = view.readers(node.outputs[0])[0].outputs[0], replace(found, quantized=step)
-            continue
-        below = _through(view, node, found) or _cleared(view, node, tensor, found)
+    found, way = Product(softmax), tensor
+    while found.node is softmax:
+        below = _below(view, way, found)
         if isinstance(below, Stop):
-            return below
-        if below is None:
-            return _changed(view, node, tensor)
-        tensor, found = node.outputs[0], below
+            return found.shared or below
+        way, found = below
+    return found
+
+
+def _below(view: GraphView, tensor: gs.Tensor, found: Product) -> tuple[gs.Tensor, Product] | Stop:
+    """One step further down: what holds the probabilities there, and what is found."""
+    bodies = not view.in_main_graph(found.node)
+    free = found.guard is None and found.cleared is None and found.quantized is None
+    guarded = follow([GUARD], view, tensor, bodies=bodies) if free else None
+    if isinstance(guarded, Match):
+        return guarded.value, replace(found, guard="nan")
+    readers = _distinct(view.readers(tensor))
+    if len(readers) != 1 or view.is_output(tensor):
+        stop = _several(view, tensor, readers)
+        readers = [node for node in readers if _reaches_product(view, node, tensor)]
+        if stop.code != "probabilities-used" or len(readers) != 1 or view.in_main_graph(readers[0]) == bodies:
+            return stop
+        if found.quantized is not None:
+            return stop
+        found = replace(found, shared=found.shared or stop)
+    node = readers[0]
+    step = quantizes(view, node, tensor)
+    if step is not None and (found.quantized is None or step.repeats(found.quantized)):
+        # What is rounded is not computed twice.
+        rounded = view.readers(node.outputs[0])[0].outputs[0]
+        return found.shared or (rounded, replace(found, quantized=step))
+    if node.op in PRODUCTS and node.domain in STANDARD and len(node.inputs) > 1:
+        product = _product(view, tensor, node, found, bodies)
+    else:
+        product = _through(view, node, found) or _cleared(view, node, tensor, found) or _changed(view, node, tensor)
+    if isinstance(product, Stop):
+        return found.shared or product
+    return node.outputs[0], product
 
 
 def _product(view: GraphView, tensor: gs.Tensor, node: gs.Node, found: Product, bodies: bool) -> Product | Stop:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_graphsurgeon as gs
 
 from onnx_attn.codes import CODES
@@ -23,13 +25,17 @@ def recognize_softmax(view: GraphView, node: gs.Node) -> AttentionSite | Verdict
         return Stop("shape-unknown", node).verdict(label(node)) if node.op == "Softmax" else _divided(view, node)
     above = read_scores(view, softmax.scores, softmax.node)
     below = read_probabilities(view, softmax.probabilities, softmax.node)
-    found: AttentionSite | Stop | None = _settle(view, above, below)
-    if found is None:
-        assert isinstance(above, Scores) and isinstance(below, Product)
-        found = assemble(view, softmax, above, below)
-    if not isinstance(found, Stop):
-        return found
-    return found.verdict(label(softmax.node), anchor=label(below.node) if not softmax.in_one_node else "")
+    shared = below.shared if isinstance(below, Product) else None
+    found: AttentionSite | Stop | None = _settle(view, above, shared or below)
+    anchor = label(below.node) if not softmax.in_one_node else ""
+    if isinstance(found, Stop) and found is not shared:
+        return found.verdict(label(softmax.node), anchor=anchor)
+    assert isinstance(above, Scores) and isinstance(below, Product)
+    found = assemble(view, softmax, above, below)
+    if shared is not None:
+        verdict = shared.verdict(label(softmax.node), anchor=anchor)
+        return verdict if isinstance(found, Stop) else replace(verdict, recomputable=replace(found, shared=True))
+    return found if isinstance(found, AttentionSite) else found.verdict(label(softmax.node), anchor=anchor)
 
 
 def _divided(view: GraphView, node: gs.Node) -> AttentionSite | Verdict | None:

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.result import Stop
 from onnx_attn.site import ScoreTerm, Verdict, Written
+from onnx_attn.views.trace import trace
 
 _TENSORS = ("Mask", "Minus", "Where", "WhereNot", "Factor", "Divisor", "Keep", "Clear")
 """The parts of a function's name that stand for an input each."""
@@ -35,7 +36,7 @@ def recognize_written(view: GraphView, node: gs.Node) -> Written | Verdict:
     return Written(
         name=label(node),
         node=node,
-        scale=_number(node.attrs.get("scale", 1.0)),
+        scale=_scale(view, node),
         causal="Causal" in node.op.split("_"),
         masks=masks,
         heads=size(query, -3) or 1,
@@ -43,6 +44,15 @@ def recognize_written(view: GraphView, node: gs.Node) -> Written | Verdict:
         head_dim=size(query, -1),
         value_dim=size(value, -1),
     )
+
+
+def _scale(view: GraphView, node: gs.Node) -> float:
+    """All of it, where it was split on Q, K and the scores."""
+    scale = _number(node.attrs.get("scale", 1.0))
+    parts = [part for part in node.op.split("_")[1:] if not part.endswith("D")]
+    if parts[:1] != ["Scale"]:
+        return scale
+    return scale * _number(node.attrs.get("fill_0", 1.0)) * trace(view, node.inputs[1]).factor
 
 
 def _number(value: float | gs.Constant) -> float:

@@ -81,7 +81,7 @@ def _entry(entry: AttentionSite | Written | Verdict | Decision, target: Target, 
     return {
         **_site(site, view),
         **_verdict(None),
-        "changes": list(change.names),
+        "changes": list(entry.changes) if isinstance(entry, Decision) else [],
         "landing": _landing(target, view, site, form, change),
     }
 

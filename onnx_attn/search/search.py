@@ -178,7 +178,9 @@ class _Search:
         if edit is None:
             return None
         start = boundary(self.view, decision.site, edit).difference(edit.outputs)
-        return list(edit.outputs), start
+        # Who else reads the probabilities has kernels of his own, which the way of the site decides about.
+        others = [tensor.name for tensor in decision.site.node.outputs[:1]] if decision.site.shared else []
+        return [*edit.outputs, *others], start
 
     def _piece(self, decision: Decision, limits: tuple[list[str], set[str]]) -> Question | None:
         if decision.stays:

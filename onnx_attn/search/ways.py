@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from onnx_attn.errors import UsageError
-from onnx_attn.forms.placement import BIASES, SCALES, SPLITS
+from onnx_attn.forms.placement import BIASES, SPLITS
 from onnx_attn.plan import Choice, Decision
 from onnx_attn.targets.editions import Target
 from onnx_attn.targets.lookup import check_form
@@ -43,8 +43,8 @@ def _places(best: Choice, decision: Decision, _: Target) -> Iterator[Choice]:
             yield replace(best, placement=replace(best.placement, bias=bias, split=split))
     # In half precision scores that were scaled on Q before may overflow.
     if decision.site.scores_scale == decision.site.scale:
-        for scale in SCALES:
-            yield replace(best, placement=replace(best.placement, scale=scale))
+        yield replace(best, placement=replace(best.placement, scale="query"))
+        yield replace(best, placement=replace(best.placement, scale="scores"))
     yield replace(best, heads="kept")
     yield replace(best, heads="aligned")
 

@@ -40,6 +40,7 @@ def facts_of(view: GraphView, candidate: Candidate) -> Facts:
         known |= {"code": candidate.code, "nested": _nested(candidate.scope)}
     elif isinstance(candidate, AttentionSite):
         known |= _site(view, candidate) | quantised_facts(view, candidate)
+        known |= {"code": "probabilities-used"} if candidate.shared else {}
     elif isinstance(candidate, Written):
         known |= _product(view, *candidate.node.inputs[:3]) | _masks(view, candidate.masks, candidate.node.inputs[0])
         known |= {"causal": candidate.causal, "scale": _sign(candidate.scale)} | quantised_facts(view, candidate)
@@ -57,6 +58,8 @@ def facts_of(view: GraphView, candidate: Candidate) -> Facts:
 def written_facts(view: GraphView, candidate: Candidate) -> Facts:
     """The facts of a candidate as any form of ours writes it: in order, and with a head of keys for each of queries."""
     facts = replace(facts_of(view, candidate), turned=False)
+    if isinstance(candidate, AttentionSite):
+        facts = replace(facts, code="none")  # Its probabilities are its own.
     return replace(facts, kv_heads=facts.heads) if facts.grouping == "even" else facts
 
 

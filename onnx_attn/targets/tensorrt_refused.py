@@ -230,7 +230,7 @@ WITHOUT_KERNEL = (
         "probabilities-used",
         {"code": Is("probabilities-used")},
         "a kernel keeps the probabilities to itself, and here they are read elsewhere",
-        "export without returned attention weights (need_weights=False, output_attentions=False)",
+        "export without returned attention weights (need_weights=False, output_attentions=False), or fuse with --allow-recompute",
         {"code": "probabilities-used"},
     ),
     _runs(
