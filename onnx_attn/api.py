@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,16 +11,17 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_attn.algebra.choose import IDENTITIES
+from onnx_attn.arguments import Shapes, capability, profile_of, searched_for
 from onnx_attn.deliver import fuse_file, fuse_proto
-from onnx_attn.engine.profiles import Profile, as_range, fitted, sizes_at
+from onnx_attn.engine.profiles import as_range, fitted, sizes_at
 from onnx_attn.errors import ExpectationError, InputError, UsageError, one_line
 from onnx_attn.forms.adaptation import ISLANDS
 from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.load import Loaded, check, load
 from onnx_attn.graph.sizes import worlds_of
 from onnx_attn.graph.world import World
-from onnx_attn.landing import DEFAULT_SM, land_model
 from onnx_attn.landing import Options as LandOptions
+from onnx_attn.landing import land_model
 from onnx_attn.pipeline import Options, inspect_model
 from onnx_attn.plan import Choice
 from onnx_attn.plan_file import load_plan
@@ -31,10 +31,8 @@ from onnx_attn.prove.whole import compare_models, default_rtol
 from onnx_attn.report.document import verification
 from onnx_attn.report.landed import landing_report
 from onnx_attn.report.reasons import headline
-from onnx_attn.search.search import Asked
 from onnx_attn.targets.editions import parse_target
 
-Shape: TypeAlias = "Sequence[int]"
 Model: TypeAlias = "str | PathLike[str] | onnx.ModelProto | gs.Graph"
 
 
@@ -89,7 +87,7 @@ def fuse(
     quantize_probabilities: bool = False,
     search: bool = False,
     sm: int | None = None,
-    shapes: Mapping[str, Shape | Sequence[Shape]] | None = None,
+    shapes: Shapes | None = None,
     expect: int | None = None,
     verify: bool = True,
     plan: dict[str, Any] | str | PathLike[str] | None = None,
@@ -124,7 +122,7 @@ def fuse(
         quantize_probabilities=quantize_probabilities,
         recompute=allow_recompute,
     )
-    asked = _asked(search, sm, shapes, target)
+    asked = searched_for(search, sm, shapes, target)
     if plan is None:
         options = Options(parse_target(target, target_version), choice, expect, verify, search=asked)
     else:
@@ -143,24 +141,6 @@ def fuse(
         raise UsageError("output needs a path as model; save the result's .model yourself")
     report, document, proto = fuse_proto(loaded.proto, loaded.name, options)
     return Result(report, document, gs.import_onnx(proto) if isinstance(model, gs.Graph) else proto)
-
-
-def _asked(
-    search: bool, sm: int | None, shapes: Mapping[str, Shape | Sequence[Shape]] | None, target: str
-) -> Asked | None:
-    if not search:
-        if sm is not None or shapes:
-            raise UsageError("sm and shapes say what to search for; add search, or leave them out")
-        return None
-    if target != "tensorrt":
-        raise UsageError(f"search asks TensorRT's compiler; leave it out for {target}")
-    return Asked(_sm(sm), _profile(shapes or {}))
-
-
-def _sm(sm: int | None) -> int:
-    if sm is not None and not isinstance(sm, int):
-        raise UsageError(f"sm {sm!r} is no whole number; give the compute capability times ten, as 89")
-    return DEFAULT_SM if sm is None else sm
 
 
 def verify(
@@ -211,7 +191,7 @@ def land(
     *,
     baseline: Model | None = None,
     sm: int | None = None,
-    shapes: Mapping[str, Shape | Sequence[Shape]] | None = None,
+    shapes: Shapes | None = None,
     expect_all: bool = False,
     compiler: str | None = None,
     layer_info: str | PathLike[str] | None = None,
@@ -232,10 +212,10 @@ def land(
     """
     if baseline is not None and layer_info is not None:
         raise UsageError("layer_info describes one engine; land the baseline by itself")
-    _sm(sm)
+    capability(sm)
     if not timeout > 0:
         raise UsageError("timeout is in seconds; give a number above 0")
-    options = LandOptions(sm, _profile(shapes or {}), compiler, timeout, Path(layer_info) if layer_info else None)
+    options = LandOptions(sm, profile_of(shapes or {}), compiler, timeout, Path(layer_info) if layer_info else None)
     found = [
         land_model(_own(entry), Path(entry) if isinstance(entry, str | PathLike) else None, options)
         for entry in ([model] if baseline is None else [model, baseline])
@@ -257,19 +237,6 @@ def check_all_landed(report: dict[str, Any]) -> None:
             f"the report says why",
             report,
         )
-
-
-def _profile(shapes: Mapping[str, Shape | Sequence[Shape]]) -> Profile:
-    """Shapes as Python callers write them: one, or several, an input."""
-    if not isinstance(shapes, Mapping):
-        raise UsageError("shapes is a dict: the name of an input, and its shape or shapes")
-    every: dict[str, list[Sequence[int]]] = {}
-    for name, given in shapes.items():
-        if not isinstance(given, Sequence):
-            raise UsageError(f"shapes: {given!r} is no shape of '{name}'; give one, such as (1, 128), or several")
-        single = all(isinstance(size, int | np.integer) for size in given)
-        every[name] = [given] if single else list(given)  # type: ignore[list-item, arg-type]
-    return {name: as_range(name, given) for name, given in every.items()}
 
 
 def _own(model: Model) -> Loaded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,28 +12,24 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_attn.algebra.choose import NOTHING
 from onnx_attn.errors import ExpectationError, UsageError
-from onnx_attn.forms.adaptation import ISLANDS, island_name
+from onnx_attn.forms.adaptation import ISLANDS
 from onnx_attn.forms.masks import compute_masks
-from onnx_attn.forms.write import write_site
 from onnx_attn.fusion import Fusion
 from onnx_attn.graph.body import Body, names_within
 from onnx_attn.graph.compose import compose
-from onnx_attn.graph.edit import Names, RoundsBadlyError, SiteEdit
+from onnx_attn.graph.edit import Names
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.nested import Block, blocks, counted, merged, replace_bodies, with_functions_inlined
 from onnx_attn.operators.plain import with_plain_operators
-from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Decision, Plan, has_sites, make_plan
+from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Plan, has_sites, make_plan
 from onnx_attn.plan_file import ReadPlan, check_fits, fingerprint, plan_document
 from onnx_attn.prove.compare import RTOL
-from onnx_attn.prove.cut import Cutter, boundary, same_nodes
+from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.inputs import model_inputs
-from onnx_attn.prove.observed import Values, observe
-from onnx_attn.prove.site import prove_site
 from onnx_attn.prove.whole import default_rtol
 from onnx_attn.recognize.candidates import recognize
 from onnx_attn.recognize.causality import blocks_later_keys
@@ -41,6 +37,7 @@ from onnx_attn.report.document import fusion_report, inspection
 from onnx_attn.runtime import CannotRun
 from onnx_attn.search.search import Asked, search
 from onnx_attn.site import Candidate, Verdict
+from onnx_attn.sites import prove_sites, write_sites
 from onnx_attn.targets.editions import Target, parse_target
 from onnx_attn.targets.reading import TYPES
 
@@ -161,12 +158,12 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
             fusion.plan = plan = fusion.search.plan
     with fusion.clock("apply"):
         names = Names(loaded.proto, options.outer or ())
-        reserved = _write_sites(fusion, names, cutter)
+        reserved = write_sites(fusion, names, cutter)
     nested = _is_nested(plan.entries)
     inputs = _trial_inputs(fusion) if options.verify and (fusion.edits or nested) and options.outer is None else []
     if options.verify:
         with fusion.clock("prove"):
-            _prove_sites(fusion, cutter, names, reserved, inputs)
+            prove_sites(fusion, cutter, names, reserved, inputs)
     for candidate in candidates:  # While the graph is as it was read.
         site = candidate.recomputable if isinstance(candidate, Verdict) else candidate
         if site is not None:
@@ -216,76 +213,8 @@ def _rewrite_bodies(
     return replace_bodies(model, blocks(model, worlds, plan.entries), rewritten)
 
 
-def _write_sites(fusion: Fusion, names: Names, cutter: Cutter) -> set[str]:
-    """Record the edit of every site that does not stand as it should already; returns the values that are made anew."""
-    written = [decision for decision in fusion.plan.decisions if not decision.stays]
-    reserved = {decision.key for decision in written}
-    fusion.kept.update(decision.key for decision in fusion.plan.decisions if decision.stays)
-    for decision in written:
-        edit = _write(fusion, names, decision, reserved)
-        spelled = decision.form in ("primitives", "attention") and not decision.site.shared
-        if spelled and _stands_already(cutter, decision, edit):
-            fusion.kept.add(decision.key)
-        else:
-            fusion.edits[decision.key] = edit
-    return reserved
-
-
 def is_attention(candidate: Candidate) -> bool:
     return not isinstance(candidate, Verdict) or candidate.attention
-
-
-def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:
-    start = boundary(cutter.view, decision.site, edit).difference(edit.outputs)
-    return same_nodes(cutter.cut(edit.outputs, start), cutter.cut(edit.outputs, start, edit))
-
-
-def _write(fusion: Fusion, names: Names, decision: Decision, reserved: Set[str]) -> SiteEdit:
-    """The edit of one site: as it was decided; without algebra where its numbers do not fit their type; without packing where
-    weights cannot be computed beforehand."""
-    while True:
-        claims = names.claims
-        try:
-            return write_site(fusion.view, names, decision.site, decision.way, reserved)
-        except RoundsBadlyError as error:
-            names.unclaim(since=claims)
-            dropped = decision.algebra.names
-            plainer = replace(decision, algebra=NOTHING)
-            decision = plainer if dropped else replace(plainer, packing=None, unpacked=str(error))
-            fusion.change(decision, dropped, str(error))
-
-
-def _prove_sites(fusion: Fusion, cutter: Cutter, names: Names, reserved: Set[str], inputs: Sequence[Values]) -> None:
-    """Prove every site, islands also on what the model computes from `inputs`; one that fails is written without algebra, then
-    without its island, before it is rolled back."""
-    islands = [(d.site, e) for d in fusion.plan.decisions if (e := fusion.edits.get(d.key)) is not None and e.island]
-    seen = observe(cutter, islands, inputs, fusion.name) if islands and inputs else []
-    for decision in fusion.plan.decisions:
-        edit = fusion.edits.get(decision.key)
-        if edit is None:
-            continue
-        certificate = prove_site(fusion.view, cutter, decision.site, edit, seen if edit.island else ())
-        for plainer, dropped in _plainer(decision, edit):
-            if certificate.ok or not certificate.provable:
-                break
-            fusion.change(plainer, dropped, certificate.failure or "")
-            names.unclaim(edit.nodes)
-            fusion.edits[decision.key] = edit = _write(fusion, names, plainer, reserved)
-            certificate = prove_site(fusion.view, cutter, decision.site, edit)
-        fusion.certificates[decision.key] = certificate
-        if not certificate.ok:
-            del fusion.edits[decision.key]
-
-
-def _plainer(decision: Decision, edit: SiteEdit) -> Iterator[tuple[Decision, Sequence[str]]]:
-    """The site without what may have failed its proof, one thing after the other, and what is left out."""
-    if edit.algebra:
-        yield replace(decision, algebra=NOTHING), edit.algebra
-    if edit.island:
-        wide = replace(decision, adaptation=replace(decision.adaptation, precision="keep"))
-        yield wide, [island_name(decision.adaptation.precision)]
-        if edit.algebra:
-            yield replace(wide, algebra=NOTHING), edit.algebra
 
 
 def _check_expectation(name: str, report: Report, options: Options) -> None:

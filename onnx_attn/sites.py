@@ -1,0 +1,84 @@
+"""apply → prove: every site that was decided is written, as a record in the journal of edits, and proved by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
+
+from onnx_attn.algebra.choose import NOTHING
+from onnx_attn.forms.adaptation import island_name
+from onnx_attn.forms.write import write_site
+from onnx_attn.fusion import Fusion
+from onnx_attn.graph.edit import Names, RoundsBadlyError, SiteEdit
+from onnx_attn.plan import Decision
+from onnx_attn.prove.cut import Cutter, boundary, same_nodes
+from onnx_attn.prove.observed import Values, observe
+from onnx_attn.prove.site import prove_site
+
+
+def write_sites(fusion: Fusion, names: Names, cutter: Cutter) -> set[str]:
+    """Record the edit of every site that does not stand as it should already; returns the values that are made anew."""
+    written = [decision for decision in fusion.plan.decisions if not decision.stays]
+    reserved = {decision.key for decision in written}
+    fusion.kept.update(decision.key for decision in fusion.plan.decisions if decision.stays)
+    for decision in written:
+        edit = _write(fusion, names, decision, reserved)
+        spelled = decision.form in ("primitives", "attention") and not decision.site.shared
+        if spelled and _stands_already(cutter, decision, edit):
+            fusion.kept.add(decision.key)
+        else:
+            fusion.edits[decision.key] = edit
+    return reserved
+
+
+def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:
+    start = boundary(cutter.view, decision.site, edit).difference(edit.outputs)
+    return same_nodes(cutter.cut(edit.outputs, start), cutter.cut(edit.outputs, start, edit))
+
+
+def _write(fusion: Fusion, names: Names, decision: Decision, reserved: Set[str]) -> SiteEdit:
+    """The edit of one site: as it was decided; without algebra where its numbers do not fit their type; without packing where
+    weights cannot be computed beforehand."""
+    while True:
+        claims = names.claims
+        try:
+            return write_site(fusion.view, names, decision.site, decision.way, reserved)
+        except RoundsBadlyError as error:
+            names.unclaim(since=claims)
+            dropped = decision.algebra.names
+            plainer = replace(decision, algebra=NOTHING)
+            decision = plainer if dropped else replace(plainer, packing=None, unpacked=str(error))
+            fusion.change(decision, dropped, str(error))
+
+
+def prove_sites(fusion: Fusion, cutter: Cutter, names: Names, reserved: Set[str], inputs: Sequence[Values]) -> None:
+    """Prove every site, islands also on what the model computes from `inputs`; one that fails is written without algebra, then
+    without its island, before it is rolled back."""
+    islands = [(d.site, e) for d in fusion.plan.decisions if (e := fusion.edits.get(d.key)) is not None and e.island]
+    seen = observe(cutter, islands, inputs, fusion.name) if islands and inputs else []
+    for decision in fusion.plan.decisions:
+        edit = fusion.edits.get(decision.key)
+        if edit is None:
+            continue
+        certificate = prove_site(fusion.view, cutter, decision.site, edit, seen if edit.island else ())
+        for plainer, dropped in _plainer(decision, edit):
+            if certificate.ok or not certificate.provable:
+                break
+            fusion.change(plainer, dropped, certificate.failure or "")
+            names.unclaim(edit.nodes)
+            fusion.edits[decision.key] = edit = _write(fusion, names, plainer, reserved)
+            certificate = prove_site(fusion.view, cutter, decision.site, edit)
+        fusion.certificates[decision.key] = certificate
+        if not certificate.ok:
+            del fusion.edits[decision.key]
+
+
+def _plainer(decision: Decision, edit: SiteEdit) -> Iterator[tuple[Decision, Sequence[str]]]:
+    """The site without what may have failed its proof, one thing after the other, and what is left out."""
+    if edit.algebra:
+        yield replace(decision, algebra=NOTHING), edit.algebra
+    if edit.island:
+        wide = replace(decision, adaptation=replace(decision.adaptation, precision="keep"))
+        yield wide, [island_name(decision.adaptation.precision)]
+        if edit.algebra:
+            yield replace(wide, algebra=NOTHING), edit.algebra
