@@ -147,6 +147,17 @@ def test_the_matcher_finds_what_trying_everything_finds(net: Net, tree: Tree) ->
     assert {match.value.name for match in find(pattern_of(tree), view)} == oracle(tree, view.graph)
 
 
+def test_a_name_that_is_known_is_still_what_its_description_says() -> None:
+    """`Add(v, v = Neg(x))` on one value twice that nothing negates."""
+    net = Net()
+    doubled = net.op("Add", net.input("a", 2, 2), "a")
+    net.output(doubled, 2)
+    negated = net.op("Neg", "a")
+    net.output(net.op("Add", negated, negated), 2)
+    pattern = op("Add", var("v"), var("v", op("Neg", var("x"))))
+    assert len(list(find(pattern, GraphView(net.model())))) == 1
+
+
 def cut_out(draw: st.DrawFn, value: gs.Tensor, levels: int, seen: dict[int, Pattern], turned: bool) -> Pattern:
     """The pattern that describes a value in its graph, down to some level; shared values by name."""
     if id(value) in seen:

@@ -154,10 +154,12 @@ class Matcher:
     def _var(self, pattern: Var, value: gs.Tensor, so_far: Match) -> Iterator[Match]:
         known = so_far.captures.get(pattern.name)
         if known is not None:
-            if known is value:
-                yield so_far
-            else:
+            if known is not value:
                 self._stopped(so_far, value, f"expected '{pattern.name}' again, which is '{_name(known)}'")
+            elif pattern.inner is None or any(self.view.producer(value) is node for node in so_far.nodes):
+                yield so_far
+            else:  # Known by its bare name so far.
+                yield from self._ways(pattern.inner, value, so_far)
             return
         ways = [so_far] if pattern.inner is None else self._ways(pattern.inner, value, so_far)
         for found in ways:

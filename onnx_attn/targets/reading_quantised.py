@@ -64,11 +64,13 @@ def _in_body(view: GraphView, call: gs.Node) -> tuple[bool, str]:
         """The first QuantizeLinear on the way up, before a product or `until`."""
         for _ in range(2 * MOST_STEPS):
             node = producers.get(name)
-            if node is None or node is until or node.op_type == "MatMul":
+            if node is None or node is until or node.op_type == "MatMul" or not node.input:
                 return None
             if node.op_type == "QuantizeLinear":
                 return node
-            name = node.input[0]
+            # A choice takes the scores where they are not masked, whichever operand that is.
+            chosen = [each for each in node.input[1:] if producers.get(each, node).op_type != "CastLike"]
+            name = chosen[0] if node.op_type == "Where" and chosen else node.input[0]
         return None
 
     if softmax is None:
