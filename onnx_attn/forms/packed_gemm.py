@@ -2,12 +2,12 @@
 
 The layout is a compiler fact (TensorRT for RTX 1.7.1, fp16, found by `fuse --search` over the reference models). Without biases
 a split on the last axis lets the MHA kernel read Q, K and V where the projection wrote them (ViT: 7 kernels a layer, and 9 %
-fewer bytes than a split on the axis of heads); for K and V alone a leading axis of two does. With a bias the split on the head
-axis after `reshape [B, S, 3·N, H]` and one transpose costs least (8 kernels a layer, 10 as exported), and so it does for heads
-whose size is no multiple of 8 (DaViT: 65 kernels, 69), and where sizes vary (ViT-B/16, batch 1 to 8: 102 kernels, 150 split on
-the last axis). Where steps of quantisation follow, the head axis is better too (nn.MultiheadAttention without biases, quantised:
-9 kernels, 12); products that are rounded before their biases are added are split on the last axis first (two blocks: 25
-kernels, 31).
+fewer bytes than a split on the axis of heads); for K and V alone, and for padded heads, a leading axis does (TNT: 48 kernels,
+52). With a bias the split on the head axis after `reshape [B, S, 3·N, H]` and one transpose costs least (8 kernels a layer, 10
+as exported), and so it does for heads whose size is no multiple of 8 (DaViT: 65 kernels, 69), and where sizes vary (ViT-B/16,
+batch 1 to 8: 102 kernels, 150 split on the last axis). Where steps of quantisation follow, the head axis is better too
+(nn.MultiheadAttention without biases, quantised: 9 kernels, 12); products that are rounded before their biases are added are
+split on the last axis first (two blocks: 25 kernels, 31).
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def _split_at(view: GraphView, group: Group, closely: bool, asked: Split) -> Spl
     if asked == "auto":
         varies = len(set(rows(view, group.members[0].layer))) > 1
         odd = any(size % ALIGNED for size in sizes)
-        asked = "heads" if closely or varies or odd else "leading" if len(group.members) == 2 else "last"
+        padded = any((member.heads.columns < 0).any() for member in group.members)
+        asked = "heads" if closely or varies or odd else "leading" if len(group.members) == 2 or padded else "last"
     if len(sizes) > 1 or (asked == "leading" and len(counts) > 1):
         return "last"
     return asked

@@ -21,6 +21,7 @@ from onnx_attn.targets.tensorrt import (
 OPERATOR, SPELLED_OUT = ("attention",), ("primitives",)
 LATER = (TRT_10_14, TRT_11)
 MASKED = AnyOf(("additive", "boolean"))
+ONE_HEAD: Given = {**ADDITIVE, "heads": 1, "kv_heads": 1, "batch": 16}
 ONE_FOR_ALL: Mapping[str, Condition] = {"kv_heads": Is(1), "heads": Above(1)}
 ONE_KEY: Mapping[str, Condition] = {"key_length": Is(1), "narrow": Isnt(True)}
 
@@ -225,6 +226,18 @@ WITHOUT_KERNEL = (
                 [{"key_length": 1}, {**ONE_QUERY, "key_length": 1}],
             ),
         )
+    ),
+    Row(
+        "one-head-mask",
+        (RTX,),
+        SPELLED,
+        {"heads": Is(1), "mask": Is("additive"), "head_dim": NoneOf((32, 64)), "single_query": Isnt(True)},
+        "runs",
+        ASKED,
+        "attention kernels that add a mask to a single head exist for heads of 32 and 64 alone",
+        None,
+        presumed=(TRT_10_0, *LATER),
+        examples=examples("primitives", of=({**ONE_HEAD, "head_dim": 24}, {**ONE_HEAD, "head_dim": 128})),
     ),
     _runs(
         "probabilities-used",
