@@ -311,10 +311,10 @@ class _Case:
         opset = helper.make_opsetid("", int(self.facts.opset or 0))
         given = [*operands, *(value.name for value in self.inputs[3:])]
         made = [value.name for value in self.outputs]
-        self.functions.append(
-            helper.make_function(DOMAIN, "ScaledDotProductAttention", given, made, self.nodes, [opset])
-        )
-        call = helper.make_node("ScaledDotProductAttention", given, made, name=SITE, domain=DOMAIN)
+        mask = {"additive": "_Mask", "boolean": "_Where"}.get(str(self.facts.mask), "")
+        name = f"ScaledDotProductAttention{mask}"
+        self.functions.append(helper.make_function(DOMAIN, name, given, made, self.nodes, [opset]))
+        call = helper.make_node(name, given, made, name=SITE, domain=DOMAIN)
         self.nodes = [*outside, call]
         self.domains.append(DOMAIN)
 

@@ -39,15 +39,16 @@ def observe(
     return found
 
 
-def observed_cases(cutter: Cutter, cut: Cut, observed: Sequence[Values]) -> list[Case]:
-    """The same as cases of a cut; none where nothing was observed, or not all that the cut wants."""
+def observed_cases(cutter: Cutter, cut: Cut, observed: Sequence[Values], exact: bool) -> list[Case]:
+    """The same as cases of a cut, to be compared in float64 too if `exact`; none where nothing was observed, or not all that the
+    cut wants."""
     found = []
     for number, (world, values) in enumerate(zip(cutter.view.worlds, observed, strict=False)):
         known = {name: world.value(name) for name in cut.known}
         inputs = {name: values[name] for name in cut.inputs if name in values}
         inputs |= {name: value for name, value in known.items() if value is not None}
         if len(inputs) == len(cut.inputs) + len(cut.known):
-            found.append(Case(f"model@{number}", {name: _wide(value) for name, value in inputs.items()}, True, True))
+            found.append(Case(f"model@{number}", {name: _wide(value) for name, value in inputs.items()}, True, exact))
     return found
 
 

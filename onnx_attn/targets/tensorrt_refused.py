@@ -237,7 +237,7 @@ WITHOUT_KERNEL = (
         "attention kernels that add a mask to a single head exist for heads of 32 and 64 alone",
         None,
         presumed=(TRT_10_0, *LATER),
-        examples=examples("primitives", of=({**ONE_HEAD, "head_dim": 24}, {**ONE_HEAD, "head_dim": 128})),
+        examples=examples(*SPELLED, of=({**ONE_HEAD, "head_dim": 24}, {**ONE_HEAD, "head_dim": 128})),
     ),
     _runs(
         "probabilities-used",
