@@ -208,8 +208,8 @@ def _factored(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
 
 
 def _chosen(view: GraphView, items: tuple[Item, ...]) -> tuple[Item, ...]:
-    """`scores + Where(mask, 0, −inf)` as `Where(mask, scores, −inf)`, where all is of one type: the same for all finite scores. The
-    choice is a kernel's own, the sum takes eight kernels more (TensorRT for RTX 1.7.1, half precision: 5 and 13)."""
+    """`scores + Where(mask, 0, −inf)` as `Where(mask, scores, −inf)`, where all is of one type: the same for all finite scores.
+    The choice is a kernel's own, the sum takes eight kernels more (TensorRT for RTX 1.7.1, half precision: 5 and 13)."""
     if any(isinstance(item, ScoreTerm) and item.kind == "cast" for item in items):
         return items
     return tuple(_choice(view, item) or item if isinstance(item, ScoreTerm) else item for item in items)
