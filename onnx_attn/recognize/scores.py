@@ -219,6 +219,8 @@ def _choice(view: GraphView, term: ScoreTerm) -> ScoreTerm | None:
     node = view.producer(term.mask) if term.kind == "add" and term.mask is not None else None
     if node is None or node.op != "Where" or node.domain not in STANDARD or not view.in_main_graph(node):
         return None
+    if all(world.value(node.outputs[0].name) is not None for world in view.worlds):
+        return None  # Its numbers follow from sizes: a triangle, which no input decides.
     mask, chosen, other = node.inputs
     fills = [uniform(view, each) for each in (chosen, other)]
     if sorted(fills, key=str) != sorted([0.0, -math.inf], key=str) or is_constant(view, mask):
