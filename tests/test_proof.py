@@ -57,8 +57,10 @@ def swap_query_and_key(edit: SiteEdit) -> None:
 
 def drop_mask(edit: SiteEdit) -> None:
     call = next(node for node in edit.nodes if node.domain == "onnx_attn")
-    zero = numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "no_mask")
-    object.__setattr__(edit, "initializers", (*edit.initializers, zero))
+    parts = call.op_type.split("_")
+    nothing = np.float32(0) if "Mask" in parts else np.asarray("Where" in parts)
+    blocks_nothing = numpy_helper.from_array(np.full((1, 1, 1, 1), nothing), "no_mask")
+    object.__setattr__(edit, "initializers", (*edit.initializers, blocks_nothing))
     call.input[3] = "no_mask"
 
 
