@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -50,9 +50,9 @@ class Fusion:
             for e in entries
         )
 
-    def change(self, plainer: Decision, names: Iterable[str], reason: str) -> None:
-        """Put a plainer decision in the plan, which leaves these identities or changes out."""
-        self.left.setdefault(plainer.key, {}).update(dict.fromkeys(names, reason))
+    def change(self, plainer: Decision, left: Mapping[str, str]) -> None:
+        """Put a plainer decision in the plan, which leaves these identities or changes out, each for its reason."""
+        self.left.setdefault(plainer.key, {}).update(left)
         entries = self.plan.entries
         self.plan = Plan(tuple(plainer if isinstance(e, Decision) and e.key == plainer.key else e for e in entries))
 

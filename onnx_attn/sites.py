@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 
 from onnx_attn.algebra.choose import NOTHING
+from onnx_attn.decided import write_decided
 from onnx_attn.forms.adaptation import island_name
-from onnx_attn.forms.write import write_site
 from onnx_attn.fusion import Fusion
-from onnx_attn.graph.edit import Names, RoundsBadlyError, SiteEdit
+from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.plan import Decision
 from onnx_attn.prove.cut import Cutter, boundary, same_nodes
 from onnx_attn.prove.observed import Values, observe
@@ -37,18 +37,10 @@ def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:
 
 
 def _write(fusion: Fusion, names: Names, decision: Decision, reserved: Set[str]) -> SiteEdit:
-    """The edit of one site: as it was decided; without algebra where its numbers do not fit their type; without packing where
-    weights cannot be computed beforehand."""
-    while True:
-        claims = names.claims
-        try:
-            return write_site(fusion.view, names, decision.site, decision.way, reserved)
-        except RoundsBadlyError as error:
-            names.unclaim(since=claims)
-            dropped = decision.algebra.names
-            plainer = replace(decision, algebra=NOTHING)
-            decision = plainer if dropped else replace(plainer, packing=None, unpacked=str(error))
-            fusion.change(decision, dropped, str(error))
+    written, left, edit = write_decided(fusion.view, names, decision, reserved)
+    if written is not decision:
+        fusion.change(written, left)
+    return edit
 
 
 def prove_sites(fusion: Fusion, cutter: Cutter, names: Names, reserved: Set[str], inputs: Sequence[Values]) -> None:
@@ -64,7 +56,7 @@ def prove_sites(fusion: Fusion, cutter: Cutter, names: Names, reserved: Set[str]
         for plainer, dropped in _plainer(decision, edit):
             if certificate.ok or not certificate.provable:
                 break
-            fusion.change(plainer, dropped, certificate.failure or "")
+            fusion.change(plainer, dict.fromkeys(dropped, certificate.failure or ""))
             names.unclaim(edit.nodes)
             fusion.edits[decision.key] = edit = _write(fusion, names, plainer, reserved)
             certificate = prove_site(fusion.view, cutter, decision.site, edit)

@@ -15,7 +15,7 @@ from pre_norm import ROOT, PreNorm
 from support import EXPORTS, exports, feeds, max_rel, run
 
 import onnx_attn
-from onnx_attn import pipeline, sites
+from onnx_attn import decided, pipeline
 from onnx_attn.forms.write import write_site
 from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.graph.view import GraphView
@@ -68,7 +68,7 @@ def drop_mask(edit: SiteEdit) -> None:
 def test_a_wrong_site_is_rolled_back_and_the_others_stay(
     change: Callable[[SiteEdit], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sites, "write_site", spoiled(change, site=1))
+    monkeypatch.setattr(decided, "write_site", spoiled(change, site=1))
     result = onnx_attn.fuse(VIT, tmp_path / "fused.onnx")
     first, second = (c for c in result.report["candidates"] if c["status"] != "not_attention")
     assert (first["status"], second["status"]) == ("site", "refused")
@@ -84,7 +84,7 @@ def test_a_site_whose_algebra_is_wrong_is_written_without_it(monkeypatch: pytest
         if edit.algebra:
             scale_by(1.0001)(edit)
 
-    monkeypatch.setattr(sites, "write_site", spoiled(spoil, site=1))
+    monkeypatch.setattr(decided, "write_site", spoiled(spoil, site=1))
     report = onnx_attn.fuse(VIT, tmp_path / "fused.onnx").report
     first, second = (c for c in report["candidates"] if c["status"] != "not_attention")
     assert (first["status"], second["status"], report["fused"]) == ("site", "site", 2)
@@ -98,7 +98,7 @@ def test_a_site_whose_algebra_is_wrong_is_written_without_it(monkeypatch: pytest
 
 
 def test_a_lost_mask_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sites, "write_site", spoiled(drop_mask, site=0))
+    monkeypatch.setattr(decided, "write_site", spoiled(drop_mask, site=0))
     report = onnx_attn.fuse(GPT2, tmp_path / "fused.onnx").report
     assert [c["code"] for c in report["candidates"]] == ["proof-failed", None]
 
@@ -116,7 +116,7 @@ def test_a_wrong_scale_in_one_site_shows_at_the_models_output(export: object, tm
 
 def test_nothing_is_written_when_the_whole_model_differs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Sites that pass although they are wrong: the last gate holds, with its own exit code."""
-    monkeypatch.setattr(sites, "write_site", spoiled(scale_by(1.5), site=0))
+    monkeypatch.setattr(decided, "write_site", spoiled(scale_by(1.5), site=0))
     monkeypatch.setattr(pipeline, "prove_sites", lambda *_: None)
     output = tmp_path / "fused.onnx"
     with pytest.raises(onnx_attn.DifferenceError, match="differs at output 'logits'") as caught:
@@ -167,7 +167,7 @@ def test_a_row_that_is_no_longer_cleared_is_seen_whatever_was_rounded(monkeypatc
     attended = net.op("Attention", *block.heads(block.x), mask, scale=ROOT, name="softmax")
     model = block.model(block.out(attended))
     assert "scale" in onnx_attn.fuse(model).report["candidates"][0]["algebra"]
-    monkeypatch.setattr(sites, "write_site", write)
+    monkeypatch.setattr(decided, "write_site", write)
     (candidate,) = onnx_attn.fuse(model, form="primitives").report["candidates"]
     assert candidate["code"] == "proof-failed"
     assert "row-inf" in candidate["certificate"]["failure"]
@@ -187,7 +187,7 @@ def misround(name: str) -> Callable[[SiteEdit], None]:
 
 @pytest.mark.parametrize("name", ["in_proj_weight", "out_proj_bias"])
 def test_weights_that_are_rounded_badly_are_seen(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sites, "write_site", spoiled(misround(name), site=1))
+    monkeypatch.setattr(decided, "write_site", spoiled(misround(name), site=1))
     report = onnx_attn.fuse(VIT, tmp_path / "fused.onnx").report
     _, second = (c for c in report["candidates"] if c["status"] != "not_attention")
     assert (report["fused"], second["algebra"]) == (2, [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnx
 from onnx import numpy_helper
@@ -30,15 +31,17 @@ class Pieces:
             # What follows from sizes is computed in the piece itself: it varies. Where it follows from the shape of a value
             # outside, that value is an input.
             made = {name for node in cut.model.graph.node for name in node.output}
-            nodes = self.cutter.view.proto.graph.node
-            outside = {node.input[0] for node in nodes if node.op_type == "Shape"} - made
-            cut = self.cutter.cut(outputs, start | outside, edit, kinds="")
+            cut = self.cutter.cut(outputs, start | (self._asked_for_shapes - made), edit, kinds="")
         return self._shaped(cut)
 
     def whole(self, edits: Sequence[SiteEdit]) -> Question | None:
         """The model as it is written by all these edits."""
         outputs = [value.name for value in self.cutter.view.proto.graph.output]
         return self._shaped(self.cutter.cut(outputs, set(), joined(edits) if edits else None, kinds=""))
+
+    @cached_property
+    def _asked_for_shapes(self) -> set[str]:
+        return {node.input[0] for node in self.cutter.view.proto.graph.node if node.op_type == "Shape"}
 
     @property
     def _is_fixed(self) -> bool:

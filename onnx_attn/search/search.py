@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from onnx_attn.decided import write_decided
 from onnx_attn.engine.compile import choose_toolkit
 from onnx_attn.engine.profiles import Profile, fitted
-from onnx_attn.forms.write import write_site
-from onnx_attn.graph.edit import Names, RoundsBadlyError, SiteEdit
+from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.plan import Choice, Decision, Plan, decide
 from onnx_attn.prove.cut import Cutter, boundary
@@ -98,7 +98,8 @@ class _Search:
         """A plan with no more kernels than `plan` has, and no more bytes with as many; how many kinds of sites there are, and
         what model, plan and best plan cost."""
         kinds = self._kinds(plan.decisions)
-        better = [(alike, found) for alike in kinds if (found := self._best_of(alike[0])) is not None]
+        found = [(alike, self._best_of(alike[0], limits)) for limits, alike in kinds]
+        better = [(alike, choice) for alike, choice in found if choice is not None]
         export, default = self._costs([self.pieces.whole([]), self._whole(plan)])
         changed = plan
         for alike, choice in better:
@@ -110,21 +111,20 @@ class _Search:
             changed, cost = self._plainer(plan)
         return changed, len(kinds), (export, default, cost)
 
-    def _kinds(self, decisions: Sequence[Decision]) -> list[list[Decision]]:
-        """The sites that are alike together; those that cannot be compared are left as they are."""
-        kinds: dict[str, list[Decision]] = {}
+    def _kinds(self, decisions: Sequence[Decision]) -> list[tuple[Limits, list[Decision]]]:
+        """The sites that are alike together, with the limits of the first; those that cannot be compared are left as they are."""
+        kinds: dict[str, tuple[Limits, list[Decision]]] = {}
+        names = Names(self.view.proto)
         for decision in decisions:
-            limits = self._limits(decision)
+            limits = self._limits(decision, names)
             question = self.pieces.question(*limits, None) if limits is not None else None
-            if question is not None:
+            if limits is not None and question is not None:
                 written = (decision.stays, decision.packing is None, decision.algebra.names, decision.adaptation)
-                kinds.setdefault(f"{digest(question)} {written}", []).append(decision)
+                kinds.setdefault(f"{digest(question)} {written}", (limits, []))[1].append(decision)
         return list(kinds.values())
 
-    def _best_of(self, first: Decision) -> Choice | None:
+    def _best_of(self, first: Decision, limits: Limits) -> Choice | None:
         """The best way to write a site, None if that is the way that was planned."""
-        limits = self._limits(first)
-        assert limits is not None
         best, decision = self.choice, first
         cost = self._costs([self._piece(first, limits)])[0]
         for vary in ROUNDS:
@@ -167,39 +167,29 @@ class _Search:
             found.append(entry)
         return Plan(tuple(found))
 
-    def _limits(self, decision: Decision) -> tuple[list[str], set[str]] | None:
+    def _limits(self, decision: Decision, names: Names) -> Limits | None:
         """The tensors between which ways to write a site are compared: those of the way that reaches farthest."""
         if decision.stays:
             spelled = decide(self.view, decision.site, self.target, replace(self.choice, form="function"))
             if not isinstance(spelled, Decision):
                 return None
             decision = spelled
-        edit = self._edit(decision, Names(self.view.proto))
-        if edit is None:
-            return None
+        edit = self._edit(decision, names)
         start = boundary(self.view, decision.site, edit).difference(edit.outputs)
         # Who else reads the probabilities has kernels of his own, which the way of the site decides about.
         others = [tensor.name for tensor in decision.site.node.outputs[:1]] if decision.site.shared else []
         return [*edit.outputs, *others], start
 
-    def _piece(self, decision: Decision, limits: tuple[list[str], set[str]]) -> Question | None:
-        if decision.stays:
-            return self.pieces.question(*limits, None)
-        edit = self._edit(decision, Names(self.view.proto))
-        return self.pieces.question(*limits, edit) if edit is not None else None
+    def _piece(self, decision: Decision, limits: Limits) -> Question | None:
+        edit = None if decision.stays else self._edit(decision, Names(self.view.proto))
+        return self.pieces.question(*limits, edit)
 
     def _whole(self, plan: Plan) -> Question | None:
         names = Names(self.view.proto)
-        edits = [self._edit(decision, names) for decision in plan.decisions if not decision.stays]
-        written = [edit for edit in edits if edit is not None]
-        return self.pieces.whole(written) if len(written) == len(edits) else None
+        return self.pieces.whole([self._edit(each, names) for each in plan.decisions if not each.stays])
 
-    def _edit(self, decision: Decision, names: Names) -> SiteEdit | None:
-        """None where the site cannot be written so."""
-        try:
-            return write_site(self.view, names, decision.site, decision.way, self.reserved)
-        except RoundsBadlyError:
-            return None
+    def _edit(self, decision: Decision, names: Names) -> SiteEdit:
+        return write_decided(self.view, names, decision, self.reserved)[2]
 
     def _costs(self, questions: Sequence[Question | None]) -> list[Cost | None]:
         answers = iter(self.compiler.ask([question for question in questions if question is not None]))
@@ -207,6 +197,8 @@ class _Search:
 
 
 Costs = tuple[Cost | None, Cost | None, Cost | None]
+Limits = tuple[list[str], set[str]]
+"""The values that a piece ends with, and begins with."""
 
 
 def _is_better(found: Cost | None, than: Cost | None) -> bool:
