@@ -242,11 +242,7 @@ def check_all_landed(report: dict[str, Any]) -> None:
 def _own(model: Model) -> Loaded:
     """A loaded model that may be changed: the caller's own stays as it is."""
     loaded = _loaded(model)
-    if not isinstance(model, onnx.ModelProto):
-        return loaded
-    copy = onnx.ModelProto()
-    copy.CopyFrom(loaded.proto)
-    return Loaded(copy, loaded.name)
+    return loaded.copy() if isinstance(model, onnx.ModelProto) else loaded
 
 
 def _loaded(model: Model) -> Loaded:

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from onnx_attn.errors import DifferenceError
-from onnx_attn.graph.load import Loaded, load
+from onnx_attn.graph.load import Loaded, copied, load
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.pipeline import Options, PlanDocument, Report, Trial, rewrite
 from onnx_attn.prove.whole import Model, WholeProof, compare_models
@@ -40,12 +40,9 @@ def fuse_file(path: Path, output: Path, options: Options) -> tuple[Report, PlanD
 
 def fuse_proto(proto: onnx.ModelProto, name: str, options: Options) -> tuple[Report, PlanDocument, onnx.ModelProto]:
     """Fuse a model in memory; `proto` stays as it is."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    report, trial, model = rewrite(Loaded(copy, name), options)
+    report, trial, model = rewrite(Loaded(copied(proto), name), options)
     if not trial.changed:
-        model = onnx.ModelProto()
-        model.CopyFrom(proto)
+        model = copied(proto)
     if options.verify:
         _prove_whole(report, trial, proto, model)
     return report, trial.plan, model

@@ -34,9 +34,7 @@ def with_functions_inlined(loaded: Loaded, view: GraphView, own: bool) -> tuple[
     if not functions:
         return loaded, view, candidates
     if not own:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(loaded.proto)
-        loaded = Loaded(copy, loaded.name, loaded.data_files)
+        loaded = loaded.copy()
     inline_functions(loaded.proto, functions)
     view = GraphView(loaded.proto)
     return loaded, view, recognize(view)

@@ -83,10 +83,9 @@ def inspect_model(loaded: Loaded, target: Target) -> Report:
     loaded, view, candidates = with_functions_inlined(loaded, GraphView(loaded.proto), own=False)
     loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=False)
     if view.opset < LEAST_OPSET and has_sites(candidates):
-        raised = onnx.ModelProto()
-        raised.CopyFrom(loaded.proto)
-        if raise_opset(raised, LEAST_OPSET) is None:
-            return inspect_model(Loaded(raised, loaded.name), target)
+        raised = loaded.copy()
+        if raise_opset(raised.proto, LEAST_OPSET) is None:
+            return inspect_model(raised, target)
     taking = target.taking(view.opset)
     plan = make_plan(view, candidates, taking)
     report = inspection(loaded.name, taking, view, plan)

@@ -13,6 +13,7 @@ from onnx import helper
 
 from onnx_attn.bfloat16 import standing_in
 from onnx_attn.errors import InputError, one_line
+from onnx_attn.graph.load import copied
 
 SEED = 20261122
 
@@ -87,8 +88,7 @@ def with_mask_rows(model: onnx.ModelProto) -> onnx.ModelProto | None:
     """
     if not any(map(_is_masked, model.graph.node)):
         return None
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     nodes, number = [], 0
     one = "onnx_attn/one_column"
     copy.graph.initializer.append(helper.make_tensor(one, onnx.TensorProto.INT64, [1], [1]))

@@ -14,6 +14,7 @@ from checks import assert_same, feeds, run, same_bytes, weight_elements
 from commands import run_command
 from graphs import CHANNELS, HEADS, WIDTH, Net, heads_in
 from onnx import TensorProto, numpy_helper
+from readers import as_output, averaged, cast_then_output, multiplied_twice, read_inside_if
 from support import EXPORTS
 
 import onnx_attn
@@ -56,25 +57,9 @@ def fused(model: onnx.ModelProto, **options: Any) -> tuple[onnx.ModelProto, dict
 # --- who else reads them -----------------------------------------------------------------------------------------------
 
 
-def as_output(net: Net, p: str) -> str:
-    net.output(p)
-    return p
-
-
-def averaged(net: Net, p: str) -> str:
-    net.output(net.op("ReduceMean", p, axes=[1], keepdims=0), 3)
-    return p
-
-
 def read_and_output(net: Net, p: str) -> str:
     net.output(net.op("Exp", p))
     return as_output(net, p)
-
-
-def cast_then_output(net: Net, p: str) -> str:
-    wide = net.op("Cast", p, to=TensorProto.DOUBLE)
-    net.output(wide, dtype=np.float64)
-    return net.op("Cast", wide, to=TensorProto.FLOAT)
 
 
 def behind_inference_dropout(net: Net, p: str) -> str:
@@ -91,17 +76,6 @@ def then_guarded(net: Net, p: str) -> str:
     net.output(p)
     same = net.op("Cast", p, to=TensorProto.FLOAT)
     return net.op("Where", net.op("IsNaN", same), net.const(0.0), same)
-
-
-def read_inside_if(net: Net, p: str) -> str:
-    def body(name: str, op: str) -> onnx.GraphProto:
-        node = onnx.helper.make_node(op, [p], [f"{name}_out"])
-        info = onnx.helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, [None] * 4)
-        return onnx.helper.make_graph([node], name, [], [info])
-
-    flag = net.input("flag", dtype=bool)
-    net.output(net.op("If", flag, then_branch=body("yes", "Exp"), else_branch=body("no", "Neg")))
-    return p
 
 
 USES = [
@@ -151,11 +125,6 @@ def test_the_new_name_is_nobodys_yet() -> None:
 
 
 # --- what stays refused --------------------------------------------------------------------------------------------------
-
-
-def multiplied_twice(net: Net, p: str) -> str:
-    net.output(net.op("MatMul", p, net.input("other", 2, HEADS, 5, 3)))
-    return p
 
 
 def multiplied_twice_behind_a_movement(net: Net, p: str) -> str:

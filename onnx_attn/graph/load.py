@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -28,6 +28,16 @@ class Loaded:
     @property
     def external(self) -> bool:
         return bool(self.data_files)
+
+    def copy(self) -> Loaded:
+        """The same with a model of its own, which may be changed."""
+        return replace(self, proto=copied(self.proto))
+
+
+def copied(proto: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return copy
 
 
 def load(path: str | Path) -> Loaded:

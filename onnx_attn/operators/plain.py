@@ -26,9 +26,7 @@ def with_plain_operators(
     if not wanted:
         return loaded, view, candidates
     if not own:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(loaded.proto)
-        loaded = Loaded(copy, loaded.name, loaded.data_files)
+        loaded = loaded.copy()
     nodes, stored = list(loaded.proto.graph.node), len(loaded.proto.graph.initializer)
     while True:
         _spell(loaded.proto, view, nodes, wanted)

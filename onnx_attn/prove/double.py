@@ -11,13 +11,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_attn.graph.load import copied
+
 FLOATS = (TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def widened(model: onnx.ModelProto, wide: int = TensorProto.DOUBLE) -> onnx.ModelProto:
     """A copy in which every floating-point input, weight, constant and cast is of the type `wide`."""
-    double = onnx.ModelProto()
-    double.CopyFrom(model)
+    double = copied(model)
     graph = double.graph
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.elem_type in FLOATS:

@@ -23,7 +23,7 @@ from onnx_attn.prove.cut import Cut, Cutter, boundary
 from onnx_attn.prove.double import widened
 from onnx_attn.prove.flips import Results, compare, flips_of, values
 from onnx_attn.prove.observed import Values, observed_cases
-from onnx_attn.prove.smooth import smoothed
+from onnx_attn.prove.smooth import is_quantised, smoothed
 from onnx_attn.runtime import CannotRun, Session
 from onnx_attn.site import AttentionSite
 
@@ -85,7 +85,9 @@ def prove_site(
     # Errors are told of what really runs: with the folded masks as they are, and not with any mask.
     truth = cutter.cut(outputs, start.difference(folded), kinds="iuf", fixed=folded)
     # The steps of folded values were taken when they were folded.
-    steps = (cutter.cut(outputs, start, fixed=folded), cutter.cut(outputs, start, edit, fixed=folded))
+    steps = own
+    if any(is_quantised(cut.model) for cut in own):
+        steps = (cutter.cut(outputs, start, fixed=folded), cutter.cut(outputs, start, edit, fixed=folded))
     try:
         wanted = _union(*own, *exact, *steps)
         operator = any(is_operator(node) for cut in exact for node in cut.model.graph.node)

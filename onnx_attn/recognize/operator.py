@@ -52,7 +52,7 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
         scores_scale=scale,
         terms=_terms(view, node, mask),
         probabilities_dtypes=_back(view, node),
-        guard=_guard(view, node, mask),
+        guard=_guard(view, mask),
         output=node.outputs[0],
         heads=view.static(query.tensor, 1),
         kv_heads=kv_heads(view, key),
@@ -67,12 +67,11 @@ def kv_heads(view: GraphView, key: Operand) -> int | None:
     return None if count is None else count // head_copies(view, key)
 
 
-def _guard(view: GraphView, node: gs.Node, mask: gs.Tensor | None) -> Guard:
-    """What becomes of rows that are masked throughout; nothing where the mask is constant and has no such row. (Together
-    with is_causal it may have one that neither has.)"""
+def _guard(view: GraphView, mask: gs.Tensor | None) -> Guard:
+    """What becomes of rows that are masked throughout; nothing where the mask is constant and has no such row."""
     if mask is None:
         return None
-    value = None if node.attrs.get("is_causal", 0) else constant_value(view, mask)
+    value = constant_value(view, mask)
     boolean = view.elem_type(mask) == onnx.TensorProto.BOOL
     if value is not None and value.ndim and value.size:
         least = lowest(view.elem_type(mask))
