@@ -11,6 +11,7 @@ import onnx
 import pytest
 from commands import run_command
 from support import EXPORTS, feeds, max_rel, run
+from test_algebra_scale import half_with_scale
 
 import onnx_attn
 from onnx_attn.forms.placement import BIASES, SCALES, SPLITS
@@ -146,6 +147,13 @@ def test_a_search_finds_what_the_default_does_not(tmp_path: Path) -> None:
     told = onnx_attn.fuse(EXPORTS / SEARCHED[0], tmp_path / "fused.onnx", search=True).report["search"]
     assert told["chosen"]["kernels"] < told["default"]["kernels"]
     assert told["chosen"]["kernels"] <= told["export"]["kernels"]
+
+
+def test_weights_that_do_not_fit_their_type_are_searched_as_they_are_written() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    told = onnx_attn.fuse(half_with_scale(1e9), search=True, verify=False).report["search"]
+    assert told["default"] is not None and told["kinds"] == 1
+    assert Cost(**told["chosen"]) <= Cost(**told["default"])
 
 
 def test_layers_that_are_alike_are_asked_about_once_and_at_the_user_s_shapes(tmp_path: Path) -> None:
