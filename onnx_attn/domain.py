@@ -5,6 +5,8 @@ from __future__ import annotations
 DOMAIN = "onnx_attn"
 VERSION = 1
 ATTENTION = "ScaledDotProductAttention"
+WINDOW_PARTITION = "WindowPartition"
+WINDOW_REVERSE = "WindowReverse"
 
 
 def is_attention_function(name: str) -> bool:

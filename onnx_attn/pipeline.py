@@ -25,7 +25,17 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.nested import Block, blocks, counted, merged, replace_bodies, with_functions_inlined
 from onnx_attn.operators.plain import with_plain_operators
-from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Plan, has_sites, make_plan
+from onnx_attn.plan import (
+    ATTENTION_OPSET,
+    LEAST_OPSET,
+    WINDOW_ORDER,
+    Choice,
+    Decision,
+    Plan,
+    decide,
+    has_sites,
+    make_plan,
+)
 from onnx_attn.plan_file import ReadPlan, check_fits, fingerprint, plan_document
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter
@@ -36,10 +46,11 @@ from onnx_attn.recognize.causality import blocks_later_keys
 from onnx_attn.report.document import fusion_report, inspection
 from onnx_attn.runtime import CannotRun
 from onnx_attn.search.search import Asked, search
-from onnx_attn.site import Candidate, Verdict
+from onnx_attn.site import AttentionSite, Candidate, Verdict
 from onnx_attn.sites import prove_sites, write_sites
 from onnx_attn.targets.editions import Target, parse_target
 from onnx_attn.targets.reading import TYPES
+from onnx_attn.windows.order import Ordered, in_window_order
 
 Report = dict[str, Any]
 PlanDocument = dict[str, Any]
@@ -138,10 +149,16 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
             candidates = recognize(view)
             opsets.append(view.opset)
     target = options.target.taking(view.opset)
-    plan = make_plan(view, candidates, target, options.choice, options.plan.choices if options.plan else ())
+    choices = options.plan.choices if options.plan else ()
+    ordered = _ordered(loaded, view, candidates, target, options)
+    if ordered.sites:
+        view = GraphView(loaded.proto)
+        candidates = recognize(view)
+    plan = make_plan(view, candidates, target, options.choice, choices).in_window_order(ordered.sites)
     if stuck is not None:
         plan = plan.explained("opset-too-low", stuck)
     fusion = Fusion(loaded.name, target, view, plan, nodes_before, opsets=tuple(opsets))
+    fusion.left = {key: {WINDOW_ORDER: reason} for key, reason in ordered.left.items()}
     fusion.seconds = {
         "load": imported - start,
         "recognize": recognized - imported,
@@ -185,6 +202,26 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     counted(report)
     _check_expectation(loaded.name, report, options)
     return report, trial, model
+
+
+def _ordered(
+    loaded: Loaded, view: GraphView, candidates: Sequence[Candidate], target: Target, options: Options
+) -> Ordered:
+    """Blocks in window order, where that is measured to pay: by TensorRT's compiler."""
+    if target.name != "tensorrt" or options.outer is not None:
+        return Ordered()
+    wanted: dict[str, Choice] = {}
+    own = iter(options.plan.choices if options.plan else ())
+    for candidate in candidates:
+        choice = next(own, None) or options.choice if is_attention(candidate) else options.choice
+        if isinstance(candidate, AttentionSite) and choice.apply and choice.window_order:
+            wanted[candidate.output.name] = choice
+
+    def in_functions(site: AttentionSite) -> bool:
+        decision = decide(view, site, target, wanted[site.output.name])
+        return isinstance(decision, Decision) and decision.form == "function"
+
+    return in_window_order(loaded, view, candidates, wanted, in_functions, options.verify)
 
 
 def _island_rtol(plan: Plan, options: Options) -> float:

@@ -29,6 +29,10 @@ RECOMPUTED = "recomputed-probabilities"
 """What plans and reports call the change by which a site has probabilities of its own, beside those that somebody else reads."""
 
 
+WINDOW_ORDER = "window-order"
+"""What they call it that the block around a site is computed in the order of its windows (windows/order.py)."""
+
+
 LEAST_OPSET = 13
 """The first in which Split and Unsqueeze take sizes and axes as inputs, as every form of ours writes them."""
 
@@ -39,6 +43,7 @@ class Decision:
 
     stays: it is the `Attention` node that it was, in the form "attention".
     adaptation: what is changed about it for the target. placement: where its parts are written.
+    ordered: the block around it is computed in the order of its windows.
     """
 
     site: AttentionSite
@@ -49,6 +54,7 @@ class Decision:
     stays: bool = False
     adaptation: Adaptation = AS_IT_STANDS
     placement: Placement = AUTO
+    ordered: bool = False
 
     @property
     def way(self) -> Way:
@@ -62,7 +68,8 @@ class Decision:
     @property
     def changes(self) -> tuple[str, ...]:
         """What is changed about the site, as plans and reports call it."""
-        return self.adaptation.names + ((RECOMPUTED,) if self.site.shared else ())
+        more = [(RECOMPUTED, self.site.shared), (WINDOW_ORDER, self.ordered)]
+        return self.adaptation.names + tuple(name for name, done in more if done)
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,10 @@ class Plan:
         """The candidates that are attention, refused ones included."""
         return tuple(entry for entry in self.entries if not isinstance(entry, Verdict) or entry.attention)
 
+    def in_window_order(self, sites: Collection[str]) -> Plan:
+        """The same, where the blocks around the sites of these keys are computed in the order of their windows."""
+        return Plan(tuple(replace(e, ordered=e.key in sites) if isinstance(e, Decision) else e for e in self.entries))
+
     def explained(self, code: str, detail: str) -> Plan:
         """The same with a further reason for what is refused under this code."""
         return Plan(
@@ -96,8 +107,8 @@ class Plan:
 class Choice:
     """What is asked for a site: its form, whether to pack, which identities are allowed, or to leave it alone; the precision
     of the island around a site of float32 ("keep" for none), whether its heads may be padded, whether probabilities are to be
-    rounded where Q, K and V are, where its parts go, and whether probabilities that somebody else reads may be computed once
-    more."""
+    rounded where Q, K and V are, where its parts go, whether probabilities that somebody else reads may be computed once
+    more, and whether the block around it may be computed in the order of its windows."""
 
     form: str = "auto"
     pack: bool = True
@@ -108,6 +119,7 @@ class Choice:
     quantize_probabilities: bool = False
     placement: Placement = AUTO
     recompute: bool = False
+    window_order: bool = True
 
 
 def make_plan(

@@ -73,7 +73,7 @@ def attention_function(
     name: str, form: Signature, terms: tuple[ScoreTerm, ...], attributes: list[str], opset: int
 ) -> onnx.FunctionProto:
     """`name(query, key, value, mask…; scale, fill…, lowest) -> attention` at `opset`."""
-    writer = Writer(_Plain(), "")
+    writer = Writer(PlainNames(), "")
 
     def scalar(role: str, like: str, dtype: int) -> str:
         if role in FIXED:
@@ -108,7 +108,7 @@ def attention_function(
     )
 
 
-class _Plain(Names):
+class PlainNames(Names):
     """Names inside a function body, which has a scope of its own: the hints as they are."""
 
     def __init__(self) -> None:

@@ -24,9 +24,13 @@ class Turn:
     merged: list[int] | None
 
 
-def plan_turn(base: Sequence[Dim], atoms: Sequence[Dim], order: Sequence[int], final: Sequence[Dim]) -> Turn | None:
+def plan_turn(
+    base: Sequence[Dim], atoms: Sequence[Dim], order: Sequence[int], final: Sequence[Dim], together: bool = True
+) -> Turn | None:
     """How a tensor with the sizes `base`, taken apart into `atoms`, which are then put into `order`, gets the sizes `final`; None
-    where Reshape cannot say it."""
+    where Reshape cannot say it. together: neighbours that stay neighbours move as one."""
+    if not together:
+        return _turn(base, atoms, order, final)
     return _turn(base, *_neighbours(atoms, order), final) or _turn(base, atoms, order, final)
 
 

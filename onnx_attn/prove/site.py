@@ -89,7 +89,7 @@ def prove_site(
     if any(is_quantised(cut.model) for cut in own):
         steps = (cutter.cut(outputs, start, fixed=folded), cutter.cut(outputs, start, edit, fixed=folded))
     try:
-        wanted = _union(*own, *exact, *steps)
+        wanted = union_of(*own, *exact, *steps)
         operator = any(is_operator(node) for cut in exact for node in cut.model.graph.node)
         # The operator's float64 kernel answers otherwise where a row is masked throughout, as a real one may be.
         tried = [*cases(view, site, wanted, operator), *observed_cases(cutter, wanted, observed, not operator)]
@@ -117,18 +117,18 @@ def _prove(
     exact, own, large = _nothing(), _nothing(), _nothing()
     errors: list[tuple[Difference, Difference]] = []
     failure, tried = None, 0
-    bound = rtol = RTOL[_name(edit.island) if edit.island else _type_name(view, site)]
+    bound = rtol = RTOL[_name(edit.island) if edit.island else type_name(view, site)]
     for case in every:
         limit = _exact_limit(case, edit.rounding, wide)
         tried += (case.exact and limit < 1.0) or case.own
         if case.exact and limit < 1.0:
-            found = compare(*_run(exact_sessions, exact_cuts, _in_type(case, wide)))
+            found = compare(*run_pair(exact_sessions, exact_cuts, _in_type(case, wide)))
             exact.append(found)
             failure = failure or _failure(f"{case.name} in {_name(wide)}", found, limit)
         if not (case.own or edit.island):
             continue
-        typed = _typed(view, case)
-        results = _run(own_sessions, own_cuts, typed)
+        typed = typed_case(view, case)
+        results = run_pair(own_sessions, own_cuts, typed)
         found = compare(*results)
         if flips is not None and case.own:
             if flips.judges(case):
@@ -204,7 +204,7 @@ def _failure(case: str, found: Difference, limit: float) -> str | None:
     return f"case {case}: max_rel {found.max_rel:.1e} > {limit:.0e}"
 
 
-def _run(sessions: list[Session], cuts: Pair, case: Case) -> tuple[Results, Results]:
+def run_pair(sessions: list[Session], cuts: Pair, case: Case) -> tuple[Results, Results]:
     before, after = (values(session, cut, case) for session, cut in zip(sessions, cuts, strict=True))
     return before, after
 
@@ -228,7 +228,7 @@ def _name(elem_type: int) -> str:
     return np.dtype(helper.tensor_dtype_to_np_dtype(elem_type)).name
 
 
-def _typed(view: GraphView, case: Case) -> Case:
+def typed_case(view: GraphView, case: Case) -> Case:
     """The case's floats in the types that the model gives them."""
 
     def cast(name: str, value: np.ndarray) -> np.ndarray:
@@ -238,11 +238,11 @@ def _typed(view: GraphView, case: Case) -> Case:
         return Case(case.name, {name: cast(name, value) for name, value in case.inputs.items()}, case.own, case.exact)
 
 
-def _type_name(view: GraphView, site: AttentionSite) -> str:
+def type_name(view: GraphView, site: AttentionSite) -> str:
     return _name(view.elem_type(site.query.tensor))
 
 
-def _union(*cuts: Cut) -> Cut:
+def union_of(*cuts: Cut) -> Cut:
     """All that any of the cuts wants to be given."""
     inputs = dict.fromkeys(name for cut in cuts for name in cut.inputs)
     known = dict.fromkeys(name for cut in cuts for name in cut.known)

@@ -1,0 +1,208 @@
+"""A block of a transformer whose attention looks at windows of a map: where its rows leave the map and where they come back.
+
+    x ─ LayerNorm ─ roll, partition ─ in-projection … attention … out-projection ─ reverse, roll ─ (LayerNorm) ─ + x …
+
+The LayerNorm in front may be missing (Swin V2 has it behind).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_attn.forms.owning import reads_shape
+from onnx_attn.graph.view import STANDARD, GraphView
+from onnx_attn.site import AttentionSite
+from onnx_attn.views.movement import index_map, moves
+from onnx_attn.views.trace import Trace, trace
+from onnx_attn.windows.partition import Partition, read_partition
+from onnx_attn.windows.token_wise import row_index, row_operands
+
+MOST_STEPS = 16
+"""How many nodes may stand between P·V and its out-projection, or behind that in front of the movement back."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One site's way out of the map and back.
+
+    entry: x, in the map's order. norm: the LayerNorm between it and the movement, if there is one.
+    windows: what the in-projection's products read, `(windows, tokens, C)` or the same rows in other axes.
+    merged: what the out-projection reads. tail: the token-wise nodes from there on; the last one's result is moved back.
+    landed: that result in the map's order.
+    shapes: readers of nothing but the shape of values that go, each with the value.
+    """
+
+    site: AttentionSite
+    partition: Partition
+    entry: gs.Tensor
+    norm: gs.Node | None
+    windows: tuple[gs.Tensor, ...]
+    merged: gs.Tensor
+    tail: tuple[gs.Node, ...]
+    landed: gs.Tensor
+    shapes: tuple[tuple[gs.Node, gs.Tensor], ...]
+
+    @property
+    def nodes(self) -> frozenset[int]:
+        """The ids of the nodes that are this block's own."""
+        return frozenset(id(node) for node in (self.norm, *self.tail) if node is not None)
+
+
+Landings = Mapping[str, Sequence[tuple[gs.Tensor, Trace]]]
+"""By name, where a moved value is read token by token again, and how it came there."""
+
+
+def landings(view: GraphView) -> Landings:
+    """For every value whose rows are moved, and then read by a token-wise node."""
+    found: dict[str, dict[str, tuple[gs.Tensor, Trace]]] = {}
+    for node in view.graph.nodes:
+        for place in row_operands(view, node):
+            tensor = node.inputs[place]
+            above = view.producer(tensor)
+            if above is not None and (above.op == "Concat" or moves(view, above, tensor)):
+                way = trace(view, tensor)
+                if way.steps and way.factor == 1.0:
+                    found.setdefault(way.source.name, {})[tensor.name] = (tensor, way)
+    return {name: tuple(ends.values()) for name, ends in found.items()}
+
+
+def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | None:
+    """The block around a site; None where its rows are not moved, or not read back, or somebody else reads what would go."""
+    out = _out(view, site)
+    into = _into(view, site)
+    if out is None or into is None:
+        return None
+    merged, tail, shapes = out
+    windows, way, partition, rows = into
+    back = ends.get(tail[-1].outputs[0].name, ())
+    if len(back) != 1:
+        return None
+    landed, home = back[0]
+    if not _comes_back(view, home, partition, rows):
+        return None
+    norm = _norm(view, way.source)
+    entry = norm.inputs[0] if norm is not None else way.source
+    products = [layer.product for layer in _layers(site)]
+    asked = _only_read(view, way, [] if norm is None else [norm], products, windows)
+    left = _only_read(view, home, tail[-1:], [], (landed,))
+    if asked is None or left is None:
+        return None
+    return Block(site, partition, entry, norm, windows, merged, tail, landed, (*asked, *shapes, *left))
+
+
+def _layers(site: AttentionSite) -> list:
+    projection = site.projection
+    return [each.layer for each in projection.operands if each is not None] if projection is not None else []
+
+
+def _into(
+    view: GraphView, site: AttentionSite
+) -> tuple[tuple[gs.Tensor, ...], Trace, Partition, tuple[np.ndarray, ...]] | None:
+    """What the in-projection reads, how that came from the map, as a partition, and its rows world by world."""
+    layers, tokens = _layers(site), view.static(site.query.tensor, -2)
+    if len(layers) != 3 or tokens is None:
+        return None
+    windows = tuple({layer.product.inputs[0].name: layer.product.inputs[0] for layer in layers}.values())
+    ways = [trace(view, tensor) for tensor in windows]
+    if any(way.source is not ways[0].source or way.factor != 1.0 or not way.steps for way in ways):
+        return None
+    found = [rows_of(view, way) for way in ways]
+    if found[0] is None or any(each is None or not _same(each, found[0]) for each in found):
+        return None
+    partition = read_partition(view, ways[0].source, ways[0].steps, found[0], tokens)
+    return (windows, ways[0], partition, found[0]) if partition is not None and partition.moves else None
+
+
+def _same(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def rows_of(view: GraphView, way: Trace) -> tuple[np.ndarray, ...] | None:
+    """World by world, the rows of a way's source that lie at its end; None if rows are not moved whole."""
+    shapes = view.shapes(way.source)
+    if shapes is None:
+        return None
+    key = ("rows", shapes, tuple(step.output.name for step in way.steps))
+    if key not in view.layouts:
+        found = []
+        for world, shape in zip(view.worlds, shapes, strict=True):
+            index = index_map(world, shape, way.steps)
+            found.append(None if index is None else row_index(index, shape[-1]))
+        view.layouts[key] = None if any(each is None for each in found) else tuple(found)
+    rows: tuple[np.ndarray, ...] | None = view.layouts[key]
+    return rows
+
+
+def _comes_back(view: GraphView, home: Trace, partition: Partition, rows: Sequence[np.ndarray]) -> bool:
+    """Whether the way back puts every row where it was on the map."""
+    found = rows_of(view, home)
+    if found is None:
+        return False
+    return all(
+        there.size == back.size and np.array_equal(back[there], np.arange(there.size))
+        for there, back in zip(rows, found, strict=True)
+    )
+
+
+def _norm(view: GraphView, tensor: gs.Tensor) -> gs.Node | None:
+    """The norm over channels that makes a tensor."""
+    node = view.producer(tensor)
+    if node is None or node.op not in ("LayerNormalization", "RMSNormalization"):
+        return None
+    return node if row_operands(view, node) == [0] and tensor is node.outputs[0] else None
+
+
+def _out(
+    view: GraphView, site: AttentionSite
+) -> tuple[gs.Tensor, tuple[gs.Node, ...], list[tuple[gs.Node, gs.Tensor]]] | None:
+    """What the out-projection reads, the token-wise nodes from it on, and who asks for the shape of what they make."""
+    tensor, merged = site.output, None
+    tail: list[gs.Node] = []
+    shapes: list[tuple[gs.Node, gs.Tensor]] = []
+    for _ in range(MOST_STEPS):
+        readers = view.readers(tensor)
+        asking = [reader for reader in readers if reads_shape(view, reader)]
+        others = [reader for reader in readers if not reads_shape(view, reader)]
+        shapes += [(reader, tensor) for reader in asking] if tail else []
+        if tensor.name in view.pinned:
+            return None
+        node = others[0] if len(others) == 1 else None
+        places = row_operands(view, node) if node is not None else []
+        if node is not None and merged is None and node.domain in STANDARD and moves(view, node, node.outputs[0]):
+            tensor = node.outputs[0]
+        elif node is not None and places == [0 if node.inputs[0] is tensor else 1] and (tail or node.op == "MatMul"):
+            merged = merged if merged is not None else tensor
+            tail.append(node)
+            tensor = node.outputs[0]
+        else:
+            break
+    return (merged, tuple(tail), shapes) if merged is not None and tail else None
+
+
+def _only_read(
+    view: GraphView, way: Trace, first: Iterable[gs.Node], last: Iterable[gs.Node], ends: Sequence[gs.Tensor]
+) -> list[tuple[gs.Node, gs.Tensor]] | None:
+    """Who asks for the shape of what a way makes on its way, where nobody else reads it; None if somebody does.
+
+    first: the nodes that make the way's source, if that goes too. last: may read what comes before the ends.
+    """
+    steps = [step for each in way.steps for step in each.whole]
+    inside = {id(step.node) for step in steps} | {id(node) for node in last}
+    kept = {tensor.name for tensor in ends}
+    asking = []
+    for tensor in (*(node.outputs[0] for node in first), *(step.output for step in steps)):
+        if tensor.name in kept:
+            continue
+        if tensor.name in view.pinned:
+            return None
+        for reader in view.readers(tensor):
+            if id(reader) in inside:
+                continue
+            if not reads_shape(view, reader):
+                return None
+            asking.append((reader, tensor))
+    return list({id(reader): (reader, tensor) for reader, tensor in asking}.values())
