@@ -33,8 +33,20 @@ def read_projection(view: GraphView, query: Operand, key: Operand, value: Operan
 
 
 def _projected(view: GraphView, operand: Operand) -> Projected | None:
+    """Over the farthest source of the layer that the operand is a plain re-arrangement of: over rows that were joined before
+    the product, with sizes that vary, it is none."""
     layer = linear(view, operand.whole.source, rounded=True)
-    return read_over(view, operand, layer) if layer is not None else None
+    if layer is None:
+        return None
+    nearer = (_from(layer, count) for count in range(len(layer.moves) + 1))
+    return next((found for each in nearer if (found := read_over(view, operand, each)) is not None), None)
+
+
+def _from(layer: Linear, count: int) -> Linear:
+    """The same layer, read from behind so many of the steps on its rows' way to the product."""
+    if not count:
+        return layer
+    return replace(layer, source=layer.moves[count - 1].output, moves=layer.moves[count:])
 
 
 def read_over(view: GraphView, operand: Operand, layer: Linear) -> Projected | None:
@@ -59,11 +71,11 @@ def from_nearer_sources(
     """
     yield tuple(projected for _, projected in members)
     first, *others = (projected.layer.moves for _, projected in members)
-    for count, step in enumerate(first, 1):
+    for count in range(1, len(first) + 1):
         if any(moves[:count] != first[:count] for moves in others):
             return
         found = [
-            read_over(view, operand, replace(layer, source=step.output, moves=layer.moves[count:]))
+            read_over(view, operand, _from(layer, count))
             for operand, layer in ((operand, projected.layer) for operand, projected in members)
         ]
         if all(found):

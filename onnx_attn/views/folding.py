@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
-from onnx_attn.graph.view import GraphView
+from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.runtime import CannotRun, Session
 
 MOST_BYTES = 16 * 2**20
@@ -61,10 +61,20 @@ def _verdict(view: GraphView, node: gs.Node) -> tuple[bool | None, list[int]]:
 
 
 def known_anyway(view: GraphView, tensor: gs.Tensor) -> np.ndarray | None:
-    """Small whole numbers that follow from shapes, in a model none of whose dimensions vary: what was tried at one size
-    holds at the only one."""
-    value = view.constant(tensor) if len(view.worlds) == 1 and view.producer(tensor) is not None else None
-    return value if value is not None and value.dtype.kind in "iu" else None
+    """Small whole numbers that follow from shapes: all of them in a model none of whose dimensions vary, since what was tried at
+    one size holds at the only one; else sizes of dimensions that do not vary, as they are asked for."""
+    producer = view.producer(tensor)
+    value = view.constant(tensor) if producer is not None else None
+    if value is None or value.dtype.kind not in "iu":
+        return None
+    return value if len(view.worlds) == 1 or _asks_sizes(view, producer) else None
+
+
+def _asks_sizes(view: GraphView, node: gs.Node) -> bool:
+    """Whether a node is Shape, or takes sizes out of what a Shape says."""
+    if node.op in ("Gather", "Slice", "Split") and (above := view.producer(node.inputs[0])) is not None:
+        node = above
+    return node.op == "Shape" and node.domain in STANDARD
 
 
 def is_fixed(view: GraphView, tensor: gs.Tensor) -> bool:

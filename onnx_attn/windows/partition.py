@@ -58,6 +58,12 @@ class Partition:
         atoms = self.atoms
         return [atoms.index(digit) for digit in (*inner, *outer)]
 
+    @property
+    def windows(self) -> int | None:
+        """How many windows a map has; None where they are not numbered map by map."""
+        outer = self.order[: -self.inside]
+        return math.prod(digit.size or 1 for digit in outer[1:]) if outer[0].axis == 0 else None
+
     def token_first(self, rows: np.ndarray) -> np.ndarray:
         """Rows `(windows · tokens)` as `(tokens · windows)`."""
         return rows.reshape(-1, self.tokens).T.reshape(-1)

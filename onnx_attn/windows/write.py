@@ -64,8 +64,11 @@ class _Written:
             source = self.renamed[block.norm.outputs[0].name]
         shapes = self.view.shapes(block.entry)
         assert shapes is not None
-        cut = part.add("Reshape", [source, part.shape(block.partition.tokens, -1, shapes[0][-1])], "tokens")
-        turned = part.add("Transpose", [cut], "windows", perm=TOKENS_LAST)
+        # As the site has them: maps apart from windows, where a mask tells windows apart.
+        windows = block.partition.windows if (self.view.rank(block.site.query.tensor) or 0) > 4 else None
+        sizes = [block.partition.tokens, -1, *([windows] if windows is not None else [])]
+        cut = part.add("Reshape", [source, part.shape(*sizes, shapes[0][-1])], "tokens")
+        turned = part.add("Transpose", [cut], "windows", perm=[*range(1, len(sizes)), 0, len(sizes)])
         yield Splice(min(places.values()), tuple(part.nodes), ())
         for tensor in block.windows:
             part = self._part()
@@ -145,12 +148,9 @@ class _Written:
         return name
 
     def _shaped(self, part: Writer, source: str, target: gs.Tensor) -> None:
-        """`(windows, tokens, C)` in the axes of the target."""
+        """`(…, tokens, C)` in the axes of the target."""
         shapes = self.view.shapes(target)
         assert shapes is not None
-        if len(shapes[0]) == 3 and all(shape[1] == self.block.partition.tokens for shape in shapes):
-            part.add("Identity", [source], "windows", output=target.name)
-            return
         varying = [axis for axis, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) > 1]
         sizes = [-1 if axis in varying[:1] else size for axis, size in enumerate(shapes[0])]
         if len(varying) > 1:
