@@ -44,7 +44,7 @@ def test_every_site_of_an_export_is_an_island_within_its_bound(name: str) -> Non
     result = onnx_attn.fuse(model, precision="fp16")
     for candidate in candidates(result.report):
         certificate = candidate["certificate"]
-        assert candidate["changes"] == ["fp16-island"], candidate["changes_left"]
+        assert "fp16-island" in candidate["changes"], candidate["changes_left"]
         assert certificate["bound"] == BOUNDS["fp16"]
         assert 0 < certificate["error_against_float64"]["after"]["max_rel"] <= BOUNDS["fp16"]
         assert certificate["large_logits"]["max_rel"] > 0

@@ -8,13 +8,14 @@ The LayerNorm in front may be missing (Swin V2 has it behind).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.owning import reads_shape
 from onnx_attn.graph.view import STANDARD, GraphView
+from onnx_attn.recognize.origin import read_origin
 from onnx_attn.site import AttentionSite
 from onnx_attn.views.movement import index_map, moves
 from onnx_attn.views.trace import Trace, trace
@@ -84,29 +85,47 @@ def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | 
     landed, home = back[0]
     if not _comes_back(view, home, partition, rows):
         return None
-    norm = _norm(view, way.source)
-    entry = norm.inputs[0] if norm is not None else way.source
-    products = [layer.product for layer in _layers(site)]
-    asked = _only_read(view, way, [] if norm is None else [norm], products, windows)
     left = _only_read(view, home, tail[-1:], [], (landed,))
-    if asked is None or left is None:
-        return None
-    return Block(site, partition, entry, norm, windows, merged, tail, landed, (*asked, *shapes, *left))
+    products = _products(view, site)
+    for first, norm in _beginnings(view, way.source, partition):
+        asked = _only_read(view, way, [] if first is None else [first], products, windows)
+        if asked is not None and left is not None:
+            entry = first.inputs[0] if first is not None else way.source
+            return Block(site, partition, entry, norm, windows, merged, tail, landed, (*asked, *shapes, *left))
+    return None
 
 
-def _layers(site: AttentionSite) -> list:
-    projection = site.projection
-    return [each.layer for each in projection.operands if each is not None] if projection is not None else []
+def _beginnings(
+    view: GraphView, source: gs.Tensor, partition: Partition
+) -> list[tuple[gs.Node | None, gs.Node | None]]:
+    """What may go with the movement, the farthest first: the padding in front of it, or the norm, or neither. As the node, and
+    again if it is the norm: behind a norm, zeros are zeros no more, so in front of padding it stays where it is."""
+    if any(partition.padding):
+        return [(view.producer(source), None)]
+    norm = _norm(view, source)
+    return [(norm, norm), (None, None)] if norm is not None else [(None, None)]
+
+
+def _products(view: GraphView, site: AttentionSite) -> list[gs.Node]:
+    """The products with weights behind Q, K and V; what works on each head in between (a norm, a scale) is no matter here."""
+    found = []
+    for operand, projected in zip(site.operands, site.projection.operands if site.projection else (), strict=False):
+        origin = read_origin(view, operand.read) if projected is None else None
+        product = projected.layer.product if projected is not None else origin.layer if origin is not None else None
+        if product is None or product.op not in ("MatMul", "Gemm"):
+            return []
+        found.append(product)
+    return found
 
 
 def _into(
     view: GraphView, site: AttentionSite
 ) -> tuple[tuple[gs.Tensor, ...], Trace, Partition, tuple[np.ndarray, ...]] | None:
     """What the in-projection reads, how that came from the map, as a partition, and its rows world by world."""
-    layers, tokens = _layers(site), view.static(site.query.tensor, -2)
-    if len(layers) != 3 or tokens is None:
+    products, tokens = _products(view, site), view.static(site.query.tensor, -2)
+    if len(products) != 3 or tokens is None:
         return None
-    windows = tuple({layer.product.inputs[0].name: layer.product.inputs[0] for layer in layers}.values())
+    windows = tuple({product.inputs[0].name: product.inputs[0] for product in products}.values())
     ways = [trace(view, tensor) for tensor in windows]
     if any(way.source is not ways[0].source or way.factor != 1.0 or not way.steps for way in ways):
         return None
@@ -114,7 +133,33 @@ def _into(
     if found[0] is None or any(each is None or not _same(each, found[0]) for each in found):
         return None
     partition = read_partition(view, ways[0].source, ways[0].steps, found[0], tokens)
+    if partition is not None and (padding := _padding(view, ways[0].source)) is not None:
+        fits = (
+            len({shape[1:3] for shape in view.shapes(ways[0].source) or ()} | {(partition.height, partition.width)})
+            == 1
+        )
+        partition = replace(partition, padding=padding) if fits else None
     return (windows, ways[0], partition, found[0]) if partition is not None and partition.moves else None
+
+
+def _padding(view: GraphView, tensor: gs.Tensor) -> tuple[int, int, int, int] | None:
+    """Before and after height, before and after width, where a tensor is a map `(B, height, width, C)` with zeros around it."""
+    node = view.producer(tensor)
+    if (
+        node is None
+        or node.op != "Pad"
+        or node.domain not in STANDARD
+        or node.attrs.get("mode", "constant") != "constant"
+    ):
+        return None
+    pads = view.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    value = view.scalar(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else 0.0
+    some_axes = len(node.inputs) > 3 and bool(node.inputs[3].name)
+    if pads is None or pads.size != 8 or value != 0.0 or some_axes:
+        return None
+    batch, top, left, channel, *after = (int(pad) for pad in pads.reshape(-1))
+    around = (top, after[1], left, after[2])
+    return around if not any((batch, channel, after[0], after[3])) and min(around) >= 0 and any(around) else None
 
 
 def _same(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> bool:
@@ -142,10 +187,13 @@ def _comes_back(view: GraphView, home: Trace, partition: Partition, rows: Sequen
     found = rows_of(view, home)
     if found is None:
         return False
-    return all(
-        there.size == back.size and np.array_equal(back[there], np.arange(there.size))
-        for there, back in zip(rows, found, strict=True)
-    )
+    whole, own = partition.height * partition.width, partition.kept
+    for there, back in zip(rows, found, strict=True):
+        inverse = np.argsort(there)  # Where each row of the map, padding included, lies among the windows.
+        maps = np.arange(there.size // whole)[:, None] * whole
+        if not np.array_equal(back, inverse[(maps + own).reshape(-1)]):
+            return False
+    return True
 
 
 def _norm(view: GraphView, tensor: gs.Tensor) -> gs.Node | None:

@@ -32,6 +32,8 @@ class Partition:
     order: the pieces of the axes batch (0), height (1) and width (2), outer to inner, as `(axis, step, size)`; size None: the
         whole batch. The last `inside` of them number the tokens of a window, the others the windows.
     tokens: of one window.
+    padding: rows and columns of zeros that the map gets first: before and after its height, before and after its width. Height
+        and width count them.
     """
 
     height: int
@@ -40,11 +42,16 @@ class Partition:
     order: tuple[Digit, ...]
     inside: int
     tokens: int
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
     def moves(self) -> bool:
         """False where windows are whole maps: their rows lie as they did."""
-        return self.shift != (0, 0) or list(self.order) != sorted(self.order, key=lambda d: (d.axis, -d.step))
+        return (
+            any(self.padding)
+            or self.shift != (0, 0)
+            or list(self.order) != sorted(self.order, key=lambda d: (d.axis, -d.step))
+        )
 
     @property
     def atoms(self) -> list[Digit]:
@@ -63,6 +70,14 @@ class Partition:
         """How many windows a map has; None where they are not numbered map by map."""
         outer = self.order[: -self.inside]
         return math.prod(digit.size or 1 for digit in outer[1:]) if outer[0].axis == 0 else None
+
+    @property
+    def kept(self) -> np.ndarray:
+        """The places of the map's own rows among all, padding included, one map after the other."""
+        top, bottom, left, right = self.padding
+        places = np.arange(self.height * self.width).reshape(self.height, self.width)
+        own: np.ndarray = places[top : self.height - bottom, left : self.width - right].reshape(-1)
+        return own
 
     def token_first(self, rows: np.ndarray) -> np.ndarray:
         """Rows `(windows · tokens)` as `(tokens · windows)`."""
@@ -163,8 +178,13 @@ def _complete(order: Sequence[Digit], sizes: tuple[int, int]) -> bool:
 
 def write_partition(writer: Writer, source: str, partition: Partition, channels: int, output: str) -> None:
     """`source` `(B, …, C)` as `output` `(tokens · windows, C)`, in plain operators."""
+    top, bottom, left, right = partition.padding
+    if any(partition.padding) or partition.shift != (0, 0):
+        own = (partition.height - top - bottom, partition.width - left - right)
+        source = writer.add("Reshape", [source, writer.shape(-1, *own, channels)], "map")
+    if any(partition.padding):
+        source = writer.add("Pad", [source, writer.shape(0, top, left, 0, 0, bottom, right, 0)], "padded")
     if partition.shift != (0, 0):
-        source = writer.add("Reshape", [source, writer.shape(-1, partition.height, partition.width, channels)], "map")
         source = _rolled(writer, source, partition, partition.shift)
     sizes = [digit.size or -1 for digit in partition.atoms]
     source = writer.add("Reshape", [source, writer.shape(*sizes, channels)], "cut")
@@ -179,24 +199,20 @@ def write_reverse(writer: Writer, source: str, partition: Partition, target: Seq
     source = writer.add(
         "Reshape", [source, writer.shape(*[sizes[place] for place in partition.turned], channels)], "windows"
     )
-    plain = partition.shift == (0, 0)
     source = writer.add("Transpose", [source], "turned", perm=[*map(int, back), len(sizes)])
-    if plain:
-        writer.add("Reshape", [source, writer.shape(*target)], "map", output=output)
-        return
     height, width = partition.height, partition.width
-    away = ((height - partition.shift[0]) % height, (width - partition.shift[1]) % width)
-    whole = [-1, height, width, channels]
-    source = writer.add("Reshape", [source, writer.shape(*whole)], "map")
-    last = output if list(target) == whole else None
-    source = _rolled(writer, source, partition, away, last)
-    if last is None:
-        writer.add("Reshape", [source, writer.shape(*target)], "rows", output=output)
+    if any(partition.padding) or partition.shift != (0, 0):
+        source = writer.add("Reshape", [source, writer.shape(-1, height, width, channels)], "map")
+        away = ((height - partition.shift[0]) % height, (width - partition.shift[1]) % width)
+        source = _rolled(writer, source, partition, away)
+    if any(partition.padding):
+        top, bottom, left, right = partition.padding
+        ends = [writer.shape(top, left), writer.shape(height - bottom, width - right), writer.shape(1, 2)]
+        source = writer.add("Slice", [source, *ends], "own")
+    writer.add("Reshape", [source, writer.shape(*target)], "rows", output=output)
 
 
-def _rolled(
-    writer: Writer, source: str, partition: Partition, shift: tuple[int, int], output: str | None = None
-) -> str:
+def _rolled(writer: Writer, source: str, partition: Partition, shift: tuple[int, int]) -> str:
     """A map `(B, height, width, C)` rolled towards the origin."""
     axes = [
         (axis, by, size)
@@ -204,8 +220,7 @@ def _rolled(
         if by
     ]
     for axis, by, size in axes:
-        last = output if axis == axes[-1][0] else None
         far = writer.add("Slice", [source, writer.shape(by), writer.shape(size), writer.shape(axis)], "far")
         near = writer.add("Slice", [source, writer.shape(0), writer.shape(by), writer.shape(axis)], "near")
-        source = writer.add("Concat", [far, near], "rolled", output=last, axis=axis)
+        source = writer.add("Concat", [far, near], "rolled", axis=axis)
     return source

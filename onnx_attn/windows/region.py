@@ -36,7 +36,8 @@ def read_region(view: GraphView, block: Block, taken: Set[int]) -> Region:
 
     Where more than one value would have to be moved back, only the attention's result is.
     """
-    nodes = _nodes(view, block, taken)
+    # With padding there are more rows in windows than on the map: no order of the same rows.
+    nodes = _nodes(view, block, taken) if not any(block.partition.padding) else {}
     region = _bounded(view, block, nodes)
     return region if len(region.exits) <= 1 else _bounded(view, block, {})
 
