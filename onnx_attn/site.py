@@ -104,7 +104,7 @@ class Window:
     size: tokens of one window. shift: the map is rolled by −shift before it is cut. grid: windows.
     padding: zeros in front of the map and behind it. rolled_first: the roll turns the map alone; else what is padded turns too.
     batch: whether the windows of one entry of the batch lie together; None where the batch is known to be one.
-    source: the map, `(B, …, C)`, or `(B, C, …)` where `channels_first`.
+    source: the map, `(B, …, C)`, or `(B, C, …)` where `channels_first`; None where no tensor is, as behind a pooling of blocks.
     """
 
     size: tuple[int, ...]
@@ -114,7 +114,7 @@ class Window:
     padding: tuple[tuple[int, int], ...]
     rolled_first: bool
     batch: BatchPlace | None
-    source: gs.Tensor = field(repr=False, compare=False)
+    source: gs.Tensor | None = field(repr=False, compare=False)
     channels_first: bool = False
 
     @property

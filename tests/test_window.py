@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from graphs import CHANNELS, HEADS, WIDTH, Net, self_attention
 from support import EXPORTS
+from windows import ROLLS, Block, Window, attend_units, expected, read, unit_rows, windows
 
 import onnx_attn
 
-Window = dict[str, Any] | None
 SHIFTED = [{"size": [4, 4], "shift": [shift, shift], "grid": [2, 2]} for shift in (0, 2)]
 WIDER = [each | {"grid": [4, 4]} for each in SHIFTED]
 
 
-def windows(model: onnx.ModelProto | Any) -> list[Window]:
-    """By site, the keys that the interface promises."""
-    found = [candidate["window"] for candidate in onnx_attn.inspect(model)["candidates"]]
-    return [window and {key: window[key] for key in ("size", "shift", "grid")} for window in found]
-
-
-def kinds(model: onnx.ModelProto | Any) -> list[list[str]]:
-    return [[mask["kind"] for mask in site["masks"]] for site in onnx_attn.inspect(model)["candidates"]]
-
-
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "wanted"),
     [
         ("swin_t.dynamo.18.static.half", SHIFTED),
         ("swin_v2_t.torchscript.17.dynamic", SHIFTED),
@@ -47,115 +35,14 @@ def kinds(model: onnx.ModelProto | Any) -> list[list[str]]:
         ("llama.torchscript.17.dynamic", [None] * 2),
     ],
 )
-def test_exports(name: str, expected: list[Window] | None) -> None:
+def test_exports(name: str, wanted: list[Window] | None) -> None:
     found = windows(EXPORTS / f"{name}.onnx")
-    assert found == (expected or [None] * len(found))
+    assert found == (wanted or [None] * len(found))
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("swin_t.dynamo.18.static.half", [["relative_bias"], ["relative_bias", "window"]]),
-        ("swin_v2_t.torchscript.17.dynamic", [["relative_bias"], ["relative_bias", "window"]]),
-        ("swinv2_tiny_window8.dynamo.18.dynamic", [["relative_bias"], ["relative_bias", "window"]]),
-        # The exporter added both and one copy for each window.
-        ("swin_tiny.dynamo.23.static.half", [["relative_bias"], ["window"]]),
-        ("t5_encoder.dynamo.18.static.eager.half", [["relative_bias", "additive"]] * 2),
-    ],
-)
-def test_kinds_of_masks(name: str, expected: list[list[str]]) -> None:
-    assert kinds(EXPORTS / f"{name}.onnx") == expected
-
-
-def test_fuse_reports_the_window_too(tmp_path: Any) -> None:
+def test_fuse_reports_the_window_too(tmp_path: Path) -> None:
     report = onnx_attn.fuse(EXPORTS / "swin_tiny.torchscript.17.dynamic.onnx", tmp_path / "fused.onnx").report
     assert [candidate["window"]["shift"] for candidate in report["candidates"]] == [[0, 0], [2, 2]]
-
-
-Roll = Callable[[Net, str, int, int, int], str]
-
-
-def by_slices(net: Net, value: str, axis: int, shift: int, size: int) -> str:
-    """`value` rolled by −shift."""
-    first = net.op("Slice", value, net.ints(shift), net.ints(2**31), net.ints(axis))
-    last = net.op("Slice", value, net.ints(0), net.ints(shift), net.ints(axis))
-    return net.op("Concat", first, last, axis=axis)
-
-
-def by_split(net: Net, value: str, axis: int, shift: int, size: int) -> str:
-    parts = net.op("Split", value, net.ints(shift, size - shift), axis=axis, outputs=2)
-    return net.op("Concat", parts[1], parts[0], axis=axis)
-
-
-def by_indices(net: Net, value: str, axis: int, shift: int, size: int) -> str:
-    return net.op("Gather", value, net.ints(*np.roll(np.arange(size), -shift)), axis=axis)
-
-
-ROLLS: dict[str, Roll] = {"Slice": by_slices, "Split": by_split, "Gather": by_indices}
-
-
-@dataclass
-class Block:
-    """A map `(B, H, W, E)` that is normed, rolled, padded, cut into windows `(B·nW, Wh·Ww, E)` and attended to."""
-
-    edges: tuple[int, int] = (8, 8)
-    window: tuple[int, int] = (4, 4)
-    shift: tuple[int, int] = (0, 0)
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
-    roll: Roll = by_slices
-    strided: bool = False
-    pad_first: bool = True
-    channels_first: bool = False
-    batch: int | str = "batch"
-
-    def start(self) -> tuple[Net, str]:
-        net = Net()
-        if self.channels_first:
-            picture = net.input("picture", self.batch, WIDTH, *self.edges)
-            return net, net.turn(picture, 0, 2, 3, 1)
-        picture = net.input("picture", self.batch, *self.edges, WIDTH)
-        return net, net.op("LayerNormalization", picture, net.weight(WIDTH), net.weight(WIDTH), axis=-1)
-
-    def padded(self, net: Net, value: str) -> str:
-        top, bottom, left, right = self.pads
-        return net.op("Pad", value, net.ints(0, top, left, 0, 0, bottom, right, 0)) if any(self.pads) else value
-
-    def rolled(self, net: Net, value: str) -> str:
-        top, bottom, left, right = self.pads if self.pad_first else (0, 0, 0, 0)
-        sizes = (self.edges[0] + top + bottom, self.edges[1] + left + right)
-        for axis, (shift, size) in enumerate(zip(self.shift, sizes, strict=True), 1):
-            value = self.roll(net, value, axis, shift, size) if shift else value
-        return value
-
-    def cut(self, net: Net, value: str) -> str:
-        top, bottom, left, right = self.pads
-        sizes = (self.edges[0] + top + bottom, self.edges[1] + left + right)
-        grid = [size // edge for size, edge in zip(sizes, self.window, strict=True)]
-        edges = list(zip(self.window, grid, strict=True) if self.strided else zip(grid, self.window, strict=True))
-        apart = net.reshape(value, -1, *edges[0], *edges[1], WIDTH)
-        turned = net.turn(apart, 0, 2, 4, 1, 3, 5) if self.strided else net.turn(apart, 0, 1, 3, 2, 4, 5)
-        return net.reshape(turned, -1, self.window[0] * self.window[1], WIDTH)
-
-    def cut_map(self, net: Net, value: str) -> str:
-        steps = [self.padded, self.rolled] if self.pad_first else [self.rolled, self.padded]
-        for step in (*steps, self.cut):
-            value = step(net, value)
-        return value
-
-    def model(self) -> onnx.ModelProto:
-        net, value = self.start()
-        net.output(self_attention(net, self.cut_map(net, value)), 3)
-        return net.model()
-
-
-def read(model: onnx.ModelProto) -> Window:
-    (candidate,) = onnx_attn.inspect(model)["candidates"]
-    assert candidate["status"] == "site", candidate
-    return candidate["window"]
-
-
-def expected(size: Sequence[int], shift: Sequence[int], grid: Sequence[int], kind: str = "window") -> dict[str, Any]:
-    return {"size": list(size), "shift": list(shift), "grid": list(grid), "kind": kind, "padding": [[0, 0], [0, 0]]}
 
 
 @pytest.mark.parametrize("roll", ROLLS)
@@ -315,50 +202,29 @@ def test_a_second_layer_on_rows_that_stay_cut() -> None:
     assert windows(net.model()) == [{"size": [4, 4], "shift": [1, 1], "grid": [2, 2]}] * 2
 
 
-def shift_mask(edges: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
-    """`(nW, S, S)`: −100 between places that the roll brings together from two ends of the map."""
-    ends = [np.arange(edge) >= edge - by for edge, by in zip(edges, shift, strict=True)]
-    regions = ends[0][:, None] * 2 + ends[1][None]
-    grid = [edge // size for edge, size in zip(edges, window, strict=True)]
-    cut = (
-        regions.reshape(grid[0], window[0], grid[1], window[1]).transpose(0, 2, 1, 3).reshape(-1, window[0] * window[1])
-    )
-    return np.where(cut[:, :, None] == cut[:, None], 0.0, -100.0)
-
-
-def masked(mask: np.ndarray, batch: int = 1) -> onnx.ModelProto:
-    block = Block(shift=(2, 2), batch=batch)
-    net, value = block.start()
-    q, k, v = (net.split_heads(net.linear(block.cut_map(net, value), CHANNELS)) for _ in range(3))
-    bias = net.weight(HEADS, 16, 16)
-
-    def scores(logits: str) -> str:
-        biased = net.reshape(net.op("Add", net.scaled(logits), bias), batch, 4, HEADS, 16, 16)
-        return net.reshape(net.op("Add", biased, net.const(mask[None, :, None])), -1, HEADS, 16, 16)
-
-    net.output(net.sdpa(q, net.swap(k), v, scores))
-    return net.model()
-
-
-def test_a_mask_that_agrees_with_the_roll() -> None:
-    model = masked(shift_mask((8, 8), (4, 4), (2, 2)), batch=2)
-    assert read(model) == expected((4, 4), (2, 2), (2, 2))
-    assert kinds(model) == [["relative_bias", "window"]]
-
-
-@pytest.mark.parametrize("shift", [(1, 1), (2, 0), (3, 2)])
-def test_a_mask_for_another_roll(shift: tuple[int, int]) -> None:
-    assert read(masked(shift_mask((8, 8), (4, 4), shift), batch=2)) is None
-
-
-def test_the_same_number_for_all_windows_is_no_mask_by_window() -> None:
-    assert kinds(masked(np.ones((4, 16, 16)), batch=2)) == [["relative_bias", "additive"]]
-
-
-def test_a_bias_that_is_given_is_not_constant() -> None:
+@pytest.mark.parametrize("pool", ["ReduceMax", "ReduceMean"])
+def test_masked_units_before_and_behind_a_pooling(pool: str) -> None:
     net, value = Block().start()
-    rows = Block().cut_map(net, value)
-    q, k, v = (net.split_heads(net.linear(rows, CHANNELS)) for _ in range(3))
-    bias = net.input("bias", HEADS, 16, 16)
-    net.output(net.sdpa(q, net.swap(k), v, lambda logits: net.op("Add", net.scaled(logits), bias)))
-    assert kinds(net.model()) == [["additive"]]
+    rows = attend_units(net, attend_units(net, unit_rows(net, value), 64, "first"), 64, "second")
+    smaller = net.op(pool, net.reshape(rows, -1, 4, 16, WIDTH), axes=[1], keepdims=0)
+    net.output(attend_units(net, smaller, 16, "third"), 3)
+    sizes = {"shift": [0, 0], "grid": [2, 2]}
+    assert windows(net.model()) == [{"size": [4, 4]} | sizes] * 2 + [{"size": [2, 2]} | sizes]
+
+
+def test_a_pooling_over_what_is_no_block() -> None:
+    net, value = Block().start()
+    rows = attend_units(net, unit_rows(net, value), 64, "first")
+    strange = net.op("Gather", rows, net.ints(*np.random.default_rng(0).permutation(64)), axis=1)
+    smaller = net.op("ReduceMax", net.reshape(strange, -1, 4, 16, WIDTH), axes=[1], keepdims=0)
+    net.output(attend_units(net, smaller, 16, "second"), 3)
+    assert windows(net.model())[1] is None
+
+
+def test_places_that_meet_the_mean_of_their_block() -> None:
+    """What is pooled is multiplied with what it was pooled from: no row is of one token any more."""
+    net, value = Block().start()
+    rows = net.reshape(unit_rows(net, value), -1, 1, 4, 16, WIDTH)
+    mean = net.op("ReduceMean", rows, axes=[2], keepdims=1)
+    net.output(attend_units(net, net.reshape(net.op("Mul", rows, mean), -1, 64, WIDTH), 64, "softmax"), 3)
+    assert read(net.model()) is None

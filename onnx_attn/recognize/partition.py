@@ -44,8 +44,7 @@ def read_partition(groups: np.ndarray, sizes: Sizes) -> Partition | None:
     Windows of one token along an axis are none: nothing tells such an axis from one of the batch.
     """
     count, tokens = groups.shape
-    places = groups[groups >= 0]
-    if not np.array_equal(np.bincount(places, minlength=math.prod(sizes)), np.ones(math.prod(sizes), np.int64)):
+    if not each_once(groups, math.prod(sizes)):
         return None
     found = []
     for size in _factors(tokens, len(sizes)):
@@ -111,21 +110,33 @@ def read_line(line: np.ndarray, size: int) -> Line | None:
     return Line(shift, (0, within), False)
 
 
+def each_once(groups: np.ndarray, count: int) -> bool:
+    """Whether the groups hold each of this many places once, beside padding."""
+    found = np.bincount(groups[groups >= 0], minlength=count)
+    return len(found) == count and bool((found == 1).all())
+
+
 def _units(groups: np.ndarray, sizes: Sizes) -> Partition | None:
     """Blocks that lie side by side, whose tokens or which themselves stand in an order of their own."""
-    if len(groups) < 2 or (groups < 0).any():
+    found = read_blocks(groups, sizes) if len(groups) > 1 else None
+    if found is None or 1 in found[0]:
+        return None
+    grid = tuple(total // each for total, each in zip(sizes, found[0], strict=True))
+    return Partition("unit", found[0], grid, (Line(0, (0, 0), False),) * len(sizes))
+
+
+def read_blocks(groups: np.ndarray, sizes: Sizes) -> tuple[Sizes, np.ndarray] | None:
+    """The size of the blocks that groups of places are, and the number `(n,)` of each among the blocks of the map, row by row."""
+    if (groups < 0).any():
         return None
     places = np.stack(np.unravel_index(groups, sizes))
     first, last = places.min(axis=2), places.max(axis=2)
     extents = last - first + 1
     size = tuple(int(each) for each in extents[:, 0])
-    aligned = (extents == extents[:, :1]).all() and not (first % extents[:, :1]).any()
-    if (
-        not aligned
-        or math.prod(size) != groups.shape[1]
-        or 1 in size
-        or any(t % s for t, s in zip(sizes, size, strict=True))
-    ):
+    fits = not any(total % each for total, each in zip(sizes, size, strict=True))
+    if not fits or math.prod(size) != groups.shape[1] or (extents != extents[:, :1]).any():
+        return None
+    if (first % extents[:, :1]).any():
         return None
     grid = tuple(total // each for total, each in zip(sizes, size, strict=True))
-    return Partition("unit", size, grid, (Line(0, (0, 0), False),) * len(sizes))
+    return size, np.ravel_multi_index(tuple(first // extents[:, :1]), grid)

@@ -8,21 +8,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import GraphView
-from onnx_attn.graph.world import Shape
+from onnx_attn.graph.world import Shape, World
 from onnx_attn.recognize.bases import Base, bases, bases_before
 from onnx_attn.recognize.partition import Kind, Partition, Sizes, read_partition
+from onnx_attn.recognize.pooling import pooled
 from onnx_attn.recognize.window_masks import masks_agree
 from onnx_attn.site import AttentionSite, BatchPlace, Window, Written
 from onnx_attn.views.arrange import moved, unarranged
-from onnx_attn.views.tokens import carried, one_along
+from onnx_attn.views.tokens import MixesTokens, carried, one_along, reduced_axes
 
-Groups = list[np.ndarray]
-"""By world, the tokens `(…, S)` of each row that is attended to, over the batch axes of the site."""
+
+@dataclass(frozen=True)
+class Groups:
+    """By world, the tokens `(…, S)` that attend to each other, over the site's batch axes; none if Q, K and V differ in them.
+
+    sizes: of the map that they are tokens of. pooled: it is a smaller one than the base.
+    """
+
+    rows: list[np.ndarray]
+    sizes: Sizes
+    pooled: bool
 
 
 def read_window(view: GraphView, site: AttentionSite | Written) -> Window | None:
@@ -74,20 +85,40 @@ def _map_sizes(shape: Shape, channels_first: bool) -> Shape:
 
 
 def _groups(view: GraphView, operands: Sequence[gs.Tensor], base: Base, channels_first: bool) -> Groups | None:
-    """The tokens of Q, K and V, which are the same ones; None where some row is of more than one token."""
-    by_world: Groups = []
-    for number, world in enumerate(view.worlds):
-        shape = world.shape(base.tensor.name)
-        assert shape is not None
-        labels = {base.tensor.name: _labels(shape, channels_first)}
+    """The tokens of Q, K and V; None where some row is of more than one token."""
+    shapes = view.shapes(base.tensor)
+    assert shapes is not None
+    by_world: list[np.ndarray] = []
+    sizes: Sizes = ()
+    for number, (world, shape) in enumerate(zip(view.worlds, shapes, strict=True)):
         try:
-            for step in base.steps:
-                labels[step.output.name] = carried(world, step, labels)
+            labels, sizes = _run(world, base, shape, channels_first)
             rows = [_rows(view, operand, labels, number) for operand in operands]
-        except ValueError:
+        except (ValueError, KeyError):
             return None
         by_world.append(rows[0] if all(np.array_equal(rows[0], each) for each in rows[1:]) else rows[0][:0])
-    return by_world
+    return Groups(by_world, sizes, pooled=sizes != _map_sizes(shapes[0], channels_first))
+
+
+def _run(world: World, base: Base, shape: Shape, channels_first: bool) -> tuple[dict[str, np.ndarray], Sizes]:
+    """The labels of all that comes after the base, and the sizes of the map that they are of. Behind a pooling there are those of
+    the smaller map alone, and what reads the larger one still joins tokens."""
+    sizes = _map_sizes(shape, channels_first)
+    labels = {base.tensor.name: _labels(shape, channels_first)}
+    larger: set[str] = set()
+    for step in base.steps:
+        if not larger.isdisjoint(tensor.name for tensor in step.node.inputs):
+            raise MixesTokens
+        try:
+            labels[step.output.name] = carried(world, step, labels)
+        except MixesTokens:
+            axes, result = reduced_axes(world, step.node), world.shape(step.output.name)
+            if not axes or result is None:
+                raise
+            found, sizes = pooled(labels[step.node.inputs[0].name], axes, sizes, result)
+            larger |= labels.keys()
+            labels = {step.output.name: found}
+    return labels, sizes
 
 
 def _labels(shape: Shape, channels_first: bool) -> np.ndarray:
@@ -106,10 +137,10 @@ def _rows(view: GraphView, operand: gs.Tensor, labels: dict[str, np.ndarray], wo
 def _window(view: GraphView, base: Base, channels_first: bool, groups: Groups) -> Window | None:
     shapes = view.shapes(base.tensor)
     assert shapes is not None
-    sizes = _map_sizes(shapes[0], channels_first)
+    sizes = groups.sizes
     found: set[Partition | None] = set()
     places: set[BatchPlace] = set()
-    for shape, rows in zip(shapes, groups, strict=True):
+    for shape, rows in zip(shapes, groups.rows, strict=True):
         entry = _one_entry(rows.reshape(-1, rows.shape[-1]), shape[0], math.prod(sizes))
         found.add(read_partition(entry[0], sizes) if entry is not None else None)
         places |= {entry[1]} if entry is not None and shape[0] > 1 else set()
@@ -127,7 +158,7 @@ def _window(view: GraphView, base: Base, channels_first: bool, groups: Groups) -
         padding=tuple(line.padding for line in read.lines),
         rolled_first=any(line.rolled_first for line in read.lines),
         batch=places.pop() if places else None,
-        source=base.tensor,
+        source=None if groups.pooled else base.tensor,
         channels_first=channels_first,
     )
 

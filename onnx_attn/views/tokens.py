@@ -63,7 +63,7 @@ def _read(view: GraphView, node: gs.Node) -> list[gs.Tensor] | None:
     if node.op in _OVER_AXES:
         return first
     if node.op in _REDUCES:
-        return first if _axes(view.worlds[0], node) is not None else None
+        return first if reduced_axes(view.worlds[0], node) is not None else None
     if node.op == "Pad":
         return first if _mode(node) == "constant" and all(_pads(world, node) for world in view.worlds) else None
     if node.op in _MEETS:
@@ -124,7 +124,7 @@ def carried(world: World, step: Step, labels: Labels) -> np.ndarray:
         one_along(index, tuple(range(axis, index.ndim)) if last else (axis,))
         return index
     if node.op in _REDUCES:
-        return one_along(index, _axes(world, node) or tuple(range(index.ndim))).reshape(shape)
+        return one_along(index, reduced_axes(world, node) or tuple(range(index.ndim))).reshape(shape)
     return np.broadcast_to(one_along(index, (1 if node.op == "Conv" else index.ndim - 1,)), shape)
 
 
@@ -211,8 +211,11 @@ def _padded(world: World, node: gs.Node, index: np.ndarray) -> np.ndarray:
     return np.broadcast_to(found, (*found.shape[:-1], index.shape[-1])) if thin else found
 
 
-def _axes(world: World, node: gs.Node) -> tuple[int, ...] | None:
-    """The axes that a Reduce node runs over; none stands for all of them, and None for what a world does not know."""
+def reduced_axes(world: World, node: gs.Node) -> tuple[int, ...] | None:
+    """The axes that a Reduce node runs over; none stands for all of them, and None for what a world does not know and for other
+    nodes."""
+    if node.op not in _REDUCES:
+        return None
     if len(node.inputs) > 1 and node.inputs[1].name:
         given = world.value(node.inputs[1].name)
         return None if given is None else tuple(int(axis) for axis in given.reshape(-1))
