@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from commands import run_command
 from graphs import CHANNELS, HEADS, WIDTH, Net, self_attention
 from support import EXPORTS
 from windows import ROLLS, Block, Window, attend_units, expected, read, unit_rows, windows
@@ -40,9 +42,18 @@ def test_exports(name: str, wanted: list[Window] | None) -> None:
     assert found == (wanted or [None] * len(found))
 
 
-def test_fuse_reports_the_window_too(tmp_path: Path) -> None:
-    report = onnx_attn.fuse(EXPORTS / "swin_tiny.torchscript.17.dynamic.onnx", tmp_path / "fused.onnx").report
-    assert [candidate["window"]["shift"] for candidate in report["candidates"]] == [[0, 0], [2, 2]]
+@pytest.mark.parametrize("form", ["function", "primitives"])
+def test_fused_sites_have_the_same_window(form: str, tmp_path: Path) -> None:
+    fused = tmp_path / "fused.onnx"
+    result = onnx_attn.fuse(EXPORTS / "swin_t.dynamo.18.static.half.onnx", fused, form=form)
+    assert [candidate["window"]["shift"] for candidate in result.report["candidates"]] == [[0, 0], [2, 2]]
+    assert windows(fused) == SHIFTED
+
+
+def test_a_terminal_shows_windows_where_there_are_some() -> None:
+    shown = run_command("inspect", EXPORTS / "swin_t.dynamo.18.static.half.onnx").stdout
+    assert re.search(r"site-0 .* 4×4 +packed", shown) and re.search(r"site-1 .* 4×4 \+2,2 +packed", shown)
+    assert "window" not in run_command("inspect", EXPORTS / "vit_b_16.torchscript.17.static.onnx").stdout
 
 
 @pytest.mark.parametrize("roll", ROLLS)

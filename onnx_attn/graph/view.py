@@ -46,6 +46,8 @@ class GraphView:
         """By name, what makes tensors that are read in other axes than the graph has them in (`views.arrange`)."""
         self.windows: dict[tuple[str, ...], Any] = {}
         """The windows of sites, by their operands (`recognize.window`)."""
+        self.mask_kinds: dict[tuple[object, ...], Any] = {}
+        """The kinds of sites' masks (`recognize.window_masks`)."""
         self._defaults = overridable(proto)
         self._output_ids = {id(tensor) for tensor in self.graph.outputs}
         self._position = {id(node): i for i, node in enumerate(self.graph.nodes)}

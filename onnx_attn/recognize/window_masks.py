@@ -15,7 +15,19 @@ from onnx_attn.views.settled import settled_value
 MaskKind = Literal["additive", "boolean", "relative_bias", "window"]
 
 
-def mask_kind(view: GraphView, site: AttentionSite | Written, term: ScoreTerm, window: Window | None) -> MaskKind:
+def mask_kinds(view: GraphView, site: AttentionSite | Written, window: Window | None) -> tuple[MaskKind, ...]:
+    """The kinds of a site's masks, in order; remembered, since they are asked for once more when the graph has been rewritten."""
+    key = (
+        site.heads,
+        window.grid if window is not None else (),
+        *((t.kind, t.mask and t.mask.name) for t in site.masks),
+    )
+    if key not in view.mask_kinds:
+        view.mask_kinds[key] = tuple(_kind(view, site, term, window) for term in site.masks)
+    return view.mask_kinds[key]
+
+
+def _kind(view: GraphView, site: AttentionSite | Written, term: ScoreTerm, window: Window | None) -> MaskKind:
     """window: constant, and one table for each window, or one for each window and head. relative_bias: constant, and one table
     for each head. Everything else that is added is additive."""
     if term.kind == "where":
@@ -39,8 +51,8 @@ def masks_agree(view: GraphView, site: AttentionSite | Written, window: Window) 
     wrapped, real_places = _frame(window)
     expected = (wrapped[:, :, None] != wrapped[:, None]).any(axis=-1)
     pairs = real_places[:, :, None] & real_places[:, None]
-    for term in site.masks:
-        value = _numbers(view, term) if mask_kind(view, site, term, window) == "window" else None
+    for term, kind in zip(site.masks, mask_kinds(view, site, window), strict=True):
+        value = _numbers(view, term) if kind == "window" else None
         if value is None or value.size != expected.size:
             continue
         table = (-value if term.kind == "subtract" else value).reshape(expected.shape)

@@ -16,7 +16,7 @@ from onnx_attn.prove.site import Certificate
 from onnx_attn.prove.whole import WholeProof
 from onnx_attn.recognize.causality import blocks_later_keys
 from onnx_attn.recognize.window import read_window
-from onnx_attn.recognize.window_masks import mask_kind
+from onnx_attn.recognize.window_masks import mask_kinds
 from onnx_attn.site import AttentionSite, Candidate, Verdict, Window, Written
 from onnx_attn.targets.editions import Target
 from onnx_attn.targets.legal import adapted_facts
@@ -149,8 +149,8 @@ def _site(site: AttentionSite | Written, view: GraphView) -> dict[str, Any]:
         "scale": site.scale,
         "causal": site.causal or blocks_later_keys(view, site.masks),
         "masks": [
-            {"kind": mask_kind(view, site, term, window), "shape": view.named_shape(term.mask)}
-            for term in site.masks
+            {"kind": kind, "shape": view.named_shape(term.mask)}
+            for term, kind in zip(site.masks, mask_kinds(view, site, window), strict=True)
             if term.mask is not None
         ],
         "projection": projection,
