@@ -94,7 +94,7 @@ def _groups(view: GraphView, operands: Sequence[gs.Tensor], base: Base, channels
         try:
             labels, sizes = _run(world, base, shape, channels_first)
             rows = [_rows(view, operand, labels, number) for operand in operands]
-        except (ValueError, KeyError):
+        except (ValueError, LookupError):
             return None
         by_world.append(rows[0] if all(np.array_equal(rows[0], each) for each in rows[1:]) else rows[0][:0])
     return Groups(by_world, sizes, pooled=sizes != _map_sizes(shapes[0], channels_first))
