@@ -43,6 +43,8 @@ from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.whole import default_rtol
 from onnx_attn.recognize.candidates import recognize
 from onnx_attn.recognize.causality import blocks_later_keys
+from onnx_attn.recognize.window import read_window
+from onnx_attn.recognize.window_masks import mask_kinds
 from onnx_attn.report.document import fusion_report, inspection
 from onnx_attn.runtime import CannotRun
 from onnx_attn.search.search import Asked, search
@@ -180,10 +182,8 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     if options.verify:
         with fusion.clock("prove"):
             prove_sites(fusion, cutter, names, reserved, inputs)
-    for candidate in candidates:  # While the graph is as it was read.
-        site = candidate.recomputable if isinstance(candidate, Verdict) else candidate
-        if site is not None:
-            blocks_later_keys(view, site.masks)
+    with fusion.clock("plan"):
+        _read_for_report(view, [*candidates, *(decision.site for decision in fusion.plan.decisions)])
     worlds = view.worlds if nested else ()
     with fusion.clock("apply"):
         model = compose(loaded.proto, list(fusion.edits.values()))
@@ -222,6 +222,15 @@ def _ordered(
         return isinstance(decision, Decision) and decision.form == "function"
 
     return in_window_order(loaded, view, candidates, wanted, in_functions, options.verify)
+
+
+def _read_for_report(view: GraphView, candidates: Sequence[Candidate]) -> None:
+    """What a report says of sites beyond what a plan needs, read while the graph is as it was, and remembered by the view."""
+    for candidate in candidates:
+        site = candidate.recomputable if isinstance(candidate, Verdict) else candidate
+        if site is not None:
+            blocks_later_keys(view, site.masks)
+            mask_kinds(view, site, read_window(view, site))
 
 
 def _island_rtol(plan: Plan, options: Options) -> float:

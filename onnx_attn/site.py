@@ -5,6 +5,7 @@ Axis letters: B batch, S sequence, N heads, H head size, E width of the projecti
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -91,6 +92,35 @@ class ScoreTerm:
 
 
 Guard = Literal["nan", "row", "blocked"] | None
+BatchPlace = Literal["outer", "inner"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a map whose tokens attend to each other; all by axis of the map, such as height and width.
+
+    kind: "window": neighbours, row by row. "grid": tokens that lie as far apart as there are windows along the axis. "unit":
+        neighbours again, but they or their windows stand in an order of their own.
+    size: tokens of one window. shift: the map is rolled by −shift before it is cut. grid: windows.
+    padding: zeros in front of the map and behind it. rolled_first: the roll turns the map alone; else what is padded turns too.
+    batch: whether the windows of one entry of the batch lie together; None where the batch is known to be one.
+    source: the map, `(B, …, C)`, or `(B, C, …)` where `channels_first`; None where no tensor is, as behind a pooling of blocks.
+    """
+
+    size: tuple[int, ...]
+    shift: tuple[int, ...]
+    grid: tuple[int, ...]
+    kind: Literal["window", "grid", "unit"]
+    padding: tuple[tuple[int, int], ...]
+    rolled_first: bool
+    batch: BatchPlace | None
+    source: gs.Tensor | None = field(repr=False, compare=False)
+    channels_first: bool = False
+
+    @property
+    def windows(self) -> int:
+        """How many windows one map has."""
+        return math.prod(self.grid)
 
 
 @dataclass(frozen=True)

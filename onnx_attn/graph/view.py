@@ -38,10 +38,16 @@ class GraphView:
         """Whether the node at a position computes from weights alone (`views.folding`)."""
         self.folds: dict[str, onnx.TensorProto | None] = {}
         """The values of such nodes' results, None where they stay computed (`views.folding`)."""
+        self.settled: dict[str, np.ndarray | None] = {}
+        """The values that static sizes decide (`views.settled`)."""
         self.computed: dict[str, list[np.ndarray]] = {}
         """Masks at one world's sizes, by what a caller may give (`recognize.causality`)."""
         self.arranged: dict[str, Any] = {}
         """By name, what makes tensors that are read in other axes than the graph has them in (`views.arrange`)."""
+        self.windows: dict[tuple[str, ...], Any] = {}
+        """The windows of sites, by their operands (`recognize.window`)."""
+        self.mask_kinds: dict[tuple[object, ...], Any] = {}
+        """The kinds of sites' masks (`recognize.window_masks`)."""
         self._defaults = overridable(proto)
         self._output_ids = {id(tensor) for tensor in self.graph.outputs}
         self._position = {id(node): i for i, node in enumerate(self.graph.nodes)}

@@ -15,7 +15,9 @@ from onnx_attn.prove.compare import Difference
 from onnx_attn.prove.site import Certificate
 from onnx_attn.prove.whole import WholeProof
 from onnx_attn.recognize.causality import blocks_later_keys
-from onnx_attn.site import AttentionSite, Candidate, ScoreTerm, Verdict, Written
+from onnx_attn.recognize.window import read_window
+from onnx_attn.recognize.window_masks import mask_kinds
+from onnx_attn.site import AttentionSite, Candidate, Verdict, Window, Written
 from onnx_attn.targets.editions import Target
 from onnx_attn.targets.legal import adapted_facts
 from onnx_attn.targets.lookup import landing
@@ -136,6 +138,7 @@ def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Deci
 
 def _site(site: AttentionSite | Written, view: GraphView) -> dict[str, Any]:
     projection = site.projection.kind if isinstance(site, AttentionSite) and site.projection else "none"
+    window = read_window(view, site)
     return {
         "softmax": site.name,
         "status": "site",
@@ -145,9 +148,13 @@ def _site(site: AttentionSite | Written, view: GraphView) -> dict[str, Any]:
         "value_dim": site.value_dim,
         "scale": site.scale,
         "causal": site.causal or blocks_later_keys(view, site.masks),
-        "masks": [_mask(term, view) for term in site.masks],
+        "masks": [
+            {"kind": kind, "shape": view.named_shape(term.mask)}
+            for term, kind in zip(site.masks, mask_kinds(view, site, window), strict=True)
+            if term.mask is not None
+        ],
         "projection": projection,
-        "window": None,
+        "window": _window(window),
     }
 
 
@@ -157,9 +164,12 @@ def _unread(verdict: Verdict) -> dict[str, Any]:
     return {"softmax": verdict.name, "status": status, **unread, "masks": [], "projection": "none", "window": None}
 
 
-def _mask(term: ScoreTerm, view: GraphView) -> dict[str, Any]:
-    assert term.mask is not None
-    return {"kind": "boolean" if term.kind == "where" else "additive", "shape": view.named_shape(term.mask)}
+def _window(window: Window | None) -> dict[str, Any] | None:
+    """By axis of the map; `kind` says how its tokens lie, `padding` what is added in front of the map and behind it."""
+    if window is None:
+        return None
+    sizes = {"size": list(window.size), "shift": list(window.shift), "grid": list(window.grid)}
+    return {**sizes, "kind": window.kind, "padding": [list(each) for each in window.padding]}
 
 
 def _verdict(verdict: Verdict | None) -> dict[str, Any]:

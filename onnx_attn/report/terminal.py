@@ -89,12 +89,16 @@ def _show_sites(report: Report, console: Console) -> None:
         groups.setdefault(_row(site), []).append(site)
     table = Table(box=None, pad_edge=False)
     fused = any(site.get("form") for site in sites)
-    for column in ("sites", "heads", "size", "scale", "masks", "projection", *(("form", "max_rel") if fused else ())):
+    windows = any(site["window"] for site in sites)
+    columns = ("sites", "heads", "size", "scale", "masks", *(("window",) if windows else ()), "projection")
+    for column in (*columns, *(("form", "max_rel") if fused else ())):
         table.add_column(column, overflow="fold")
     for row, members in groups.items():
         found = [m["certificate"]["max_rel"] for m in members if m.get("certificate")]
         name = _span([member["id"] for member in members])
-        cells = (*row, f"{max(found):.1e}" if found else "") if fused else row[:-1]
+        *cells, window, projection, form = row
+        cells += [window, projection] if windows else [projection]
+        cells += [form, f"{max(found):.1e}" if found else ""] if fused else []
         table.add_row(name, *cells)
     console.print(table)
 
@@ -145,9 +149,19 @@ def _row(site: Report) -> tuple[str, ...]:
         str(site["head_dim"]),
         f"{site['scale']:.6g}",
         escape(", ".join(masks)) or "none",
+        _window(site["window"]),
         site["projection"] + packing,
         ", ".join([site.get("form") or "", *site["changes"]]),
     )
+
+
+def _window(window: Report | None) -> str:
+    """`7×7 +3,3`: the size, the kind where that is not windows of neighbours in order, and the shift where there is one."""
+    if window is None:
+        return ""
+    kind = "" if window["kind"] == "window" else f" {window['kind']}"
+    shift = f" +{','.join(map(str, window['shift']))}" if any(window["shift"]) else ""
+    return "×".join(map(str, window["size"])) + kind + shift
 
 
 def _show_left_alone(report: Report, console: Console) -> None:

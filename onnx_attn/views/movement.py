@@ -251,7 +251,9 @@ def run(step: Step, index: np.ndarray, world: World, width: int | None = None) -
     if node.op == "Gather":
         value = world.value(node.inputs[1].name)
         assert value is not None
-        return np.take(index, value, axis=node.attrs.get("axis", 0))
+        axis = node.attrs.get("axis", 0) % index.ndim
+        # One of an axis is cut out without a copy.
+        return np.take(index, value, axis) if value.ndim else index[_at(axis, int(value))]
     return _slice(node, index, world)
 
 
@@ -268,9 +270,14 @@ def _split(step: Step, index: np.ndarray, world: World) -> np.ndarray:
         shape = world.shape(output.name)
         assert shape is not None
         if output is step.output:
-            return np.take(index, range(start, start + shape[axis]), axis=axis)
+            return index[_at(axis % index.ndim, slice(start, start + shape[axis]))]
         start += shape[axis]
     raise AssertionError("a trace came through an output that the node does not have")
+
+
+def _at(axis: int, part: int | slice) -> tuple[int | slice, ...]:
+    """The subscript that takes a part of one axis."""
+    return (*[slice(None)] * axis, part)
 
 
 def _slice(node: gs.Node, index: np.ndarray, world: World) -> np.ndarray:
