@@ -16,6 +16,7 @@ import onnx
 from onnx_attn.batch.place import Batch, Blocked
 from onnx_attn.batch.reading import Reading
 from onnx_attn.batch.walk import Walk
+from onnx_attn.domain import DOMAIN
 from onnx_attn.errors import InputError
 from onnx_attn.graph.compose import compose
 from onnx_attn.graph.edit import Names, SiteEdit, Splice
@@ -23,8 +24,6 @@ from onnx_attn.graph.inline import inline_functions
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.view import GraphView
-from onnx_attn.graph.world import overridable
-from onnx_attn.domain import DOMAIN
 
 LEAST_OPSET = 13
 WAY_OUT = "export the model with a dynamic batch"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnx_attn.batch.along import apart
+from onnx_attn.batch.picks import gather_nd_of_entries, gather_of_entries
 from onnx_attn.batch.place import Batch, Blocked, Place
 from onnx_attn.batch.shared import agreed, spread_out
 from onnx_attn.batch.step import Step
@@ -96,7 +97,8 @@ def gather(step: Step) -> Place:
         step.require_free(0)
         return step.first(1).at(axis + step.first(1).axis)
     step.require_free(1)
-    apart(step, data, [axis], "picks entries")
+    if data.axis == axis:
+        return gather_of_entries(step, data)
     return data if data.axis < axis else data.at(data.axis - 1 + step.rank(1))
 
 
@@ -128,7 +130,7 @@ def gather_nd(step: Step) -> Place:
         return place
     step.require_free(1)
     if data.axis < shared + depth:
-        raise Blocked("it picks entries of the batch")
+        return gather_nd_of_entries(step, data)
     return data.at(rank - 1 + data.axis - shared - depth)
 
 

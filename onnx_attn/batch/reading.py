@@ -97,6 +97,8 @@ class Reading:
         """Remember a value: its place, and what is known of it in every trial. Raises Blocked where its sizes do not fit its
         place."""
         self.places[name] = place
+        if isinstance(place, Batch) and any(entry is None or entry.shape is None for entry in found):
+            found = self._annotated(name, place)
         for known, entry in zip(self.known, found, strict=True):
             if entry is not None:
                 known[name] = entry
@@ -104,6 +106,18 @@ class Reading:
                 known.pop(name, None)
         if isinstance(place, Batch) and not self.fits(place, self.shapes(name)):
             raise Blocked(f"'{name}' does not grow with the batch as it should")
+
+    def _annotated(self, name: str, place: Batch) -> list[Known | None]:
+        """Where onnx's inference has no word on an operator: what the model says of its result, grown with the batch."""
+        grown: list[Known | None] = []
+        for trial in self.trials:
+            said = self.view.worlds[trial.base].known.get(name)
+            if said is None or said.shape is None or place.axis >= len(said.shape):
+                raise Blocked(f"the shape of '{name}' cannot be followed")
+            sizes = list(said.shape)
+            sizes[place.axis] = sizes[place.axis] // self.batch * trial.batch
+            grown.append(Known(said.elem_type, tuple(sizes)))
+        return grown
 
     def fits(self, place: Batch, shapes: Sequence[Shape]) -> bool:
         """Whether sizes are outer · n · inner on the batch's axis, and those of the baked batch on every other."""

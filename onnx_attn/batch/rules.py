@@ -17,7 +17,7 @@ _ELEMENTWISE = (
     "Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor"
 )
 _IMAGES = (
-    "AveragePool Conv ConvInteger ConvTranspose DepthToSpace GlobalAveragePool GlobalLpPool GlobalMaxPool GroupNormalization "
+    "AveragePool Col2Im Conv ConvInteger ConvTranspose DepthToSpace GlobalAveragePool GlobalLpPool GlobalMaxPool GroupNormalization "
     "InstanceNormalization LRN LpPool MaxPool SpaceToDepth"
 )
 _REDUCTIONS = (

@@ -27,6 +27,8 @@ class Step:
         self.attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         self.writer = Writer(reading.names, self.label)
         self.choice, self.choices = choice, 1
+        self.instead: onnx.NodeProto | None = None
+        """Another node that makes the output."""
 
     @property
     def label(self) -> str:
@@ -34,10 +36,12 @@ class Step:
 
     @property
     def changed(self) -> bool:
-        return self.inputs != list(self.node.input)
+        return self.instead is not None or self.inputs != list(self.node.input)
 
     def written(self) -> onnx.NodeProto:
         """The node as it will be."""
+        if self.instead is not None:
+            return self.instead
         if not self.changed:
             return self.node
         node = onnx.NodeProto()
