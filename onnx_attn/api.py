@@ -103,8 +103,8 @@ def fuse(
     `quantize_probabilities`: where Q, K and V are quantised, round the probabilities too (1/127 for int8, 1/448 for fp8). That
     changes numbers; the certificate says by how much at most (`bound`).
 
-    `dynamic_batch`: make a batch that is baked into the model a dimension with a name. Proved on more entries than the model took:
-    it must give what the original gives of them, so many at a time. InputError, with the node, where entries cannot be kept apart.
+    `dynamic_batch`: make a batch that is baked into the model a dimension with a name. The proof gives it more entries than the
+    model took: it must make of them what the original makes of so many at a time. InputError where a node does not let it.
 
     `allow_recompute`: also fuse sites whose attention weights somebody else reads, for whom the original softmax stays.
 

@@ -150,10 +150,8 @@ def _say(value: onnx.ValueInfoProto, place: Batch, name: str, reading: Reading) 
     if place.axis >= len(dims):
         return
     dim = dims[place.axis]
-    sizes = {shape[place.axis] for shape in reading.per_world(reading.shapes(value.name))}
-    if not dim.HasField("dim_value"):
-        return
-    factor = dim.dim_value // reading.batch
-    dim.ClearField("dim_value")
-    if len(sizes) == 1:
+    factors = {shape[place.axis] // reading.batch for shape in reading.per_world(reading.shapes(value.name))}
+    dim.Clear()
+    if len(factors) == 1:
+        factor = factors.pop()
         dim.dim_param = name if factor == 1 else f"{factor}*{name}"

@@ -1,10 +1,10 @@
 """Gather and GatherND that name entries of the batch and pick within them alone, by indices that are stored.
 
 Exporters write an indexing by (arange(B), j) so, as masks of attention have it, and a strided view:
-  Gather over an axis (B·r), indices b·r + j behind each other  →  (n, r) apart, and j picked of r; nothing where j counts through r
-  GatherND, coordinates (b, j)                                  →  the same, r being what the other coordinates name
-At B = 1 a 0 may be the only entry as well as the first; it is taken for the former where the result has an axis of 1 in front, and
-where the index names more than the entry.
+  Gather over an axis (B·r), indices b·r + j  →  (n, r) apart, and j picked of r; a Reshape where j counts through r
+  GatherND, coordinates (b, j)                →  the same, r being what the other coordinates name
+At B = 1 a 0 may be the only entry as well as the first. It is taken for the former where an index names more than the entry and
+the result has an axis of 1 in front.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where the batch is in a tensor.
 
 An axis of size `outer · n · inner` carries a batch of n entries if, read as three axes (outer, n, inner), slice i along the
-middle one follows from entry i alone, and is the same whatever the other entries are. A plain batch axis has outer and inner 1; windows behind it
-`(B·nW, N, C)` are an inner of nW; a sequence in front of it `(S·B, C)` is an outer of S.
+middle one follows from entry i alone, and is the same whatever the other entries are. A plain batch axis has outer and inner 1;
+windows behind it, `(B·nW, N, C)`, are an inner of nW; a sequence in front of it, `(S·B, C)`, is an outer of S.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Operators that are told sizes: Reshape, Expand, Tile, Resize. Here exporters bake the batch in.
 
-A Reshape keeps the order of elements, so the batch keeps the number of elements before it: `before` = the axes in front of it times
-its outer. It lies on an axis of the result behind `prefix` elements, `prefix · outer' = before`, whose size is a multiple of
-outer' · B. With B > 1 that is one axis at most. With B = 1 there may be several: (S, 1, E) → (S, E) is (S·B, E), or (S, B·E).
-They are tried in the order of how exporters write, and what comes behind decides.
+A Reshape keeps the order of elements, so the batch keeps the number of places in front of it: `ahead` = the axes before its own,
+times its outer. It lies on an axis of the result that has `prefix` places before it, `prefix · outer' = ahead`, and whose size is
+a multiple of outer' · B. With B > 1 that is one axis at most. With B = 1 there may be several: (S, 1, E) → (S, E) is (S·B, E), or
+(S, B·E). They are tried in the order of how exporters write, and what comes behind decides.
 """
 
 from __future__ import annotations

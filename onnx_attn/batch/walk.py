@@ -1,4 +1,9 @@
-"""Follow the batch from the inputs to the outputs, node by node; where a node could be read in several ways, what comes behind decides."""
+"""Follow the batch from the inputs to the outputs, node by node.
+
+Where a node can be read in several ways (a Reshape at B = 1) the most natural one is tried; a node that does not let the batch
+pass sends the walk back to the nearest such node above, to try another. Layers are alike: what was learned of one is tried first
+in the next.
+"""
 
 from __future__ import annotations
 
