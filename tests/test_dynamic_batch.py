@@ -247,6 +247,10 @@ MIXING: dict[str, tuple[Callable[[Net, str, int], str], str]] = {
     "sum of entries": (lambda net, x, b: net.op("CumSum", x, net.const(0, np.int64)), "it sums up along the batch"),
     "entries differ": (entries_differ, "other numbers for each entry|positions along the batch"),
     "body": (branch, "the batch enters its body"),
+    "shuffled": (
+        lambda net, x, b: net.op("Gather", x, net.const(np.arange(max(b, 2))[::-1] % b, np.int64), axis=0),
+        "it picks entries",
+    ),
     "einsum": (lambda net, x, b: net.op("Einsum", x, equation="bsc->sc"), "it sums over the batch"),
     "size as a number": (
         lambda net, x, b: net.op("Mul", x, net.op("Cast", net.op("Size", x), to=TensorProto.FLOAT)),
@@ -347,6 +351,22 @@ def test_the_files_data_stays_beside_it(tmp_path: Path) -> None:
     given = values(after, 4)
     wanted = [run(before, {"x": given["x"][at : at + 2]})[0] for at in (0, 2)]
     assert max_rel([np.concatenate(wanted)], run(tmp_path / "b.onnx", given)) <= 1e-5
+
+
+def test_what_was_fused_before_is_not_looked_into() -> None:
+    fused = onnx_attn.fuse(made(lambda net, x: self_attention(net, x))).model
+    refusal(fused, "it was fused before; fuse the model that it was made of")
+
+
+def test_quantised_models_are_compared_without_their_steps_too() -> None:
+    def build(net: Net, x: str) -> str:
+        scale, zero = net.const(0.02), net.const(0, np.int8)
+        rows = net.reshape(net.linear(x, CHANNELS), 10, CHANNELS)
+        rounded = net.op("DequantizeLinear", net.op("QuantizeLinear", rows, scale, zero), scale, zero)
+        return net.reshape(net.linear(rounded, WIDTH, width=CHANNELS), 2, 5, WIDTH)
+
+    before = made(build)
+    assert_apart(before, dynamic(before), 1, 2, 3)
 
 
 def test_a_plan_repeats_it(tmp_path: Path) -> None:

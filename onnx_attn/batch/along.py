@@ -19,10 +19,9 @@ def elementwise(step: Step) -> Place:
     return broadcast(step, range(len(step.inputs)))
 
 
-def like_first(step: Step) -> Place:
-    """Element by element; the other inputs are shared."""
-    step.require_free_from(1)
-    return step.first()
+def cast_like(step: Step) -> Place:
+    """Of its second input it reads the type alone."""
+    return step.place(0)
 
 
 def dropout(step: Step) -> Place:

@@ -151,7 +151,8 @@ def _say(value: onnx.ValueInfoProto, place: Batch, name: str, reading: Reading) 
         return
     dim = dims[place.axis]
     factors = {shape[place.axis] // reading.batch for shape in reading.per_world(reading.shapes(value.name))}
-    dim.Clear()
+    dim.ClearField("dim_value")
+    dim.ClearField("dim_param")
     if len(factors) == 1:
         factor = factors.pop()
         dim.dim_param = name if factor == 1 else f"{factor}*{name}"

@@ -38,7 +38,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("Shape", "Size"), along.shape_of),
     "Attention": along.attention,
     "BatchNormalization": along.batch_norm,
-    "CastLike": along.like_first,
+    "CastLike": along.cast_like,
     "Concat": movement.concat,
     "CumSum": along.cumulative,
     "Dropout": along.dropout,
