@@ -313,6 +313,16 @@ def test_other_sizes_that_vary_stay_so() -> None:
     assert_apart(before, dynamic(before), 1, 2, 3)
 
 
+def test_positions_that_are_counted_as_the_model_runs_are_shared() -> None:
+    def build(net: Net, x: str) -> str:
+        length = net.op("Squeeze", net.op("Gather", net.op("Shape", x), net.ints(1)), net.ints(0))
+        places = net.op("Range", net.const(0, np.int64), length, net.const(1, np.int64))
+        return net.op("Add", x, net.op("Gather", net.weight(50, WIDTH), places))
+
+    before = made(build, 2, "sequence", WIDTH)
+    assert_apart(before, dynamic(before), 1, 2, 3)
+
+
 def test_a_target_that_is_computed_is_patched() -> None:
     before = made(lambda net, x: net.reshape(net.linear(x, CHANNELS), 2, (x, 1), 2, 24), 2, "sequence", WIDTH)
     assert_apart(before, dynamic(before), 1, 2, 3)

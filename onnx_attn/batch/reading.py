@@ -67,6 +67,13 @@ class Reading:
         found = self.values(name)
         return found[0] if found is not None and all(np.array_equal(found[0], other) for other in found) else None
 
+    def is_same(self, name: str) -> bool:
+        """Whether a value is known and does not follow from the batch, though it may from other sizes."""
+        found = self.values(name)
+        if found is None:
+            return False
+        return all(np.array_equal(found[t.base], value) for t, value in zip(self.trials, found, strict=True))
+
     def per_world(self, found: Sequence[Shape]) -> list[Shape]:
         """Of one shape a trial, those at the baked batch: one a world of the view."""
         return list(found[: len(self.view.worlds)])

@@ -91,7 +91,7 @@ class Walk:
                 continue
             found = [result[number] if number < len(result) else None for result in results]
             reading.note(name, place, found)
-            if place is SIZED and reading.value(name) is not None:
+            if place is SIZED and reading.is_same(name):
                 reading.places[name] = FREE
 
     def _signature(self, node: onnx.NodeProto) -> object:
