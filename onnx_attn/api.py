@@ -83,6 +83,7 @@ def fuse(
     precision: str = "keep",
     pack: bool = True,
     algebra: bool = True,
+    dynamic_batch: bool = False,
     allow_recompute: bool = False,
     quantize_probabilities: bool = False,
     search: bool = False,
@@ -101,6 +102,9 @@ def fuse(
     `precision`: "fp16" or "bf16" puts a half-precision island around each site of float32 that has no attention kernel else.
     `quantize_probabilities`: where Q, K and V are quantised, round the probabilities too (1/127 for int8, 1/448 for fp8). That
     changes numbers; the certificate says by how much at most (`bound`).
+
+    `dynamic_batch`: make a batch that is baked into the model a dimension with a name. The proof gives it more entries than the
+    model took: it must make of them what the original makes of so many at a time. InputError where a node does not let it.
 
     `allow_recompute`: also fuse sites whose attention weights somebody else reads, for whom the original softmax stays.
 
@@ -124,16 +128,19 @@ def fuse(
     )
     asked = searched_for(search, sm, shapes, target)
     if plan is None:
-        options = Options(parse_target(target, target_version), choice, expect, verify, search=asked)
+        options = Options(
+            parse_target(target, target_version), choice, expect, verify, search=asked, dynamic_batch=dynamic_batch
+        )
     else:
         given = load_plan(plan if isinstance(plan, dict) else Path(plan))
         wanted = parse_target(target, target_version)
         other = (target, target_version) != ("tensorrt", None) and wanted != given.target
-        if choice != Choice() or asked is not None or other:
+        if choice != Choice() or asked is not None or other or dynamic_batch:
             raise UsageError(
-                f"{given.name}: the plan says target, form, changes, packing and algebra; leave these options out, and search"
+                f"{given.name}: the plan says target, form, changes, packing, algebra and whether the batch is made dynamic; "
+                f"leave these options out, and search"
             )
-        options = Options(given.target, choice, expect, verify, given)
+        options = Options(given.target, choice, expect, verify, given, dynamic_batch=given.dynamic_batch)
     if isinstance(model, str | PathLike) and output is not None:
         return Result(*fuse_file(Path(model), Path(output), options), None, Path(output))
     loaded = _loaded(model)

@@ -70,6 +70,9 @@ def fuse(
     ] = "keep",
     no_pack: Annotated[bool, typer.Option("--no-pack", help="Leave the Q/K/V projections as they are.")] = False,
     no_algebra: Annotated[bool, typer.Option("--no-algebra", help="Leave biases and scales where they are.")] = False,
+    dynamic_batch: Annotated[
+        bool, typer.Option("--dynamic-batch", help="Make a batch that is baked into the model a dynamic dimension.")
+    ] = False,
     quantize_probabilities: Annotated[
         bool,
         typer.Option(
@@ -112,6 +115,7 @@ def fuse(
             precision=precision,
             pack=not no_pack,
             algebra=not no_algebra,
+            dynamic_batch=dynamic_batch,
             quantize_probabilities=quantize_probabilities,
             allow_recompute=allow_recompute,
             search=search,

@@ -73,9 +73,9 @@ def _prove_whole(report: Report, trial: Trial, before: Model, after: Model) -> N
     if trial.changed:
         try:
             named = (before, trial.name), (after, f"{trial.name} (fused)")
-            proof = compare_models(*named, trial.inputs, trial.rtol)
+            proof = compare_models(*named, trial.inputs, trial.rtol, slices=trial.slices)
             if not proof.ok:
-                proof = compare_quantised(*named, trial.inputs, proof)
+                proof = compare_quantised(*named, trial.inputs, proof, trial.slices)
         except CannotRun as error:
             raise CannotRun(f"{error}; pass --no-verify to rewrite without proof") from error
     if not proof.ok:

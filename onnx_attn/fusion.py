@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from onnx_attn.algebra.choose import IDENTITIES
+from onnx_attn.batch.make import Varied
 from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.plan import Decision, Plan
@@ -25,6 +26,7 @@ class Fusion:
     kept: keys of sites that stand in the wanted form already.
     left: by key, what a site was written without after all, identities and changes, and why.
     search: what the compiler was asked and said, where it was.
+    varied: the batch that was baked in and is a dimension now.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Fusion:
     certificates: dict[str, Certificate] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     search: Found | None = None
+    varied: Varied | None = None
 
     @property
     def fused(self) -> int:

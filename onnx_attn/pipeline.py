@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_attn.batch.make import Varied, with_dynamic_batch
 from onnx_attn.errors import ExpectationError, UsageError
 from onnx_attn.forms.adaptation import ISLANDS
 from onnx_attn.forms.masks import compute_masks
@@ -19,6 +20,7 @@ from onnx_attn.fusion import Fusion
 from onnx_attn.graph.body import Body, names_within
 from onnx_attn.graph.compose import compose
 from onnx_attn.graph.edit import Names
+from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.view import GraphView
@@ -40,6 +42,7 @@ from onnx_attn.plan_file import ReadPlan, check_fits, fingerprint, plan_document
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.inputs import model_inputs
+from onnx_attn.prove.slices import WHOLE, Slices
 from onnx_attn.prove.whole import default_rtol
 from onnx_attn.recognize.candidates import recognize
 from onnx_attn.recognize.causality import blocks_later_keys
@@ -68,6 +71,7 @@ class Options:
     verify: bool = True
     plan: ReadPlan | None = None
     search: Asked | None = None
+    dynamic_batch: bool = False
     outer: frozenset[str] | None = None
     """Of a body: the names of the model around it."""
 
@@ -82,6 +86,7 @@ class Trial:
     """What the proof of the whole model needs to know: inputs (two sizes where dimensions are dynamic) and the bound.
 
     plan: what was decided, as a document.
+    slices: how the model before and the one after take their batch.
     """
 
     name: str
@@ -89,6 +94,7 @@ class Trial:
     inputs: list[dict[str, np.ndarray]]
     rtol: float
     plan: dict[str, Any]
+    slices: tuple[Slices, Slices] = (WHOLE, WHOLE)
 
 
 def inspect_model(loaded: Loaded, target: Target) -> Report:
@@ -133,13 +139,15 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     nodes_before = len(loaded.proto.graph.node)
     found = fingerprint(loaded.proto)
     view = GraphView(loaded.proto)
+    opsets, stuck = [view.opset], None
+    view, varied = with_dynamic_batch(loaded, view) if options.dynamic_batch else (view, None)
     imported = time.perf_counter()
     loaded, view, candidates = with_functions_inlined(loaded, view, own=True)
     before = view
     loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=True)
     spelled = view is not before
     recognized = time.perf_counter()
-    opsets, stuck = [view.opset], None
+    opsets += [view.opset] if view.opset != opsets[0] else []
     if options.plan is not None:
         check_fits(options.plan, loaded.name, found, [c.name for c in candidates if is_attention(c)])
     wanted = ATTENTION_OPSET if any(choice.form == "attention" for choice in options.choices) else LEAST_OPSET
@@ -152,14 +160,16 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
             opsets.append(view.opset)
     target = options.target.taking(view.opset)
     choices = options.plan.choices if options.plan else ()
+    _read_windows(view, candidates)
     ordered = _ordered(loaded, view, candidates, target, options)
     if ordered.sites:
-        view = GraphView(loaded.proto)
+        windows, view = view.windows, GraphView(loaded.proto)
+        view.windows.update(windows)
         candidates = recognize(view)
     plan = make_plan(view, candidates, target, options.choice, choices).in_window_order(ordered.sites)
     if stuck is not None:
         plan = plan.explained("opset-too-low", stuck)
-    fusion = Fusion(loaded.name, target, view, plan, nodes_before, opsets=tuple(opsets))
+    fusion = Fusion(loaded.name, target, view, plan, nodes_before, opsets=tuple(opsets), varied=varied)
     fusion.left = {key: {WINDOW_ORDER: reason} for key, reason in ordered.left.items()}
     fusion.seconds = {
         "load": imported - start,
@@ -179,6 +189,7 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
         reserved = write_sites(fusion, names, cutter)
     nested = _is_nested(plan.entries)
     inputs = _trial_inputs(fusion) if options.verify and (fusion.edits or nested) and options.outer is None else []
+    whole = _batch_inputs(fusion, varied) if options.verify and varied is not None else inputs
     if options.verify:
         with fusion.clock("prove"):
             prove_sites(fusion, cutter, names, reserved, inputs)
@@ -189,14 +200,14 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
         model = compose(loaded.proto, list(fusion.edits.values()))
     inner, inner_changed = _rewrite_bodies(model, worlds, plan, options) if nested else ([], False)
     fusion.nodes_after = len(model.graph.node)
-    changed = bool(fusion.edits) or inner_changed or (spelled and bool(fusion.kept))
+    changed = bool(fusion.edits) or inner_changed or (spelled and bool(fusion.kept)) or varied is not None
     if not changed:  # What was raised or inlined for nothing is not delivered.
         fusion.opsets, fusion.nodes_after = fusion.opsets[:1], nodes_before
     told = fusion.search.document if fusion.search is not None else None
-    document = plan_document(loaded.name, found, options.target, fusion.plan, told)
-    trial = Trial(
-        loaded.name, changed, inputs, max(default_rtol([model]), _island_rtol(fusion.plan, options)), document
-    )
+    document = plan_document(loaded.name, found, options.target, fusion.plan, told, varied is not None)
+    rtol = max(default_rtol([model]), _island_rtol(fusion.plan, options))
+    before_after = (_slices_of(varied), WHOLE) if varied is not None else (WHOLE, WHOLE)
+    trial = Trial(loaded.name, changed, whole, rtol, document, before_after)
     report = fusion_report(fusion)
     report["candidates"] = merged(report["candidates"], inner)
     counted(report)
@@ -222,6 +233,14 @@ def _ordered(
         return isinstance(decision, Decision) and decision.form == "function"
 
     return in_window_order(loaded, view, candidates, wanted, in_functions, options.verify)
+
+
+def _read_windows(view: GraphView, candidates: Sequence[Candidate]) -> None:
+    """The windows of all sites, remembered by the view: in window order nobody can read them off the graph any more."""
+    for candidate in candidates:
+        site = candidate.recomputable if isinstance(candidate, Verdict) else candidate
+        if site is not None:
+            read_window(view, site)
 
 
 def _read_for_report(view: GraphView, candidates: Sequence[Candidate]) -> None:
@@ -250,7 +269,13 @@ def _rewrite_bodies(
         if choice.form == "auto":
             choice = replace(choice, form="primitives")
         inside = replace(
-            options, choice=choice, plan=None, search=None, expect=None, outer=frozenset(names_within(model))
+            options,
+            choice=choice,
+            plan=None,
+            search=None,
+            expect=None,
+            dynamic_batch=False,
+            outer=frozenset(names_within(model)),
         )
         report, trial, changed = rewrite(Loaded(body.model, body.attribute), inside)
         return report["candidates"], changed if trial.changed else None
@@ -271,7 +296,29 @@ def _check_expectation(name: str, report: Report, options: Options) -> None:
 
 
 def _trial_inputs(fusion: Fusion) -> list[dict[str, np.ndarray]]:
-    try:
+    with _made_up(fusion):
         return [model_inputs(fusion.view.proto, world) for world in fusion.view.worlds]
+
+
+def _batch_inputs(fusion: Fusion, varied: Varied) -> list[dict[str, np.ndarray]]:
+    """Where the batch was B: at B, 2·B and 2·B + 1 entries. The last is no multiple of B, unless that is 1."""
+    inference, proto = Inference(fusion.view.proto), fusion.view.proto
+    batches = (varied.was, 2 * varied.was, 2 * varied.was + 1)
+    sizes = [fusion.view.worlds[number % len(fusion.view.worlds)].sizes for number in range(len(batches))]
+    with _made_up(fusion):
+        return [
+            model_inputs(proto, inference.run({**others, varied.name: batch}))
+            for others, batch in zip(sizes, batches, strict=True)
+        ]
+
+
+@contextmanager
+def _made_up(fusion: Fusion) -> Iterator[None]:
+    try:
+        yield
     except UsageError as error:
         raise CannotRun(f"{fusion.name}: {error}; pass --no-verify to rewrite without proof") from error
+
+
+def _slices_of(varied: Varied) -> Slices:
+    return Slices(varied.was, varied.inputs, varied.outputs)

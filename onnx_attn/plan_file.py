@@ -5,6 +5,8 @@
                 "algebra": ["constant-channel", "scale"], "changes": ["padded-heads"],
                 "placement": {"split": "heads", "bias": "packed", "scale": "query"}}, …]}
 
+`"dynamic_batch": true` stands beside them where a baked batch was made dynamic; sites and fingerprint are of the model as it was.
+
 A site that is refused stands there with `apply` false and its code and reason, which nobody can edit away. The fingerprint is of
 the graph's structure (nodes, their attributes and connections, types and shapes of inputs, outputs and weights) and not of
 the weights' numbers: a plan fits a model that was trained further, and costs one pass over the nodes.
@@ -34,6 +36,7 @@ from onnx_attn.targets.rows import FORMS
 FORMAT = 1
 Document = dict[str, Any]
 _HEAD = ("onnx_attn_plan", "model", "fingerprint", "target", "target_version", "sites")
+_EXTRAS = ("search", "dynamic_batch")
 _SITE = ("id", "softmax", "apply", "form", "pack", "algebra", "code", "reason", "changes", "placement")
 _PLACES = {"split": SPLITS, "bias": BIASES, "scale": SCALES}
 
@@ -47,6 +50,7 @@ class ReadPlan:
     target: Target
     softmaxes: tuple[str, ...]
     choices: tuple[Choice | None, ...]
+    dynamic_batch: bool = False
 
 
 def fingerprint(proto: onnx.ModelProto) -> str:
@@ -68,8 +72,11 @@ def fingerprint(proto: onnx.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def plan_document(name: str, found: str, target: Target, plan: Plan, searched: Document | None = None) -> Document:
-    """The plan for people and for `read_plan`; `found`: the model's fingerprint; searched: with what the compiler was asked."""
+def plan_document(
+    name: str, found: str, target: Target, plan: Plan, searched: Document | None = None, dynamic_batch: bool = False
+) -> Document:
+    """The plan for people and for `read_plan`; `found`: the model's fingerprint; searched: with what the compiler was asked;
+    dynamic_batch: whether a baked batch was made dynamic."""
     sites: list[Document] = []
     for entry in plan.attention:
         site: Document = {"id": f"site-{len(sites)}"}
@@ -83,6 +90,8 @@ def plan_document(name: str, found: str, target: Target, plan: Plan, searched: D
         else:
             site |= {"softmax": entry.name, "apply": True, "form": "function", "pack": False, "algebra": []}
         sites.append(site)
+    extras: Document = {"search": searched} if searched is not None else {}
+    extras |= {"dynamic_batch": True} if dynamic_batch else {}
     return {
         "onnx_attn_plan": FORMAT,
         "model": Path(name).name,
@@ -90,7 +99,7 @@ def plan_document(name: str, found: str, target: Target, plan: Plan, searched: D
         "target": target.name,
         "target_version": target.version,
         "sites": sites,
-    } | ({"search": searched} if searched is not None else {})
+    } | extras
 
 
 def load_plan(plan: Document | str | Path) -> ReadPlan:
@@ -113,7 +122,7 @@ def load_plan(plan: Document | str | Path) -> ReadPlan:
 
 def read_plan(document: Document, name: str) -> ReadPlan:
     """Check a plan and read it. Raises UsageError."""
-    _check_keys(document, _HEAD, name, "the plan", (*_HEAD, "search"))
+    _check_keys(document, _HEAD, name, "the plan", (*_HEAD, *_EXTRAS))
     if document["onnx_attn_plan"] != FORMAT:
         raise UsageError(
             f"{name}: is a plan of format {document['onnx_attn_plan']!r}; this version writes and reads {FORMAT}"
@@ -136,7 +145,9 @@ def read_plan(document: Document, name: str) -> ReadPlan:
             )
         softmaxes.append(_of(site, "softmax", str, name, place))
         choices.append(_choice(site, name, place))
-    return ReadPlan(name, _of(document, "fingerprint", str, name, "the plan"), target, tuple(softmaxes), tuple(choices))
+    found = _of(document, "fingerprint", str, name, "the plan")
+    varies = "dynamic_batch" in document and _of(document, "dynamic_batch", bool, name, "the plan")
+    return ReadPlan(name, found, target, tuple(softmaxes), tuple(choices), varies)
 
 
 def _choice(site: Document, name: str, place: str) -> Choice | None:

@@ -24,7 +24,9 @@ HALF = [export for export in STATIC if export.half]
 
 def attention_names(path: Path) -> list[str]:
     nodes = onnx.load(path).graph.node
-    return [node.name for node in nodes if node.op_type.startswith(("Softmax", "Attention", "ScaledDotProductAttention"))]
+    return [
+        node.name for node in nodes if node.op_type.startswith(("Softmax", "Attention", "ScaledDotProductAttention"))
+    ]
 
 
 ONE_MORE = ("mha_cross",)

@@ -37,6 +37,11 @@ class Inference:
         self.functions = {(f.domain, f.name): f for f in proto.functions}
         self.memo: dict[Any, tuple[Known | None, ...]] = {}
         self.types: dict[tuple[int, Shape | None], onnx.TypeProto] = {}
+        self.opsets = {_domain(entry.domain): entry.version for entry in proto.opset_import}
+
+    def outputs(self, node: onnx.NodeProto, inputs: list[Known | None], world: World) -> Sequence[Known | None]:
+        """What one node of the main graph makes of `inputs`, known or not; what cannot run is added to the world's failures."""
+        return self._node(node, inputs, world, self.opsets)
 
     def run(self, sizes: dict[str, int]) -> World:
         world = World(sizes)
@@ -47,7 +52,7 @@ class Inference:
         for tensor in graph.initializer:
             world.known[tensor.name] = _stored(tensor, fixed=tensor.name not in defaults)
         annotated = {value.name: value for value in (*graph.value_info, *graph.output)}
-        self._nodes(graph.node, world, {_domain(o.domain): o.version for o in self.proto.opset_import}, annotated)
+        self._nodes(graph.node, world, self.opsets, annotated)
         return world
 
     def _nodes(

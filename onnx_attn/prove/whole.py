@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from onnx_attn.prove.compare import RTOL, Difference, difference, worst
+from onnx_attn.prove.slices import WHOLE, Slices
 from onnx_attn.runtime import Session
 
 Model = onnx.ModelProto | str | Path
@@ -43,16 +44,20 @@ def compare_models(
     inputs: Sequence[Mapping[str, np.ndarray]],
     rtol: float,
     atol: float = 0.0,
+    slices: tuple[Slices, Slices] = (WHOLE, WHOLE),
 ) -> WholeProof:
-    """Run both (each with a name for messages) on every set of inputs, one after the other, never both in memory."""
+    """Run both (each with a name for messages) on every set of inputs, one after the other, never both in memory.
+
+    slices: how many entries of a batch each takes at a time, where that is fixed.
+    """
     session = Session(*before)
     outputs = session.outputs
-    expected = [session.run(values) for values in inputs]
+    expected = [slices[0].run(session, values, outputs) for values in inputs]
     del session
     session = Session(*after)
     found: dict[str, list[Difference]] = {name: [] for name in outputs}
     for values, wanted in zip(inputs, expected, strict=True):
-        for name, a, b in zip(outputs, wanted, session.run(values, outputs), strict=True):
+        for name, a, b in zip(outputs, wanted, slices[1].run(session, values, outputs), strict=True):
             found[name].append(difference(a, b))
     return WholeProof({name: worst(differences) for name, differences in found.items()}, len(inputs), rtol, atol)
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
+from onnx_attn.prove.slices import WHOLE, Slices
 from onnx_attn.prove.smooth import is_quantised, unrounded
 from onnx_attn.prove.whole import Model, WholeProof, compare_models
 
@@ -20,18 +21,22 @@ Named = tuple[Model, str]
 
 
 def compare_quantised(
-    before: Named, after: Named, inputs: Sequence[Mapping[str, np.ndarray]], found: WholeProof
+    before: Named,
+    after: Named,
+    inputs: Sequence[Mapping[str, np.ndarray]],
+    found: WholeProof,
+    slices: tuple[Slices, Slices] = (WHOLE, WHOLE),
 ) -> WholeProof:
     """`found`, which is not ok, with the bound that quantised models have; as it is where that does not hold either."""
     protos = [_proto(model) for model, _ in (before, after)]
     if not found.worst.agrees or not any(map(is_quantised, protos)):
         return found
     plain = [(unrounded(proto), name) for proto, (_, name) in zip(protos, (before, after), strict=True)]
-    if not compare_models(plain[0], plain[1], inputs, found.rtol).ok:
+    if not compare_models(plain[0], plain[1], inputs, found.rtol, slices=slices).ok:
         return found
     moved = [
-        compare_models(rounded, without, inputs, found.rtol).outputs
-        for rounded, without in zip((before, after), plain, strict=True)
+        compare_models(rounded, without, inputs, found.rtol, slices=(way, way)).outputs
+        for rounded, without, way in zip((before, after), plain, slices, strict=True)
     ]
     bounds = [
         sum(outputs[name].max_abs for outputs in moved) * found.outputs[name].max_rel / found.outputs[name].max_abs

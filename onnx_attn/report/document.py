@@ -40,6 +40,7 @@ def fusion_report(fusion: Fusion) -> dict[str, Any]:
         "nodes_before": fusion.nodes_before,
         "nodes_after": fusion.nodes_after,
         "opset_raised": list(fusion.opsets) if len(fusion.opsets) > 1 else None,
+        "dynamic_batch": fusion.varied.document if fusion.varied is not None else None,
         "search": fusion.search.document if fusion.search is not None else None,
         "seconds": {phase: round(seconds, 4) for phase, seconds in fusion.seconds.items()},
         "proof": None,

@@ -36,9 +36,10 @@ def show_fusion(report: Report, output: str, console: Console) -> None:
     _show_left_alone(report, console)
     _show_changes_left(report, console)
     _show_search(report["search"], console)
+    _show_batch(report["dynamic_batch"], console)
     if report["nodes_after"] != report["nodes_before"]:
         console.print(f"nodes   {report['nodes_before']} → {report['nodes_after']}")
-    elif report["fused"] == 0:
+    elif report["fused"] == 0 and report["dynamic_batch"] is None:
         console.print("nothing to change")
     console.print(f"proof   {_proof_line(report)}")
     seconds = report["seconds"]
@@ -134,6 +135,12 @@ def _show_search(search: Report | None, console: Console) -> None:
     )
     console.print(f"search  {chosen} chosen; {default} by default; {export} as exported")
     console.print(f"        {_count(search['builds'], 'build')} by {search['compiler']} for SM {search['sm']}")
+
+
+def _show_batch(batch: Report | None, console: Console) -> None:
+    if batch is not None:
+        inputs = ", ".join(map(escape, batch["inputs"]))
+        console.print(f"batch   {batch['was']} → {escape(batch['name'])}, the first axis of {inputs}")
 
 
 def _span(names: list[str]) -> str:
