@@ -22,7 +22,8 @@ from onnx_attn.graph.sizes import worlds_of
 from onnx_attn.graph.world import World
 from onnx_attn.landing import Options as LandOptions
 from onnx_attn.landing import land_model
-from onnx_attn.pipeline import Options, inspect_model
+from onnx_attn.options import Options
+from onnx_attn.pipeline import inspect_model
 from onnx_attn.plan import Choice
 from onnx_attn.plan_file import load_plan
 from onnx_attn.prove.inputs import model_inputs

@@ -12,7 +12,8 @@ import onnx
 from onnx_attn.errors import DifferenceError
 from onnx_attn.graph.load import Loaded, copied, load
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
-from onnx_attn.pipeline import Options, PlanDocument, Report, Trial, rewrite
+from onnx_attn.options import Options
+from onnx_attn.pipeline import PlanDocument, Report, Trial, rewrite
 from onnx_attn.prove.whole import Model, WholeProof, compare_models
 from onnx_attn.prove.whole_quantised import compare_quantised
 from onnx_attn.report.document import proof_document

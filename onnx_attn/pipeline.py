@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
 
-from onnx_attn.batch.make import Varied, with_dynamic_batch
+from onnx_attn.batch.make import Varied
 from onnx_attn.errors import ExpectationError, UsageError
 from onnx_attn.forms.adaptation import ISLANDS
 from onnx_attn.forms.masks import compute_masks
@@ -27,58 +26,34 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.nested import Block, blocks, counted, merged, replace_bodies, with_functions_inlined
 from onnx_attn.operators.plain import with_plain_operators
+from onnx_attn.options import Options
 from onnx_attn.plan import (
-    ATTENTION_OPSET,
     LEAST_OPSET,
     WINDOW_ORDER,
-    Choice,
-    Decision,
     Plan,
-    decide,
     has_sites,
     make_plan,
 )
-from onnx_attn.plan_file import ReadPlan, check_fits, fingerprint, plan_document
+from onnx_attn.plan_file import plan_document
+from onnx_attn.prepared import prepared
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.slices import WHOLE, Slices
 from onnx_attn.prove.whole import default_rtol
-from onnx_attn.recognize.candidates import recognize
 from onnx_attn.recognize.causality import blocks_later_keys
 from onnx_attn.recognize.window import read_window
 from onnx_attn.recognize.window_masks import mask_kinds
 from onnx_attn.report.document import fusion_report, inspection
 from onnx_attn.runtime import CannotRun
-from onnx_attn.search.search import Asked, search
-from onnx_attn.site import AttentionSite, Candidate, Verdict
+from onnx_attn.search.search import search
+from onnx_attn.site import Candidate, Verdict
 from onnx_attn.sites import prove_sites, write_sites
-from onnx_attn.targets.editions import Target, parse_target
+from onnx_attn.targets.editions import Target
 from onnx_attn.targets.reading import TYPES
-from onnx_attn.windows.order import Ordered, in_window_order
 
 Report = dict[str, Any]
 PlanDocument = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `fuse` was asked for."""
-
-    target: Target = field(default_factory=lambda: parse_target("tensorrt"))
-    choice: Choice = field(default_factory=Choice)
-    expect: int | None = None
-    verify: bool = True
-    plan: ReadPlan | None = None
-    search: Asked | None = None
-    dynamic_batch: bool = False
-    outer: frozenset[str] | None = None
-    """Of a body: the names of the model around it."""
-
-    @property
-    def choices(self) -> list[Choice]:
-        """What is asked for the sites that are to be written."""
-        return [self.choice] if self.plan is None else [c for c in self.plan.choices if c is not None and c.apply]
 
 
 @dataclass(frozen=True)
@@ -135,57 +110,23 @@ def _without_collector() -> Iterator[None]:
 @_without_collector()
 def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.ModelProto]:
     """Recognise, plan, apply, prove each site and roll back those that fail; the model of `loaded` is changed."""
-    start = time.perf_counter()
-    nodes_before = len(loaded.proto.graph.node)
-    found = fingerprint(loaded.proto)
-    view = GraphView(loaded.proto)
-    opsets, stuck = [view.opset], None
-    view, varied = with_dynamic_batch(loaded, view) if options.dynamic_batch else (view, None)
-    imported = time.perf_counter()
-    loaded, view, candidates = with_functions_inlined(loaded, view, own=True)
-    before = view
-    loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=True)
-    spelled = view is not before
-    recognized = time.perf_counter()
-    opsets += [view.opset] if view.opset != opsets[0] else []
-    if options.plan is not None:
-        check_fits(options.plan, loaded.name, found, [c.name for c in candidates if is_attention(c)])
-    wanted = ATTENTION_OPSET if any(choice.form == "attention" for choice in options.choices) else LEAST_OPSET
-    if options.outer is None and view.opset < wanted and has_sites(candidates, options.choices):
-        # Before anything is added: the converter would drop our functions.
-        stuck = raise_opset(loaded.proto, wanted)
-        if stuck is None:
-            view = GraphView(loaded.proto)
-            candidates = recognize(view)
-            opsets.append(view.opset)
-    target = options.target.taking(view.opset)
+    ready = prepared(loaded, options)
+    view, candidates, varied = ready.view, ready.candidates, ready.varied
     choices = options.plan.choices if options.plan else ()
-    _read_windows(view, candidates)
-    ordered = _ordered(loaded, view, candidates, target, options)
-    if ordered.sites:
-        windows, view = view.windows, GraphView(loaded.proto)
-        view.windows.update(windows)
-        candidates = recognize(view)
-    plan = make_plan(view, candidates, target, options.choice, choices).in_window_order(ordered.sites)
-    if stuck is not None:
-        plan = plan.explained("opset-too-low", stuck)
-    fusion = Fusion(loaded.name, target, view, plan, nodes_before, opsets=tuple(opsets), varied=varied)
-    fusion.left = {key: {WINDOW_ORDER: reason} for key, reason in ordered.left.items()}
-    fusion.seconds = {
-        "load": imported - start,
-        "recognize": recognized - imported,
-        "plan": time.perf_counter() - recognized,
-        "prove": 0.0,
-        "save": 0.0,
-    }
+    plan = make_plan(view, candidates, ready.target, options.choice, choices).in_window_order(ready.ordered.sites)
+    if ready.stuck is not None:
+        plan = plan.explained("opset-too-low", ready.stuck)
+    fusion = Fusion(loaded.name, ready.target, view, plan, ready.nodes, opsets=tuple(ready.opsets), varied=varied)
+    fusion.left = {key: {WINDOW_ORDER: reason} for key, reason in ready.ordered.left.items()}
+    fusion.seconds = {**ready.seconds, "prove": 0.0, "save": 0.0}
     cutter = Cutter(view)
     with fusion.clock("plan"):
         compute_masks(view, [decision.site for decision in plan.decisions if not decision.stays])
         if options.search is not None:
-            fusion.search = search(cutter, target, plan, options.choice, options.search, loaded.name)
+            fusion.search = search(cutter, ready.target, plan, options.choice, options.search, loaded.name)
             fusion.plan = plan = fusion.search.plan
     with fusion.clock("apply"):
-        names = Names(loaded.proto, options.outer or ())
+        names = Names(ready.loaded.proto, options.outer or ())
         reserved = write_sites(fusion, names, cutter)
     nested = _is_nested(plan.entries)
     inputs = _trial_inputs(fusion) if options.verify and (fusion.edits or nested) and options.outer is None else []
@@ -197,14 +138,14 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
         _read_for_report(view, [*candidates, *(decision.site for decision in fusion.plan.decisions)])
     worlds = view.worlds if nested else ()
     with fusion.clock("apply"):
-        model = compose(loaded.proto, list(fusion.edits.values()))
+        model = compose(ready.loaded.proto, list(fusion.edits.values()))
     inner, inner_changed = _rewrite_bodies(model, worlds, plan, options) if nested else ([], False)
     fusion.nodes_after = len(model.graph.node)
-    changed = bool(fusion.edits) or inner_changed or (spelled and bool(fusion.kept)) or varied is not None
+    changed = bool(fusion.edits) or inner_changed or ready.changed or (ready.spelled and bool(fusion.kept))
     if not changed:  # What was raised or inlined for nothing is not delivered.
-        fusion.opsets, fusion.nodes_after = fusion.opsets[:1], nodes_before
+        fusion.opsets, fusion.nodes_after = fusion.opsets[:1], ready.nodes
     told = fusion.search.document if fusion.search is not None else None
-    document = plan_document(loaded.name, found, options.target, fusion.plan, told, varied is not None)
+    document = plan_document(loaded.name, ready.found, options.target, fusion.plan, told, varied is not None)
     rtol = max(default_rtol([model]), _island_rtol(fusion.plan, options))
     before_after = (_slices_of(varied), WHOLE) if varied is not None else (WHOLE, WHOLE)
     trial = Trial(loaded.name, changed, whole, rtol, document, before_after)
@@ -213,34 +154,6 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     counted(report)
     _check_expectation(loaded.name, report, options)
     return report, trial, model
-
-
-def _ordered(
-    loaded: Loaded, view: GraphView, candidates: Sequence[Candidate], target: Target, options: Options
-) -> Ordered:
-    """Blocks in window order, where that is measured to pay: by TensorRT's compiler."""
-    if target.name != "tensorrt" or options.outer is not None:
-        return Ordered()
-    wanted: dict[str, Choice] = {}
-    own = iter(options.plan.choices if options.plan else ())
-    for candidate in candidates:
-        choice = next(own, None) or options.choice if is_attention(candidate) else options.choice
-        if isinstance(candidate, AttentionSite) and choice.apply and choice.window_order:
-            wanted[candidate.output.name] = choice
-
-    def in_functions(site: AttentionSite) -> bool:
-        decision = decide(view, site, target, wanted[site.output.name])
-        return isinstance(decision, Decision) and decision.form == "function"
-
-    return in_window_order(loaded, view, candidates, wanted, in_functions, options.verify)
-
-
-def _read_windows(view: GraphView, candidates: Sequence[Candidate]) -> None:
-    """The windows of all sites, remembered by the view: in window order nobody can read them off the graph any more."""
-    for candidate in candidates:
-        site = candidate.recomputable if isinstance(candidate, Verdict) else candidate
-        if site is not None:
-            read_window(view, site)
 
 
 def _read_for_report(view: GraphView, candidates: Sequence[Candidate]) -> None:
@@ -281,10 +194,6 @@ def _rewrite_bodies(
         return report["candidates"], changed if trial.changed else None
 
     return replace_bodies(model, blocks(model, worlds, plan.entries), rewritten)
-
-
-def is_attention(candidate: Candidate) -> bool:
-    return not isinstance(candidate, Verdict) or candidate.attention
 
 
 def _check_expectation(name: str, report: Report, options: Options) -> None:

@@ -38,13 +38,13 @@ def in_window_order(
     view: GraphView,
     candidates: Sequence[Candidate],
     wanted: Collection[str],
-    functions: Callable[[AttentionSite], bool],
+    form_of: Callable[[AttentionSite], str | None],
     verify: bool,
 ) -> Ordered:
     """Rewrite the blocks around the sites in `wanted` (by the values that they make); the model of `loaded` is changed.
 
-    functions: whether partition and reverse of a site's block become calls of functions. verify: each block is run before
-        and after.
+    form_of: the form that a site will have, None if it is left alone; partition and reverse become calls of functions as it
+        does. verify: each block is run before and after.
     """
     blocks = _blocks(view, candidates, wanted)
     if not blocks:
@@ -53,8 +53,10 @@ def in_window_order(
     taken = {node for block in blocks for node in block.nodes}
     cutter, edits = Cutter(view), dict[str, SiteEdit]()
     for block in blocks:
-        key = block.site.output.name
-        movements = Movements(names, view.opset if functions(block.site) else 0)
+        key, form = block.site.output.name, form_of(block.site)
+        if form is None:
+            continue
+        movements = Movements(names, view.opset if form == "function" else 0)
         try:
             edit = write_block(view, names, block, read_region(view, block, taken - block.nodes), movements)
         except CannotSay as reason:

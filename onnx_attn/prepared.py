@@ -1,0 +1,117 @@
+"""A loaded model becomes the one whose sites are planned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnx_attn.batch.make import Varied, with_dynamic_batch
+from onnx_attn.graph.load import Loaded
+from onnx_attn.graph.opset import raise_opset
+from onnx_attn.graph.view import GraphView
+from onnx_attn.nested import with_functions_inlined
+from onnx_attn.operators.plain import with_plain_operators
+from onnx_attn.options import Options
+from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Decision, decide, has_sites
+from onnx_attn.plan_file import check_fits, fingerprint
+from onnx_attn.recognize.candidates import recognize
+from onnx_attn.recognize.window import read_window
+from onnx_attn.site import AttentionSite, Candidate, Verdict
+from onnx_attn.targets.editions import Target
+from onnx_attn.windows.order import Ordered, in_window_order
+
+
+@dataclass
+class Prepared:
+    """A model as it will be planned: its batch varies if that was asked for, functions around attention are inlined, operators
+    spelled, the opset raised, blocks in window order.
+
+    loaded: the model, changed. found: the fingerprint of what was loaded. opsets: the model's own, and what it was raised to.
+    stuck: why it could not be raised. spelled: operators were spelled out. ordered: what became of the windows' blocks.
+    """
+
+    loaded: Loaded
+    view: GraphView
+    candidates: list[Candidate]
+    target: Target
+    found: str
+    nodes: int
+    opsets: list[int]
+    stuck: str | None
+    spelled: bool
+    varied: Varied | None
+    ordered: Ordered
+    seconds: dict[str, float]
+
+    @property
+    def changed(self) -> bool:
+        """Whether what was done is to be delivered whatever becomes of the sites."""
+        return self.varied is not None or bool(self.ordered.sites)
+
+
+def prepared(loaded: Loaded, options: Options) -> Prepared:
+    """Everything that changes the model before its sites are planned. Raises UsageError where the plan is another model's."""
+    start = time.perf_counter()
+    nodes, found = len(loaded.proto.graph.node), fingerprint(loaded.proto)
+    view = GraphView(loaded.proto)
+    opsets, stuck = [view.opset], None
+    view, varied = with_dynamic_batch(loaded, view) if options.dynamic_batch else (view, None)
+    imported = time.perf_counter()
+    loaded, view, candidates = with_functions_inlined(loaded, view, own=True)
+    before = view
+    loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=True)
+    spelled = view is not before
+    recognized = time.perf_counter()
+    opsets += [view.opset] if view.opset != opsets[0] else []
+    if options.plan is not None:
+        check_fits(options.plan, loaded.name, found, [c.name for c in candidates if is_attention(c)])
+    wanted = ATTENTION_OPSET if any(choice.form == "attention" for choice in options.choices) else LEAST_OPSET
+    if options.outer is None and view.opset < wanted and has_sites(candidates, options.choices):
+        # Before anything is added: the converter would drop our functions.
+        stuck = raise_opset(loaded.proto, wanted)
+        if stuck is None:
+            view = GraphView(loaded.proto)
+            candidates = recognize(view)
+            opsets.append(view.opset)
+    target = options.target.taking(view.opset)
+    _read_windows(view, candidates)
+    ordered = _ordered(loaded, view, candidates, target, options)
+    if ordered.sites:
+        windows, view = view.windows, GraphView(loaded.proto)
+        view.windows.update(windows)
+        candidates = recognize(view)
+    seconds = {"load": imported - start, "recognize": recognized - imported, "plan": time.perf_counter() - recognized}
+    return Prepared(loaded, view, candidates, target, found, nodes, opsets, stuck, spelled, varied, ordered, seconds)
+
+
+def is_attention(candidate: Candidate) -> bool:
+    return not isinstance(candidate, Verdict) or candidate.attention
+
+
+def _ordered(
+    loaded: Loaded, view: GraphView, candidates: Sequence[Candidate], target: Target, options: Options
+) -> Ordered:
+    """Blocks in window order, where that is measured to pay: by TensorRT's compiler."""
+    if target.name != "tensorrt" or options.outer is not None:
+        return Ordered()
+    wanted: dict[str, Choice] = {}
+    own = iter(options.plan.choices if options.plan else ())
+    for candidate in candidates:
+        choice = next(own, None) or options.choice if is_attention(candidate) else options.choice
+        if isinstance(candidate, AttentionSite) and choice.apply and choice.window_order:
+            wanted[candidate.output.name] = choice
+
+    def form_of(site: AttentionSite) -> str | None:
+        decision = decide(view, site, target, wanted[site.output.name])
+        return decision.form if isinstance(decision, Decision) else None
+
+    return in_window_order(loaded, view, candidates, wanted, form_of, options.verify)
+
+
+def _read_windows(view: GraphView, candidates: Sequence[Candidate]) -> None:
+    """The windows of all sites, remembered by the view: in window order nobody can read them off the graph any more."""
+    for candidate in candidates:
+        site = candidate.recomputable if isinstance(candidate, Verdict) else candidate
+        if site is not None:
+            read_window(view, site)
