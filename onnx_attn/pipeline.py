@@ -14,7 +14,7 @@ import onnx
 from onnx_attn.batch.make import Varied
 from onnx_attn.errors import ExpectationError, UsageError
 from onnx_attn.forms.adaptation import ISLANDS
-from onnx_attn.forms.masks import compute_masks
+from onnx_attn.forms.folded import compute_folds
 from onnx_attn.fusion import Fusion
 from onnx_attn.graph.body import Body, names_within
 from onnx_attn.graph.compose import compose
@@ -121,7 +121,7 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     fusion.seconds = {**ready.seconds, "prove": 0.0, "save": 0.0}
     cutter = Cutter(view)
     with fusion.clock("plan"):
-        compute_masks(view, [decision.site for decision in plan.decisions if not decision.stays])
+        compute_folds(view, [decision.site for decision in plan.decisions if not decision.stays])
         if options.search is not None:
             fusion.search = search(cutter, ready.target, plan, options.choice, options.search, loaded.name)
             fusion.plan = plan = fusion.search.plan

@@ -22,9 +22,9 @@ from onnx_attn.forms.adaptation import (
 )
 from onnx_attn.forms.attention import rests_on_constant, write_attention
 from onnx_attn.forms.contrib import packs_into_attention, write_multi_head_attention, write_packed_attention
+from onnx_attn.forms.folded import write_folds
 from onnx_attn.forms.function import write_function_call
 from onnx_attn.forms.in_proj import InProj
-from onnx_attn.forms.masks import fold_masks
 from onnx_attn.forms.moves import write_moves
 from onnx_attn.forms.operands import shares_heads, write_operands
 from onnx_attn.forms.packed_gemm import write_packed
@@ -70,7 +70,7 @@ def write_site(
     if packing is not None and algebra.value_bias is not None:
         moved = partial(InProj(view, site, packing.members[VALUE][0], algebra).moved_bias, VALUE)
         splices += write_out_projection(writer, view, algebra.value_bias, moved, {site.output.name: result})
-    folds = fold_masks(view, writer, site, reserved)
+    folds = write_folds(view, writer, site, reserved)
     splices = [*(redirect_shapes(view, writer, site, packing, begin.sources) if packing is not None else ()), *splices]
     return SiteEdit(
         site.name,
