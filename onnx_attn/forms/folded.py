@@ -2,8 +2,8 @@
 
 Source, measured with TensorRT for RTX 1.7.1, fp16: a relative position bias that dynamo leaves as Gather, Reshape and
 Transpose of its table keeps 10 of 12 sites of a Swin-T off the attention kernels (321 kernels); as numbers all of them land
-(142). A BERT whose padding mask joins constant parts spends a kernel on these (21, as numbers 20). Zeros that TorchScript scatters into the bias of K take two kernels a block of
-Swin V2 (172 in all, as numbers 146).
+(142). A BERT whose padding mask joins constant parts spends a kernel on these (21, as numbers 20). Zeros that TorchScript
+scatters into the bias of K take two kernels a block of Swin V2 (172 in all, as numbers 146).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def write_folds(view: GraphView, writer: Writer, site: AttentionSite, reserved: 
         if not writer.names.has_room(value):
             continue
         part = Writer(writer.names, tensor.name, initializers=writer.initializers)
-        part.add("Identity", [part.constant(numpy_helper.to_array(value), "folded")], "folded", output=tensor.name)
+        part.add("Identity", [part.constant(numpy_helper.to_array(value), "mask")], "folded", output=tensor.name)
         splices.append(Splice(view.position(producer), tuple(part.nodes), (tensor.name,)))
     return splices
 
