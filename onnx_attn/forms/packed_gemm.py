@@ -103,11 +103,17 @@ class _Heads:
     def leading(self) -> int:
         return len(self.base)
 
-    def turned(self, writer: Writer, tensor: str, count: int, size: int, hint: str, together: bool = True) -> str:
-        """A projection `(…, S, N·H)` as `(…, N, S, H)`."""
+    def turned(self, writer: Writer, tensor: str, count: int, size: int, hint: str, alone: bool = False) -> str:
+        """A projection `(…, S, N·H)` as `(…, N, S, H)`. alone: the heads stay an axis of their own."""
         atoms = [*self.base, count, size]
         perm = [self.leading if axis == HEAD else axis for axis in self.order] + [self.leading + 1]
-        turn = plan_turn([*self.base, count * size], atoms, perm, [atoms[position] for position in perm], together)
+        turn = plan_turn(
+            [*self.base, count * size],
+            atoms,
+            perm,
+            [atoms[position] for position in perm],
+            self.leading if alone else None,
+        )
         assert turn is not None  # Each axis by itself can always be said.
         return write_turn(writer, tensor, turn, hint)
 
@@ -120,7 +126,7 @@ def _split_last(writer: Writer, heads: _Heads, projected: str, in_proj: InProj |
     if in_proj is not None:
         parts = [_finished(writer, in_proj, *part) for part in zip(heads.members, parts, strict=True)]
     hints = [ROLES[member.role] for member in heads.members]
-    return [heads.turned(writer, *part, together=False) for part in zip(parts, heads.counts, sizes, hints, strict=True)]
+    return [heads.turned(writer, *part, alone=True) for part in zip(parts, heads.counts, sizes, hints, strict=True)]
 
 
 def _split_heads(writer: Writer, heads: _Heads, projected: str) -> list[str]:
