@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import onnx
 from onnx import helper
@@ -18,15 +19,16 @@ from onnx_attn.domain import DOMAIN, WINDOW_PARTITION, WINDOW_REVERSE
 from onnx_attn.forms.function import PlainNames
 from onnx_attn.graph.edit import Names, Writer
 from onnx_attn.windows.partition import Partition, write_partition, write_reverse
+from onnx_attn.windows.trips import Trip
 
 Written = tuple[str, onnx.FunctionProto | None]
 
 
 class Movements:
-    """Writes partitions and reverses; as functions, if `opset` is that of their bodies and not 0."""
+    """Writes partitions and reverses; as functions, if `opset` is that of their bodies and not 0. trips: what was written."""
 
-    def __init__(self, names: Names, opset: int):
-        self.names, self.opset = names, opset
+    def __init__(self, names: Names, opset: int, trips: list[Trip]):
+        self.names, self.opset, self.trips = names, opset, trips
 
     def into(self, writer: Writer, source: str, partition: Partition, channels: int) -> Written:
         """A map's rows as `(tokens · windows, C)`."""
@@ -34,7 +36,8 @@ class Movements:
         def write(into: Writer, given: str, output: str) -> None:
             write_partition(into, given, partition, channels, output)
 
-        return self._written(writer, source, f"{WINDOW_PARTITION}{suffix(partition, channels)}", "", write)
+        name = f"{WINDOW_PARTITION}{suffix(partition, channels)}"
+        return self._written(writer, Trip(partition, False, source, "", frozenset()), name, write)
 
     def back(self, writer: Writer, source: str, partition: Partition, target: Sequence[int], output: str) -> Written:
         """`(tokens · windows, C)` as a map with the sizes `target`, under the name `output`."""
@@ -44,18 +47,18 @@ class Movements:
 
         name = f"{WINDOW_REVERSE}{suffix(partition, target[-1])}"
         name += "" if len(target) == 4 else f"_rows{len(target)}"
-        return self._written(writer, source, name, output, write)
+        return self._written(writer, Trip(partition, True, source, output, frozenset()), name, write)
 
-    def _written(
-        self, writer: Writer, source: str, name: str, output: str, write: Callable[[Writer, str, str], None]
-    ) -> Written:
-        hint = "reverse" if output else "partition"
-        output = output or writer.names.value(f"{writer.prefix}/windows")
-        if not self.opset:
-            write(writer, source, output)
-            return output, None
-        function = self._function(name, write)
-        writer.add(function.name, [source], hint, output=output, domain=DOMAIN)
+    def _written(self, writer: Writer, trip: Trip, name: str, write: Callable[[Writer, str, str], None]) -> Written:
+        hint, first, function = ("reverse" if trip.back else "partition"), len(writer.nodes), None
+        output = trip.output or writer.names.value(f"{writer.prefix}/windows")
+        if self.opset:
+            function = self._function(name, write)
+            writer.add(function.name, [trip.source], hint, output=output, domain=DOMAIN)
+        else:
+            write(writer, trip.source, output)
+        nodes = frozenset(made for node in writer.nodes[first:] for made in node.output)
+        self.trips.append(replace(trip, output=output, nodes=nodes))
         return output, function
 
     def _function(self, wanted: str, write: Callable[[Writer, str, str], None]) -> onnx.FunctionProto:

@@ -21,6 +21,7 @@ from onnx_attn.site import AttentionSite, Candidate
 from onnx_attn.windows.block import Block, landings, read_block
 from onnx_attn.windows.functions import Movements
 from onnx_attn.windows.region import read_region
+from onnx_attn.windows.trips import Trip, without_round_trips
 from onnx_attn.windows.write import CannotSay, write_block
 
 
@@ -49,14 +50,14 @@ def in_window_order(
     blocks = _blocks(view, candidates, wanted)
     if not blocks:
         return Ordered()
-    names, left = Names(loaded.proto), dict[str, str]()
+    names, left, trips = Names(loaded.proto), dict[str, str](), list[Trip]()
     taken = {node for block in blocks for node in block.nodes}
     cutter, edits = Cutter(view), dict[str, SiteEdit]()
     for block in blocks:
         key, form = block.site.output.name, form_of(block.site)
         if form is None:
             continue
-        movements = Movements(names, view.opset if form == "function" else 0)
+        movements = Movements(names, view.opset if form == "function" else 0, trips)
         try:
             edit = write_block(view, names, block, read_region(view, block, taken - block.nodes), movements)
         except CannotSay as reason:
@@ -68,7 +69,7 @@ def in_window_order(
         else:
             left[key] = failure
             names.unclaim(edit.nodes)
-    compose(loaded.proto, list(edits.values()))
+    compose(loaded.proto, list(without_round_trips(edits, trips).values()))
     return Ordered(frozenset(edits), left)
 
 
