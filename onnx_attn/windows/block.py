@@ -31,8 +31,10 @@ class Block:
     """One site's way out of the map and back.
 
     entry: x, in the map's order. norm: the LayerNorm between it and the movement, if there is one.
-    windows: what the in-projection's products read, `(windows, tokens, C)` or the same rows in other axes.
-    merged: what the out-projection reads. tail: the token-wise nodes from there on; the last one's result is moved back.
+    windows: what the in-projection's products read, `(windows, tokens, C)` or the same rows in other axes; tokens first if
+        `enters_first`.
+    merged: what the out-projection reads, tokens first if `leaves_first`.
+    tail: the token-wise nodes from there on; the last one's result is moved back.
     landed: that result in the map's order.
     shapes: readers of nothing but the shape of values that go, each with the value.
     """
@@ -46,6 +48,8 @@ class Block:
     tail: tuple[gs.Node, ...]
     landed: gs.Tensor
     shapes: tuple[tuple[gs.Node, gs.Tensor], ...]
+    enters_first: bool = False
+    leaves_first: bool = False
 
     @property
     def nodes(self) -> frozenset[int]:
@@ -78,20 +82,26 @@ def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | 
     if out is None or into is None:
         return None
     merged, tail, shapes = out
-    windows, way, partition, rows = into
-    back = ends.get(tail[-1].outputs[0].name, ())
-    if len(back) != 1:
+    windows, way, partition, rows, enters_first = into
+    result = tail[-1].outputs[0]
+    back = ends.get(result.name, ())
+    if len(back) > 1:
         return None
-    landed, home = back[0]
-    if not _comes_back(view, home, partition, rows):
+    landed, home = back[0] if back else (result, Trace(result, 1.0, ()))
+    leaves_first = _comes_back(view, home, partition, rows)
+    if leaves_first is None:
         return None
     left = _only_read(view, home, tail[-1:], [], (landed,))
     products = _products(view, site)
     for first, norm in _beginnings(view, way.source, partition):
+        if not partition.moves and (norm is None or {shape[0] for shape in view.shapes(way.source) or ()} == {1}):
+            continue  # Nothing to gain: tokens are first already, or the compiler has to copy them in any case.
         asked = _only_read(view, way, [] if first is None else [first], products, windows)
         if asked is not None and left is not None:
             entry = first.inputs[0] if first is not None else way.source
-            return Block(site, partition, entry, norm, windows, merged, tail, landed, (*asked, *shapes, *left))
+            shapes = [*asked, *shapes, *left]
+            parts = (entry, norm, windows, merged, tail, landed, tuple(shapes))
+            return Block(site, partition, *parts, enters_first, leaves_first)
     return None
 
 
@@ -120,26 +130,31 @@ def _products(view: GraphView, site: AttentionSite) -> list[gs.Node]:
 
 def _into(
     view: GraphView, site: AttentionSite
-) -> tuple[tuple[gs.Tensor, ...], Trace, Partition, tuple[np.ndarray, ...]] | None:
-    """What the in-projection reads, how that came from the map, as a partition, and its rows world by world."""
+) -> tuple[tuple[gs.Tensor, ...], Trace, Partition, tuple[np.ndarray, ...], bool] | None:
+    """What the in-projection reads, how that came from the map, as a partition, its rows world by world, windows first, and
+    whether they lie tokens first."""
     products, tokens = _products(view, site), view.static(site.query.tensor, -2)
     if len(products) != 3 or tokens is None:
         return None
     windows = tuple({product.inputs[0].name: product.inputs[0] for product in products}.values())
     ways = [trace(view, tensor) for tensor in windows]
-    if any(way.source is not ways[0].source or way.factor != 1.0 or not way.steps for way in ways):
+    if any(way.source is not ways[0].source or way.factor != 1.0 for way in ways):
         return None
     found = [rows_of(view, way) for way in ways]
     if found[0] is None or any(each is None or not _same(each, found[0]) for each in found):
         return None
-    partition = read_partition(view, ways[0].source, ways[0].steps, found[0], tokens)
+    rows, first = found[0], False
+    partition = read_partition(view, ways[0].source, ways[0].steps, rows, tokens)
+    if partition is None and all(each.size % tokens == 0 for each in rows):
+        rows, first = tuple(each.reshape(tokens, -1).T.reshape(-1) for each in rows), True
+        partition = read_partition(view, ways[0].source, ways[0].steps, rows, tokens)
     if partition is not None and (padding := _padding(view, ways[0].source)) is not None:
         fits = (
             len({shape[1:3] for shape in view.shapes(ways[0].source) or ()} | {(partition.height, partition.width)})
             == 1
         )
         partition = replace(partition, padding=padding) if fits else None
-    return (windows, ways[0], partition, found[0]) if partition is not None and partition.moves else None
+    return (windows, ways[0], partition, rows, first) if partition is not None else None
 
 
 def _padding(view: GraphView, tensor: gs.Tensor) -> tuple[int, int, int, int] | None:
@@ -182,18 +197,20 @@ def rows_of(view: GraphView, way: Trace) -> tuple[np.ndarray, ...] | None:
     return rows
 
 
-def _comes_back(view: GraphView, home: Trace, partition: Partition, rows: Sequence[np.ndarray]) -> bool:
-    """Whether the way back puts every row where it was on the map."""
+def _comes_back(view: GraphView, home: Trace, partition: Partition, rows: Sequence[np.ndarray]) -> bool | None:
+    """Whether rows come back tokens first, where the way back puts every row where it was on the map; None where it does not."""
     found = rows_of(view, home)
     if found is None:
-        return False
+        return None
     whole, own = partition.height * partition.width, partition.kept
+    fits = [True, True]
     for there, back in zip(rows, found, strict=True):
-        inverse = np.argsort(there)  # Where each row of the map, padding included, lies among the windows.
         maps = np.arange(there.size // whole)[:, None] * whole
-        if not np.array_equal(back, inverse[(maps + own).reshape(-1)]):
-            return False
-    return True
+        for first in (False, True):
+            # Where each row of the map, padding included, lies among the windows.
+            inverse = np.argsort(partition.token_first(there) if first else there)
+            fits[first] = fits[first] and np.array_equal(back, inverse[(maps + own).reshape(-1)])
+    return None if not any(fits) else not fits[False]
 
 
 def _norm(view: GraphView, tensor: gs.Tensor) -> gs.Node | None:
@@ -222,7 +239,11 @@ def _out(
         places = row_operands(view, node) if node is not None else []
         if node is not None and merged is None and node.domain in STANDARD and moves(view, node, node.outputs[0]):
             tensor = node.outputs[0]
-        elif node is not None and places == [0 if node.inputs[0] is tensor else 1] and (tail or node.op == "MatMul"):
+        elif (
+            node is not None
+            and places == [0 if node.inputs[0] is tensor else 1]
+            and (tail or node.op in ("MatMul", "Gemm"))
+        ):
             merged = merged if merged is not None else tensor
             tail.append(node)
             tensor = node.outputs[0]
@@ -242,8 +263,9 @@ def _only_read(
     inside = {id(step.node) for step in steps} | {id(node) for node in last}
     kept = {tensor.name for tensor in ends}
     asking = []
-    for tensor in (*(node.outputs[0] for node in first), *(step.output for step in steps)):
-        if tensor.name in kept:
+    made = [node.outputs[0] for node in first]
+    for tensor in (*made, *(step.output for step in steps)):
+        if tensor.name in kept and tensor not in made:
             continue
         if tensor.name in view.pinned:
             return None

@@ -52,7 +52,7 @@ class Movements:
     def _written(self, writer: Writer, trip: Trip, name: str, write: Callable[[Writer, str, str], None]) -> Written:
         hint, first, function = ("reverse" if trip.back else "partition"), len(writer.nodes), None
         output = trip.output or writer.names.value(f"{writer.prefix}/windows")
-        if self.opset:
+        if self.opset and trip.partition.moves:
             function = self._function(name, write)
             writer.add(function.name, [trip.source], hint, output=output, domain=DOMAIN)
         else:

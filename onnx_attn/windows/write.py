@@ -19,9 +19,6 @@ from onnx_attn.windows.functions import Movements
 from onnx_attn.windows.region import Region
 from onnx_attn.windows.token_wise import keeps_rows, row_operands
 
-TOKENS_LAST = [1, 0, 2]
-"""Tokens first, windows last, and the other way round."""
-
 
 class CannotSay(Exception):
     """A value that goes is asked for its shape, and no value that stays has it."""
@@ -67,8 +64,9 @@ class _Written:
         # As the site has them: maps apart from windows, where a mask tells windows apart.
         windows = block.partition.windows if (self.view.rank(block.site.query.tensor) or 0) > 4 else None
         sizes = [block.partition.tokens, -1, *([windows] if windows is not None else [])]
-        cut = part.add("Reshape", [source, part.shape(*sizes, shapes[0][-1])], "tokens")
-        turned = part.add("Transpose", [cut], "windows", perm=[*range(1, len(sizes)), 0, len(sizes)])
+        turned = part.add("Reshape", [source, part.shape(*sizes, shapes[0][-1])], "tokens")
+        if not block.enters_first:
+            turned = part.add("Transpose", [turned], "windows", perm=[*range(1, len(sizes)), 0, len(sizes)])
         yield Splice(min(places.values()), tuple(part.nodes), ())
         for tensor in block.windows:
             part = self._part()
@@ -81,10 +79,11 @@ class _Written:
         shapes = self.view.shapes(block.merged)
         assert shapes is not None
         merged, tokens, width = block.merged.name, block.partition.tokens, shapes[0][-1]
-        if len(shapes[0]) != 3 or any(shape[1] != tokens for shape in shapes):
-            merged = part.add("Reshape", [merged, part.shape(-1, tokens, width)], "windows")
-        turned = part.add("Transpose", [merged], "tokens", perm=TOKENS_LAST)
-        self.renamed[block.merged.name] = part.add("Reshape", [turned, part.shape(-1, width)], "rows")
+        if not block.leaves_first:
+            if len(shapes[0]) != 3 or any(shape[1] != tokens for shape in shapes):
+                merged = part.add("Reshape", [merged, part.shape(-1, tokens, width)], "windows")
+            merged = part.add("Transpose", [merged], "tokens", perm=[1, 0, 2])
+        self.renamed[block.merged.name] = part.add("Reshape", [merged, part.shape(-1, width)], "rows")
         for node in block.tail:
             self._again(part, node)
             yield Splice(self.view.position(node), tuple(part.nodes), ())
