@@ -20,10 +20,14 @@ from onnx_attn.site import AttentionSite
 from onnx_attn.views.movement import index_map, moves
 from onnx_attn.views.trace import Trace, trace
 from onnx_attn.windows.partition import Partition, read_partition
-from onnx_attn.windows.token_wise import row_index, row_operands
+from onnx_attn.windows.token_wise import keeps_rows, row_index, row_operands
 
 MOST_STEPS = 16
 """How many nodes may stand between P·V and its out-projection, or behind that in front of the movement back."""
+
+
+LAYERS = ("MatMul", "Gemm")
+"""The products with weights in front of attention and behind it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Block:
     windows: what the in-projection's products read, `(windows, tokens, C)` or the same rows in other axes.
     merged: what the out-projection reads. tail: the token-wise nodes from there on; the last one's result is moved back.
     landed: that result in the map's order.
+    moved: the nodes in between that only move rows.
     shapes: readers of nothing but the shape of values that go, each with the value.
     """
 
@@ -45,12 +50,13 @@ class Block:
     merged: gs.Tensor
     tail: tuple[gs.Node, ...]
     landed: gs.Tensor
+    moved: tuple[gs.Node, ...]
     shapes: tuple[tuple[gs.Node, gs.Tensor], ...]
 
     @property
     def nodes(self) -> frozenset[int]:
         """The ids of the nodes that are this block's own."""
-        return frozenset(id(node) for node in (self.norm, *self.tail) if node is not None)
+        return frozenset(id(node) for node in (self.norm, *self.tail, *self.moved) if node is not None)
 
 
 Landings = Mapping[str, Sequence[tuple[gs.Tensor, Trace]]]
@@ -64,11 +70,19 @@ def landings(view: GraphView) -> Landings:
         for place in row_operands(view, node):
             tensor = node.inputs[place]
             above = view.producer(tensor)
+            if moves(view, node, node.outputs[0]):
+                continue  # An identity: the row goes on.
             if above is not None and (above.op == "Concat" or moves(view, above, tensor)):
                 way = trace(view, tensor)
                 if way.steps and way.factor == 1.0:
                     found.setdefault(way.source.name, {})[tensor.name] = (tensor, way)
-    return {name: tuple(ends.values()) for name, ends in found.items()}
+    return {name: _first(list(ends.values())) for name, ends in found.items()}
+
+
+def _first(ends: list[tuple[gs.Tensor, Trace]]) -> list[tuple[gs.Tensor, Trace]]:
+    """Without those that others lie on the way to."""
+    names = {tensor.name for tensor, _ in ends}
+    return [end for end in ends if names.isdisjoint(step.output.name for step in end[1].steps[:-1])]
 
 
 def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | None:
@@ -90,8 +104,9 @@ def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | 
     for first, norm in _beginnings(view, way.source, partition):
         asked = _only_read(view, way, [] if first is None else [first], products, windows)
         if asked is not None and left is not None:
-            entry = first.inputs[0] if first is not None else way.source
-            return Block(site, partition, entry, norm, windows, merged, tail, landed, (*asked, *shapes, *left))
+            entry = _first_of_its_rows(view, first.inputs[0] if first is not None else way.source)
+            moved = tuple(step.node for each in (*way.steps, *home.steps) for step in each.whole)
+            return Block(site, partition, entry, norm, windows, merged, tail, landed, moved, (*asked, *shapes, *left))
     return None
 
 
@@ -106,13 +121,20 @@ def _beginnings(
     return [(norm, norm), (None, None)] if norm is not None else [(None, None)]
 
 
+def _first_of_its_rows(view: GraphView, tensor: gs.Tensor) -> gs.Tensor:
+    """The value that has a tensor's rows first: what the residual reads, if the block reads them in other axes."""
+    while (node := view.producer(tensor)) is not None and keeps_rows(view, node):
+        tensor = node.inputs[0]
+    return tensor
+
+
 def _products(view: GraphView, site: AttentionSite) -> list[gs.Node]:
     """The products with weights behind Q, K and V; what works on each head in between (a norm, a scale) is no matter here."""
     found = []
     for operand, projected in zip(site.operands, site.projection.operands if site.projection else (), strict=False):
         origin = read_origin(view, operand.read) if projected is None else None
         product = projected.layer.product if projected is not None else origin.layer if origin is not None else None
-        if product is None or product.op not in ("MatMul", "Gemm"):
+        if product is None or product.op not in LAYERS:
             return []
         found.append(product)
     return found
@@ -222,27 +244,30 @@ def _out(
         places = row_operands(view, node) if node is not None else []
         if node is not None and merged is None and node.domain in STANDARD and moves(view, node, node.outputs[0]):
             tensor = node.outputs[0]
-        elif node is not None and places == [0 if node.inputs[0] is tensor else 1] and (tail or node.op == "MatMul"):
+        elif node is not None and places == [0 if node.inputs[0] is tensor else 1] and (tail or node.op in LAYERS):
             merged = merged if merged is not None else tensor
             tail.append(node)
             tensor = node.outputs[0]
         else:
             break
+    while tail and moves(view, tail[-1], tail[-1].outputs[0]):  # An identity: of the way back.
+        tail.pop()
     return (merged, tuple(tail), shapes) if merged is not None and tail else None
 
 
 def _only_read(
-    view: GraphView, way: Trace, first: Iterable[gs.Node], last: Iterable[gs.Node], ends: Sequence[gs.Tensor]
+    view: GraphView, way: Trace, first: Sequence[gs.Node], last: Iterable[gs.Node], ends: Sequence[gs.Tensor]
 ) -> list[tuple[gs.Node, gs.Tensor]] | None:
     """Who asks for the shape of what a way makes on its way, where nobody else reads it; None if somebody does.
 
-    first: the nodes that make the way's source, if that goes too. last: may read what comes before the ends.
+    first: the nodes that make the way's source, if that goes too; else the source's rows may be read in other axes as well.
+    last: may read what comes before the ends.
     """
-    steps = [step for each in way.steps for step in each.whole]
-    inside = {id(step.node) for step in steps} | {id(node) for node in last}
-    kept = {tensor.name for tensor in ends}
+    nodes = list({id(step.node): step.node for each in way.steps for step in each.whole}.values())
+    inside = {id(node) for node in (*nodes, *last)}
+    kept = {tensor.name for tensor in ends} | (set() if first else _in_front(view, way, nodes))
     asking = []
-    for tensor in (*(node.outputs[0] for node in first), *(step.output for step in steps)):
+    for tensor in (tensor for node in (*first, *nodes) for tensor in node.outputs):
         if tensor.name in kept:
             continue
         if tensor.name in view.pinned:
@@ -254,3 +279,15 @@ def _only_read(
                 return None
             asking.append((reader, tensor))
     return list({id(reader): (reader, tensor) for reader, tensor in asking}.values())
+
+
+def _in_front(view: GraphView, way: Trace, nodes: Sequence[gs.Node]) -> set[str]:
+    """What says the rows of a way's source in other axes, before any are moved: all of the way comes through it."""
+    found, tensor = set[str](), way.source
+    while True:
+        readers = {id(node): node for node in nodes if any(each is tensor for each in node.inputs)}
+        node = next(iter(readers.values())) if len(readers) == 1 else None
+        if node is None or not keeps_rows(view, node):
+            return found
+        tensor = node.outputs[0]
+        found.add(tensor.name)

@@ -38,7 +38,7 @@ def read_region(view: GraphView, block: Block, taken: Set[int]) -> Region:
     """
     # With padding there are more rows in windows than on the map: no order of the same rows.
     nodes = _nodes(view, block, taken) if not any(block.partition.padding) else {}
-    region = _bounded(view, block, nodes)
+    region = _bounded(view, block, _without_needless_aliases(view, nodes))
     return region if len(region.exits) <= 1 else _bounded(view, block, {})
 
 
@@ -67,6 +67,15 @@ def _nodes(view: GraphView, block: Block, taken: Set[int]) -> dict[int, gs.Node]
             ready.add(node.outputs[0].name)
             wait_for(node.outputs[0])
     return found
+
+
+def _without_needless_aliases(view: GraphView, nodes: dict[int, gs.Node]) -> dict[int, gs.Node]:
+    """Without those that only others read: what is moved back is moved back in one way."""
+    inside = {id(node) for node in nodes.values()}
+    for node in (nodes[position] for position in sorted(nodes, reverse=True)):
+        if keeps_rows(view, node) and not any(id(reader) in inside for reader in view.readers(node.outputs[0])):
+            inside.remove(id(node))
+    return {position: node for position, node in nodes.items() if id(node) in inside}
 
 
 def _known(view: GraphView, tensor: gs.Tensor, ready: Set[str]) -> str | None:
