@@ -55,7 +55,8 @@ class Residual(Block):
         return net.reshape(net.turn(apart, *perm), -1, *self.sizes, WIDTH)
 
     def unrolled(self, net: Net, value: str) -> str:
-        for axis, (shift, size) in enumerate(zip(self.shift, self.sizes, strict=True), 1):
+        sizes = self.sizes if self.pad_first else self.edges
+        for axis, (shift, size) in enumerate(zip(self.shift, sizes, strict=True), 1):
             value = self.roll(net, value, axis, size - shift, size) if shift else value
         return value
 
@@ -65,8 +66,9 @@ class Residual(Block):
         return net.op("Slice", value, net.ints(top, left), ends, net.ints(1, 2)) if any(self.pads) else value
 
     def attention(self, net: Net, value: str) -> str:
-        rolled = self.hook(net, "rolled", self.rolled(net, self.padded(net, value)))
-        windows = self.hook(net, "windows", self.cut(net, rolled))
+        for step in (self.padded, self.rolled) if self.pad_first else (self.rolled, self.padded):
+            value = step(net, value)
+        windows = self.hook(net, "windows", self.cut(net, self.hook(net, "rolled", value)))
         if self.layer == "MatMul":
             out = self_attention(net, windows, name=f"softmax_{len(net.nodes)}")
         else:
@@ -78,7 +80,10 @@ class Residual(Block):
         return self.uncut(net, self.hook(net, "attended", out))
 
     def landed(self, net: Net, value: str) -> str:
-        return self.unpadded(net, self.unrolled(net, self.attention(net, value)))
+        value = self.attention(net, value)
+        for step in (self.unrolled, self.unpadded) if self.pad_first else (self.unpadded, self.unrolled):
+            value = step(net, value)
+        return value
 
     def whole(self, net: Net, x: str) -> str:
         x = self.hook(net, "x", x)
