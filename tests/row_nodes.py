@@ -89,7 +89,7 @@ EACH_ROW: dict[str, Hook] = {
     "of three": lambda net, value: net.op("Max", value, net.const(const(1, 1, WIDTH)), net.const(0.1)),
     "Dropout": unary("Dropout"),
     "Identity": unary("Identity"),
-    "Cast": lambda net, value: net.op("Cast", net.op("Cast", value, to=TensorProto.DOUBLE), to=TensorProto.FLOAT),
+    "Cast": lambda net, value: net.op("Cast", net.op("Cast", value, to=TensorProto.DOUBLE), to=net._type(None)),
     "squared": lambda net, value: net.op("Mul", value, value),
     "a weight that is reshaped": lambda net, value: net.op(
         "MatMul", value, net.op("Reshape", net.weight(4, WIDTH // 4, WIDTH), net.ints(WIDTH, WIDTH))

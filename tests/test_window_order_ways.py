@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from checks import assert_same, feeds
-from graphs import WIDTH, Net
+from graphs import WIDTH, Net, self_attention
 from onnx import TensorProto, helper
 from quantised import step
 from window_blocks import Residual, calls, inside, ordered
@@ -118,6 +118,50 @@ def test_branches(block: type[Residual]) -> None:
     fused, done = ordered(block(shift=(2, 3)).model())
     assert all(done)
     assert calls(fused).count("WindowPartition") == calls(fused).count("WindowReverse") == len(done)
+
+
+@pytest.mark.parametrize("norm", ["front", "behind", "none"])
+@pytest.mark.parametrize("rows", [False, True], ids=["map", "rows"])
+def test_a_global_attention_behind_a_block(norm: str, rows: bool) -> None:
+    """Its LayerNorm and projections work row by row too, but what is moved back is the one value in front of them."""
+
+    class Mixed(Residual):
+        def whole(self, net: Net, x: str) -> str:
+            x = super().whole(net, x)
+            value = self_attention(net, net.reshape(self.normed(net, x), -1, 64, WIDTH), name="global")
+            return self.with_mlp(net, net.op("Add", x, value if rows else net.reshape(value, -1, 8, 8, WIDTH)))
+
+    fused, done = ordered(Mixed(shift=(2, 1), norm=norm, rows=rows).model())
+    assert done == [True, False]
+    assert inside(fused).count("Relu") == 1
+    assert inside(fused).count("LayerNormalization") == (0 if norm == "none" else 2)
+
+
+@pytest.mark.parametrize("norm", ["front", "behind", "none"])
+def test_a_convolution_between_blocks(norm: str) -> None:
+    """It has the channels first: where the map is turned, it is a map of rows."""
+
+    class Between(Residual):
+        def whole(self, net: Net, x: str) -> str:
+            kernel = net.weight(WIDTH, 1, 3, 3)
+            turned = net.turn(super().whole(net, x), 0, 3, 1, 2)
+            return net.turn(net.op("Conv", turned, kernel, pads=[1] * 4, group=WIDTH), 0, 2, 3, 1)
+
+    fused, done = ordered(Between(shift=(2, 1), norm=norm, blocks=2).model())
+    assert done == [True, True]
+    assert inside(fused).count("Relu") == 2
+
+
+@pytest.mark.parametrize("norm", ["front", "behind", "none"])
+def test_blocks_and_grids_in_turn(norm: str) -> None:
+    class Turns(Residual):
+        def whole(self, net: Net, x: str) -> str:
+            self.strided = not self.strided
+            return super().whole(net, x)
+
+    fused, done = ordered(Turns(norm=norm, blocks=2).model())
+    assert done == [True, True]
+    assert inside(fused).count("Relu") == 2
 
 
 def test_attention_on_attention_without_anything_between() -> None:

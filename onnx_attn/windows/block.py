@@ -7,7 +7,7 @@ The LayerNorm in front may be missing (Swin V2 has it behind).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,15 +17,14 @@ from onnx_attn.forms.owning import reads_shape
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.recognize.origin import read_origin
 from onnx_attn.site import AttentionSite
-from onnx_attn.views.movement import index_map, moves
+from onnx_attn.views.movement import moves
 from onnx_attn.views.trace import Trace, trace
 from onnx_attn.windows.partition import Partition, read_partition
-from onnx_attn.windows.token_wise import keeps_rows, row_index, row_operands
+from onnx_attn.windows.token_wise import keeps_rows, row_operands
+from onnx_attn.windows.way import Landings, all_through, below, nodes_of, only_read, rows_of
 
 MOST_STEPS = 16
 """How many nodes may stand between P·V and its out-projection, or behind that in front of the movement back."""
-
-
 LAYERS = ("MatMul", "Gemm")
 """The products with weights in front of attention and behind it."""
 
@@ -59,32 +58,6 @@ class Block:
         return frozenset(id(node) for node in (self.norm, *self.tail, *self.moved) if node is not None)
 
 
-Landings = Mapping[str, Sequence[tuple[gs.Tensor, Trace]]]
-"""By name, where a moved value is read token by token again, and how it came there."""
-
-
-def landings(view: GraphView) -> Landings:
-    """For every value whose rows are moved, and then read by a token-wise node."""
-    found: dict[str, dict[str, tuple[gs.Tensor, Trace]]] = {}
-    for node in view.graph.nodes:
-        for place in row_operands(view, node):
-            tensor = node.inputs[place]
-            above = view.producer(tensor)
-            if moves(view, node, node.outputs[0]):
-                continue  # An identity: the row goes on.
-            if above is not None and (above.op == "Concat" or moves(view, above, tensor)):
-                way = trace(view, tensor)
-                if way.steps and way.factor == 1.0:
-                    found.setdefault(way.source.name, {})[tensor.name] = (tensor, way)
-    return {name: _first(list(ends.values())) for name, ends in found.items()}
-
-
-def _first(ends: list[tuple[gs.Tensor, Trace]]) -> list[tuple[gs.Tensor, Trace]]:
-    """Without those that others lie on the way to."""
-    names = {tensor.name for tensor, _ in ends}
-    return [end for end in ends if names.isdisjoint(step.output.name for step in end[1].steps[:-1])]
-
-
 def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | None:
     """The block around a site; None where its rows are not moved, or not read back, or somebody else reads what would go."""
     out = _out(view, site)
@@ -99,13 +72,13 @@ def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | 
     landed, home = back[0]
     if not _comes_back(view, home, partition, rows):
         return None
-    left = _only_read(view, home, tail[-1:], [], (landed,))
+    left = only_read(view, home, tail[-1:], [], (landed,))
     products = _products(view, site)
     for first, norm in _beginnings(view, way.source, partition):
-        asked = _only_read(view, way, [] if first is None else [first], products, windows)
+        asked = only_read(view, way, [] if first is None else [first], products, windows)
         if asked is not None and left is not None:
             entry = _first_of_its_rows(view, first.inputs[0] if first is not None else way.source)
-            moved = tuple(step.node for each in (*way.steps, *home.steps) for step in each.whole)
+            moved = (*nodes_of(way), *nodes_of(home))
             return Block(site, partition, entry, norm, windows, merged, tail, landed, moved, (*asked, *shapes, *left))
     return None
 
@@ -151,17 +124,18 @@ def _into(
     ways = [trace(view, tensor) for tensor in windows]
     if any(way.source is not ways[0].source or way.factor != 1.0 or not way.steps for way in ways):
         return None
-    found = [rows_of(view, way) for way in ways]
-    if found[0] is None or any(each is None or not _same(each, found[0]) for each in found):
-        return None
-    partition = read_partition(view, ways[0].source, ways[0].steps, found[0], tokens)
-    if partition is not None and (padding := _padding(view, ways[0].source)) is not None:
-        fits = (
-            len({shape[1:3] for shape in view.shapes(ways[0].source) or ()} | {(partition.height, partition.width)})
-            == 1
-        )
-        partition = replace(partition, padding=padding) if fits else None
-    return (windows, ways[0], partition, found[0]) if partition is not None and partition.moves else None
+    for source in (ways[0].source, *all_through(ways[0].source, nodes_of(ways[0]))):
+        rest = [below(way, source) for way in ways]
+        found = [rows_of(view, way) if way is not None and way.steps else None for way in rest]
+        way, rows = rest[0], found[0]
+        if way is None or rows is None or any(each is None or not _same(each, rows) for each in found):
+            continue  # Not of whole rows from here: a map with channels first is turned on its way.
+        partition = read_partition(view, source, way.steps, rows, tokens)
+        if partition is not None and (padding := _padding(view, source)) is not None:
+            edges = {shape[1:3] for shape in view.shapes(source) or ()}
+            partition = replace(partition, padding=padding) if edges == {(partition.height, partition.width)} else None
+        return (windows, way, partition, rows) if partition is not None and partition.moves else None
+    return None
 
 
 def _padding(view: GraphView, tensor: gs.Tensor) -> tuple[int, int, int, int] | None:
@@ -186,22 +160,6 @@ def _padding(view: GraphView, tensor: gs.Tensor) -> tuple[int, int, int, int] | 
 
 def _same(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def rows_of(view: GraphView, way: Trace) -> tuple[np.ndarray, ...] | None:
-    """World by world, the rows of a way's source that lie at its end; None if rows are not moved whole."""
-    shapes = view.shapes(way.source)
-    if shapes is None:
-        return None
-    key = ("rows", shapes, tuple(step.output.name for step in way.steps))
-    if key not in view.layouts:
-        found = []
-        for world, shape in zip(view.worlds, shapes, strict=True):
-            index = index_map(world, shape, way.steps)
-            found.append(None if index is None else row_index(index, shape[-1]))
-        view.layouts[key] = None if any(each is None for each in found) else tuple(found)
-    rows: tuple[np.ndarray, ...] | None = view.layouts[key]
-    return rows
 
 
 def _comes_back(view: GraphView, home: Trace, partition: Partition, rows: Sequence[np.ndarray]) -> bool:
@@ -253,41 +211,3 @@ def _out(
     while tail and moves(view, tail[-1], tail[-1].outputs[0]):  # An identity: of the way back.
         tail.pop()
     return (merged, tuple(tail), shapes) if merged is not None and tail else None
-
-
-def _only_read(
-    view: GraphView, way: Trace, first: Sequence[gs.Node], last: Iterable[gs.Node], ends: Sequence[gs.Tensor]
-) -> list[tuple[gs.Node, gs.Tensor]] | None:
-    """Who asks for the shape of what a way makes on its way, where nobody else reads it; None if somebody does.
-
-    first: the nodes that make the way's source, if that goes too; else the source's rows may be read in other axes as well.
-    last: may read what comes before the ends.
-    """
-    nodes = list({id(step.node): step.node for each in way.steps for step in each.whole}.values())
-    inside = {id(node) for node in (*nodes, *last)}
-    kept = {tensor.name for tensor in ends} | (set() if first else _in_front(view, way, nodes))
-    asking = []
-    for tensor in (tensor for node in (*first, *nodes) for tensor in node.outputs):
-        if tensor.name in kept:
-            continue
-        if tensor.name in view.pinned:
-            return None
-        for reader in view.readers(tensor):
-            if id(reader) in inside:
-                continue
-            if not reads_shape(view, reader):
-                return None
-            asking.append((reader, tensor))
-    return list({id(reader): (reader, tensor) for reader, tensor in asking}.values())
-
-
-def _in_front(view: GraphView, way: Trace, nodes: Sequence[gs.Node]) -> set[str]:
-    """What says the rows of a way's source in other axes, before any are moved: all of the way comes through it."""
-    found, tensor = set[str](), way.source
-    while True:
-        readers = {id(node): node for node in nodes if any(each is tensor for each in node.inputs)}
-        node = next(iter(readers.values())) if len(readers) == 1 else None
-        if node is None or not keeps_rows(view, node):
-            return found
-        tensor = node.outputs[0]
-        found.add(tensor.name)

@@ -18,9 +18,10 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.order import prove_order
 from onnx_attn.site import AttentionSite, Candidate
-from onnx_attn.windows.block import Block, landings, read_block
+from onnx_attn.windows.block import Block, read_block
 from onnx_attn.windows.functions import Movements
 from onnx_attn.windows.region import read_region
+from onnx_attn.windows.way import landings
 from onnx_attn.windows.write import CannotSay, write_block
 
 
