@@ -7,7 +7,7 @@ The LayerNorm in front may be missing (Swin V2 has it behind).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,13 +17,16 @@ from onnx_attn.forms.owning import reads_shape
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.recognize.origin import read_origin
 from onnx_attn.site import AttentionSite
-from onnx_attn.views.movement import index_map, moves
+from onnx_attn.views.movement import moves
 from onnx_attn.views.trace import Trace, trace
 from onnx_attn.windows.partition import Partition, read_partition
-from onnx_attn.windows.token_wise import row_index, row_operands
+from onnx_attn.windows.token_wise import keeps_rows, row_operands
+from onnx_attn.windows.way import Landings, all_through, below, nodes_of, only_read, rows_of
 
 MOST_STEPS = 16
 """How many nodes may stand between P·V and its out-projection, or behind that in front of the movement back."""
+LAYERS = ("MatMul", "Gemm")
+"""The products with weights in front of attention and behind it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Block:
     merged: what the out-projection reads, tokens first if `leaves_first`.
     tail: the token-wise nodes from there on; the last one's result is moved back.
     landed: that result in the map's order.
+    moved: the nodes in between that only move rows.
     shapes: readers of nothing but the shape of values that go, each with the value.
     """
 
@@ -47,6 +51,7 @@ class Block:
     merged: gs.Tensor
     tail: tuple[gs.Node, ...]
     landed: gs.Tensor
+    moved: tuple[gs.Node, ...]
     shapes: tuple[tuple[gs.Node, gs.Tensor], ...]
     enters_first: bool = False
     leaves_first: bool = False
@@ -54,25 +59,7 @@ class Block:
     @property
     def nodes(self) -> frozenset[int]:
         """The ids of the nodes that are this block's own."""
-        return frozenset(id(node) for node in (self.norm, *self.tail) if node is not None)
-
-
-Landings = Mapping[str, Sequence[tuple[gs.Tensor, Trace]]]
-"""By name, where a moved value is read token by token again, and how it came there."""
-
-
-def landings(view: GraphView) -> Landings:
-    """For every value whose rows are moved, and then read by a token-wise node."""
-    found: dict[str, dict[str, tuple[gs.Tensor, Trace]]] = {}
-    for node in view.graph.nodes:
-        for place in row_operands(view, node):
-            tensor = node.inputs[place]
-            above = view.producer(tensor)
-            if above is not None and (above.op == "Concat" or moves(view, above, tensor)):
-                way = trace(view, tensor)
-                if way.steps and way.factor == 1.0:
-                    found.setdefault(way.source.name, {})[tensor.name] = (tensor, way)
-    return {name: tuple(ends.values()) for name, ends in found.items()}
+        return frozenset(id(node) for node in (self.norm, *self.tail, *self.moved) if node is not None)
 
 
 def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | None:
@@ -91,16 +78,16 @@ def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | 
     leaves_first = _comes_back(view, home, partition, rows)
     if leaves_first is None:
         return None
-    left = _only_read(view, home, tail[-1:], [], (landed,))
+    left = only_read(view, home, tail[-1:], [], (landed,))
     products = _products(view, site)
     for first, norm in _beginnings(view, way.source, partition):
         if not partition.moves and (norm is None or {shape[0] for shape in view.shapes(way.source) or ()} == {1}):
             continue  # Nothing to gain: tokens are first already, or the compiler has to copy them in any case.
-        asked = _only_read(view, way, [] if first is None else [first], products, windows)
+        asked = only_read(view, way, [] if first is None else [first], products, windows)
         if asked is not None and left is not None:
-            entry = first.inputs[0] if first is not None else way.source
-            shapes = [*asked, *shapes, *left]
-            parts = (entry, norm, windows, merged, tail, landed, tuple(shapes))
+            entry = _first_of_its_rows(view, first.inputs[0] if first is not None else way.source)
+            moved = (*nodes_of(way), *nodes_of(home))
+            parts = (entry, norm, windows, merged, tail, landed, moved, (*asked, *shapes, *left))
             return Block(site, partition, *parts, enters_first, leaves_first)
     return None
 
@@ -116,13 +103,20 @@ def _beginnings(
     return [(norm, norm), (None, None)] if norm is not None else [(None, None)]
 
 
+def _first_of_its_rows(view: GraphView, tensor: gs.Tensor) -> gs.Tensor:
+    """The value that has a tensor's rows first: what the residual reads, if the block reads them in other axes."""
+    while (node := view.producer(tensor)) is not None and keeps_rows(view, node):
+        tensor = node.inputs[0]
+    return tensor
+
+
 def _products(view: GraphView, site: AttentionSite) -> list[gs.Node]:
     """The products with weights behind Q, K and V; what works on each head in between (a norm, a scale) is no matter here."""
     found = []
     for operand, projected in zip(site.operands, site.projection.operands if site.projection else (), strict=False):
         origin = read_origin(view, operand.read) if projected is None else None
         product = projected.layer.product if projected is not None else origin.layer if origin is not None else None
-        if product is None or product.op not in ("MatMul", "Gemm"):
+        if product is None or product.op not in LAYERS:
             return []
         found.append(product)
     return found
@@ -140,21 +134,21 @@ def _into(
     ways = [trace(view, tensor) for tensor in windows]
     if any(way.source is not ways[0].source or way.factor != 1.0 for way in ways):
         return None
-    found = [rows_of(view, way) for way in ways]
-    if found[0] is None or any(each is None or not _same(each, found[0]) for each in found):
-        return None
-    rows, first = found[0], False
-    partition = read_partition(view, ways[0].source, ways[0].steps, rows, tokens)
-    if partition is None and all(each.size % tokens == 0 for each in rows):
-        rows, first = tuple(each.reshape(tokens, -1).T.reshape(-1) for each in rows), True
-        partition = read_partition(view, ways[0].source, ways[0].steps, rows, tokens)
-    if partition is not None and (padding := _padding(view, ways[0].source)) is not None:
-        fits = (
-            len({shape[1:3] for shape in view.shapes(ways[0].source) or ()} | {(partition.height, partition.width)})
-            == 1
-        )
-        partition = replace(partition, padding=padding) if fits else None
-    return (windows, ways[0], partition, rows, first) if partition is not None else None
+    for source in (ways[0].source, *all_through(ways[0].source, nodes_of(ways[0]))):
+        rest = [below(way, source) for way in ways]
+        found = [rows_of(view, way) if way is not None else None for way in rest]
+        way, rows = rest[0], found[0]
+        if way is None or rows is None or any(each is None or not _same(each, rows) for each in found):
+            continue  # Not of whole rows from here: a map with channels first is turned on its way.
+        partition, first = read_partition(view, source, way.steps, rows, tokens), False
+        if partition is None and all(each.size % tokens == 0 for each in rows):
+            rows, first = tuple(each.reshape(tokens, -1).T.reshape(-1) for each in rows), True
+            partition = read_partition(view, source, way.steps, rows, tokens)
+        if partition is not None and (padding := _padding(view, source)) is not None:
+            edges = {shape[1:3] for shape in view.shapes(source) or ()}
+            partition = replace(partition, padding=padding) if edges == {(partition.height, partition.width)} else None
+        return (windows, way, partition, rows, first) if partition is not None else None
+    return None
 
 
 def _padding(view: GraphView, tensor: gs.Tensor) -> tuple[int, int, int, int] | None:
@@ -179,22 +173,6 @@ def _padding(view: GraphView, tensor: gs.Tensor) -> tuple[int, int, int, int] | 
 
 def _same(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def rows_of(view: GraphView, way: Trace) -> tuple[np.ndarray, ...] | None:
-    """World by world, the rows of a way's source that lie at its end; None if rows are not moved whole."""
-    shapes = view.shapes(way.source)
-    if shapes is None:
-        return None
-    key = ("rows", shapes, tuple(step.output.name for step in way.steps))
-    if key not in view.layouts:
-        found = []
-        for world, shape in zip(view.worlds, shapes, strict=True):
-            index = index_map(world, shape, way.steps)
-            found.append(None if index is None else row_index(index, shape[-1]))
-        view.layouts[key] = None if any(each is None for each in found) else tuple(found)
-    rows: tuple[np.ndarray, ...] | None = view.layouts[key]
-    return rows
 
 
 def _comes_back(view: GraphView, home: Trace, partition: Partition, rows: Sequence[np.ndarray]) -> bool | None:
@@ -239,40 +217,12 @@ def _out(
         places = row_operands(view, node) if node is not None else []
         if node is not None and merged is None and node.domain in STANDARD and moves(view, node, node.outputs[0]):
             tensor = node.outputs[0]
-        elif (
-            node is not None
-            and places == [0 if node.inputs[0] is tensor else 1]
-            and (tail or node.op in ("MatMul", "Gemm"))
-        ):
+        elif node is not None and places == [0 if node.inputs[0] is tensor else 1] and (tail or node.op in LAYERS):
             merged = merged if merged is not None else tensor
             tail.append(node)
             tensor = node.outputs[0]
         else:
             break
+    while tail and moves(view, tail[-1], tail[-1].outputs[0]):  # An identity: of the way back.
+        tail.pop()
     return (merged, tuple(tail), shapes) if merged is not None and tail else None
-
-
-def _only_read(
-    view: GraphView, way: Trace, first: Iterable[gs.Node], last: Iterable[gs.Node], ends: Sequence[gs.Tensor]
-) -> list[tuple[gs.Node, gs.Tensor]] | None:
-    """Who asks for the shape of what a way makes on its way, where nobody else reads it; None if somebody does.
-
-    first: the nodes that make the way's source, if that goes too. last: may read what comes before the ends.
-    """
-    steps = [step for each in way.steps for step in each.whole]
-    inside = {id(step.node) for step in steps} | {id(node) for node in last}
-    kept = {tensor.name for tensor in ends}
-    asking = []
-    made = [node.outputs[0] for node in first]
-    for tensor in (*made, *(step.output for step in steps)):
-        if tensor.name in kept and tensor not in made:
-            continue
-        if tensor.name in view.pinned:
-            return None
-        for reader in view.readers(tensor):
-            if id(reader) in inside:
-                continue
-            if not reads_shape(view, reader):
-                return None
-            asking.append((reader, tensor))
-    return list({id(reader): (reader, tensor) for reader, tensor in asking}.values())

@@ -11,17 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from onnx_attn.graph.compose import compose
+from onnx_attn.graph.compose import INITIALIZERS_ALONE_IR, compose
 from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.view import GraphView
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.order import prove_order
 from onnx_attn.site import AttentionSite, Candidate
-from onnx_attn.windows.block import Block, landings, read_block
+from onnx_attn.windows.block import Block, read_block
 from onnx_attn.windows.functions import Movements
 from onnx_attn.windows.region import read_region
 from onnx_attn.windows.trips import Trip, without_round_trips
+from onnx_attn.windows.way import landings
 from onnx_attn.windows.write import CannotSay, write_block
 
 
@@ -56,6 +57,11 @@ def in_window_order(
     for block in blocks:
         key, form = block.site.output.name, form_of(block.site)
         if form is None:
+            continue
+        if form == "function" and loaded.proto.ir_version < INITIALIZERS_ALONE_IR:
+            left[key] = (
+                "functions raise the IR, and weights that are listed among the inputs would be inputs from then on"
+            )
             continue
         movements = Movements(names, view.opset if form == "function" else 0, trips)
         try:

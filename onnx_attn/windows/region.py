@@ -13,7 +13,7 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.windows.block import Block
 from onnx_attn.windows.token_wise import keeps_rows, row_operands
 
-MOST_NODES = 4096
+MOST_NODES = 512
 """How many nodes one block may have."""
 
 
@@ -34,12 +34,23 @@ def read_region(view: GraphView, block: Block, taken: Set[int]) -> Region:
     """All that follows from the block's attention and x row by row, up to where it is moved again. taken: nodes (by id) of
     other blocks.
 
-    Where more than one value would have to be moved back, only the attention's result is.
+    Only one value is moved back, of no more channels than x has: the region ends where that is so. What follows may be row by
+    row too (the LayerNorm and the projections of a global attention, beside the residual that goes around them).
     """
     # With padding there are more rows in windows than on the map: no order of the same rows.
     nodes = _nodes(view, block, taken) if not any(block.partition.padding) else {}
-    region = _bounded(view, block, nodes)
-    return region if len(region.exits) <= 1 else _bounded(view, block, {})
+    positions = sorted(nodes)
+    for count in range(len(positions), 0, -1):
+        some = {position: nodes[position] for position in positions[:count]}
+        region = _bounded(view, block, _without_needless_aliases(view, some))
+        if len(region.exits) <= 1 and all(_width(view, each) <= _width(view, block.entry) for each in region.exits):
+            return region
+    return _bounded(view, block, {})
+
+
+def _width(view: GraphView, tensor: gs.Tensor) -> int:
+    shapes = view.shapes(tensor)
+    return shapes[0][-1] if shapes is not None else 0
 
 
 def _nodes(view: GraphView, block: Block, taken: Set[int]) -> dict[int, gs.Node]:
@@ -67,6 +78,15 @@ def _nodes(view: GraphView, block: Block, taken: Set[int]) -> dict[int, gs.Node]
             ready.add(node.outputs[0].name)
             wait_for(node.outputs[0])
     return found
+
+
+def _without_needless_aliases(view: GraphView, nodes: dict[int, gs.Node]) -> dict[int, gs.Node]:
+    """Without those that only others read: what is moved back is moved back in one way."""
+    inside = {id(node) for node in nodes.values()}
+    for node in (nodes[position] for position in sorted(nodes, reverse=True)):
+        if keeps_rows(view, node) and not any(id(reader) in inside for reader in view.readers(node.outputs[0])):
+            inside.remove(id(node))
+    return {position: node for position, node in nodes.items() if id(node) in inside}
 
 
 def _known(view: GraphView, tensor: gs.Tensor, ready: Set[str]) -> str | None:

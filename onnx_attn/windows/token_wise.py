@@ -55,7 +55,7 @@ def _suits(view: GraphView, node: gs.Node) -> bool:
         )
     if node.op == "Gemm":
         plain = not node.attrs.get("transA", 0) and not is_fixed(view, node.inputs[0])
-        return plain and all(not each.name or view.rank(each) == 1 for each in node.inputs[2:])
+        return plain and all(not each.name or _for_every_row(view, each) for each in node.inputs[2:])
     if node.op == "MatMul":
         return rank >= 2 and view.rank(node.inputs[1]) == 2 and not is_fixed(view, node.inputs[0])
     if node.op in _REDUCTIONS:
@@ -75,14 +75,19 @@ def _pair(view: GraphView, node: gs.Node, result: tuple[Shape, ...]) -> list[int
     places = []
     for place, tensor in enumerate(node.inputs):
         if is_fixed(view, tensor):
-            shapes = view.shapes(tensor)
-            if shapes is None or any(size != 1 for size in shapes[0][:-1]):
+            if not _for_every_row(view, tensor):
                 return []
         elif _same_rows(view, tensor, result):
             places.append(place)
         else:
             return []
     return places
+
+
+def _for_every_row(view: GraphView, tensor: gs.Tensor) -> bool:
+    """Whether a tensor is one row, or one number, that meets every row."""
+    shapes = view.shapes(tensor)
+    return shapes is not None and all(size == 1 for size in shapes[0][:-1])
 
 
 def _same_rows(view: GraphView, tensor: gs.Tensor, result: tuple[Shape, ...]) -> bool:

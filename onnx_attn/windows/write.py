@@ -6,7 +6,7 @@ out-projection's own kernel (four Swin blocks: 71.4 MB, 69.0; TensorRT for RTX 1
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -29,7 +29,8 @@ def write_block(view: GraphView, names: Names, block: Block, region: Region, mov
     writer = Writer(names, block.site.name)
     written = _Written(view, writer, block, movements)
     splices = [*written.begin(), *written.attention_back(), *written.rest(region)]
-    splices += [written.shape(reader, tensor) for reader, tensor in (*block.shapes, *region.shapes)]
+    asking = {id(reader): (reader, tensor) for reader, tensor in (*block.shapes, *region.shapes)}
+    splices += [written.shape(reader, tensor) for reader, tensor in asking.values()]
     return SiteEdit(
         block.site.name,
         tuple(splices),
@@ -107,18 +108,41 @@ class _Written:
                 yield Splice(self.view.position(node), tuple(part.nodes), ())
 
     def shape(self, reader: gs.Node, tensor: gs.Tensor) -> Splice:
-        """The answer to a Shape whose value goes: as numbers, or of a value of that shape that stays."""
+        """The answer to a Shape whose value goes: as numbers, or put together from sizes of values that stay."""
         part, output = self._part(), reader.outputs[0]
         value = self.view.constant(output)
         if value is not None:
             part.add("Identity", [part.shape(*value.tolist())], "shape", output=output.name)
             return Splice(self.view.position(reader), tuple(part.nodes), (output.name,))
+        part.add("Concat", list(self._sizes(part, reader, tensor)), "shape", output=output.name, axis=0)
+        return Splice(self.view.position(reader), tuple(part.nodes), (output.name,))
+
+    def _sizes(self, part: Writer, reader: gs.Node, tensor: gs.Tensor) -> Iterator[str]:
+        """Vectors that make up what `reader` says of the tensor: numbers, and sizes of values that stay or multiples of them."""
+        before = [
+            each
+            for each in (*self.block.windows, self.block.merged)
+            if self._position(each) < self.view.position(reader)
+        ]
+        known = [
+            (each, axis, sizes) for each in (self.block.entry, *before) for axis, sizes in enumerate(self._axes(each))
+        ]
+        for wanted in self._axes(tensor)[slice(reader.attrs.get("start", 0), reader.attrs.get("end"))]:
+            if len(set(wanted)) == 1:
+                yield part.shape(wanted[0])
+                continue
+            times = [(each, axis, wanted[0] // sizes[0]) for each, axis, sizes in known if _is_multiple(wanted, sizes)]
+            if not times:
+                raise CannotSay(f"'{reader.name or reader.outputs[0].name}' asks for a size that nothing else has")
+            other, axis, factor = min(times, key=lambda each: each[2])
+            size = part.add("Shape", [other.name], "sizes")
+            size = part.add("Slice", [size, part.shape(axis), part.shape(axis + 1)], "size")
+            yield part.add("Mul", [size, part.shape(factor)], "size") if factor > 1 else size
+
+    def _axes(self, tensor: gs.Tensor) -> list[tuple[int, ...]]:
+        """Axis by axis, the sizes in every world."""
         shapes = self.view.shapes(tensor)
-        for other in (self.block.entry, *self.block.windows, self.block.merged):
-            if shapes is not None and self.view.shapes(other) == shapes:
-                fresh = copied(self.view, reader, {tensor.name: other.name})
-                return Splice(self.view.position(reader), (fresh,), (output.name,))
-        raise CannotSay(f"'{reader.name or output.name}' asks for a shape that nothing else has")
+        return list(zip(*shapes, strict=True)) if shapes is not None else []
 
     def _part(self) -> Writer:
         return Writer(self.writer.names, self.writer.prefix, initializers=self.writer.initializers)
@@ -140,30 +164,32 @@ class _Written:
         if target is None:
             name, function = self.movements.into(part, source, self.block.partition, shapes[0][-1])
         else:
-            sizes = [-1, *shapes[0][1:]]
-            name, function = self.movements.back(part, source, self.block.partition, sizes, target.name)
+            name, function = self.movements.back(part, source, self.block.partition, self._sizes_of(like), target.name)
         if function is not None:
             self.functions[function.name] = function
         return name
 
     def _shaped(self, part: Writer, source: str, target: gs.Tensor) -> None:
         """`(…, tokens, C)` in the axes of the target."""
-        shapes = self.view.shapes(target)
-        assert shapes is not None
-        varying = [axis for axis, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) > 1]
-        sizes = [-1 if axis in varying[:1] else size for axis, size in enumerate(shapes[0])]
+        part.add("Reshape", [source, part.shape(*self._sizes_of(target))], "windows", output=target.name)
+
+    def _sizes_of(self, tensor: gs.Tensor) -> list[int]:
+        """What a Reshape is told to make a value of this shape, whatever the batch."""
+        axes = self._axes(tensor)
+        varying = [axis for axis, sizes in enumerate(axes) if len(set(sizes)) > 1]
         if len(varying) > 1:
-            raise CannotSay(f"'{target.name}' has two sizes that vary")
-        part.add("Reshape", [source, part.shape(*sizes)], "windows", output=target.name)
+            raise CannotSay(f"'{tensor.name}' has two sizes that vary")
+        return [-1 if axis in (varying or [0]) else sizes[0] for axis, sizes in enumerate(axes)]
 
     def _name(self, tensor: gs.Tensor) -> str:
         """In window order, where the map's order has it, if need be with other axes before the last."""
-        while tensor.name not in self.renamed:
-            node = self.view.producer(tensor)
+        above = tensor
+        while above.name not in self.renamed:
+            node = self.view.producer(above)
             if node is None or not keeps_rows(self.view, node):
                 return str(tensor.name)
-            tensor = node.inputs[0]
-        return self.renamed[tensor.name]
+            above = node.inputs[0]
+        return self.renamed[above.name]
 
     def _again(self, part: Writer, node: gs.Node) -> None:
         """A token-wise node on rows in window order `(rows, C)`."""
@@ -184,3 +210,8 @@ class _Written:
         if fresh.name:
             fresh.name = self.writer.names.claim(fresh.name)
         part.nodes.append(fresh)
+
+
+def _is_multiple(sizes: Sequence[int], of: Sequence[int]) -> bool:
+    factors = {divmod(size, one) for size, one in zip(sizes, of, strict=True)}
+    return len(set(of)) > 1 and len(factors) == 1 and factors.pop()[1] == 0
