@@ -12,6 +12,8 @@ from row_nodes import ANY_RANK, EACH_ROW, MIX_ROWS
 from window_blocks import Hook, Residual, calls, ordered
 from windows import ROLLS
 
+SINGLE_ONLY = ("instance norm", "depthwise convolution")
+"""Those that ONNX Runtime does not compute in float64."""
 PLACES = ["x", "normed", "landed", "added", "out"]
 
 
@@ -51,7 +53,7 @@ def blocks(draw: st.DrawFn) -> Block:
     fitting = (
         [*readers(3), *ANY_RANK] + ([] if rows else list(EACH_ROW)) + (list(MIX_ROWS) if full and not rows else [])
     )
-    fitting = [name for name in fitting if name != "instance norm" and (full or name != "a Gemm")]
+    fitting = [name for name in fitting if name not in SINGLE_ONLY and (full or name != "a Gemm")]
     chosen = draw(st.dictionaries(st.sampled_from(PLACES), st.sampled_from(fitting), max_size=2))
     count = draw(st.integers(1, 3))
     if count > 1 or len(chosen) > 1:  # Inputs of one name stand once.
