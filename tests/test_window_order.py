@@ -154,9 +154,10 @@ def test_whatever_the_windows_are(cut: str, norm: str) -> None:
     assert "Sigmoid" in inside(fused)
 
 
-def test_a_window_that_is_the_whole_map_is_left_as_it_is() -> None:
-    fused, done = ordered(Residual(edges=(4, 4)).model())
-    assert done == [False]
+@pytest.mark.parametrize("batch", [1, 3, "batch"])
+def test_of_a_window_that_is_the_whole_map_tokens_come_first_in_a_batch(batch: int | str) -> None:
+    fused, done = ordered(Residual(edges=(4, 4), batch=batch).model())
+    assert done == [batch != 1]
     assert calls(fused) == []
 
 
