@@ -29,7 +29,7 @@ from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.options import Options
 from onnx_attn.plan import (
     LEAST_OPSET,
-    WINDOW_ORDER,
+    TOKENS_FIRST,
     Plan,
     has_sites,
     make_plan,
@@ -113,11 +113,11 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     ready = prepared(loaded, options)
     view, candidates, varied = ready.view, ready.candidates, ready.varied
     choices = options.plan.choices if options.plan else ()
-    plan = make_plan(view, candidates, ready.target, options.choice, choices).in_window_order(ready.ordered.sites)
+    plan = make_plan(view, candidates, ready.target, options.choice, choices).tokens_first(ready.ordered.sites)
     if ready.stuck is not None:
         plan = plan.explained("opset-too-low", ready.stuck)
     fusion = Fusion(loaded.name, ready.target, view, plan, ready.nodes, opsets=tuple(ready.opsets), varied=varied)
-    fusion.left = {key: {WINDOW_ORDER: reason} for key, reason in ready.ordered.left.items()}
+    fusion.left = {key: {TOKENS_FIRST: reason} for key, reason in ready.ordered.left.items()}
     fusion.seconds = {**ready.seconds, "prove": 0.0, "save": 0.0}
     cutter = Cutter(view)
     with fusion.clock("plan"):

@@ -29,8 +29,8 @@ RECOMPUTED = "recomputed-probabilities"
 """What plans and reports call the change by which a site has probabilities of its own, beside those that somebody else reads."""
 
 
-WINDOW_ORDER = "window-order"
-"""What they call it that the block around a site is computed in the order of its windows (windows/order.py)."""
+TOKENS_FIRST = "tokens-first"
+"""What they call it that the block around a site is computed with tokens first, its windows last (row_order/order.py)."""
 
 
 LEAST_OPSET = 13
@@ -43,7 +43,7 @@ class Decision:
 
     stays: it is the `Attention` node that it was, in the form "attention".
     adaptation: what is changed about it for the target. placement: where its parts are written.
-    ordered: the block around it is computed in the order of its windows.
+    ordered: the block around it is computed tokens first.
     """
 
     site: AttentionSite
@@ -68,7 +68,7 @@ class Decision:
     @property
     def changes(self) -> tuple[str, ...]:
         """What is changed about the site, as plans and reports call it."""
-        more = [(RECOMPUTED, self.site.shared), (WINDOW_ORDER, self.ordered)]
+        more = [(RECOMPUTED, self.site.shared), (TOKENS_FIRST, self.ordered)]
         return self.adaptation.names + tuple(name for name, done in more if done)
 
 
@@ -87,8 +87,8 @@ class Plan:
         """The candidates that are attention, refused ones included."""
         return tuple(entry for entry in self.entries if not isinstance(entry, Verdict) or entry.attention)
 
-    def in_window_order(self, sites: Collection[str]) -> Plan:
-        """The same, where the blocks around the sites of these keys are computed in the order of their windows."""
+    def tokens_first(self, sites: Collection[str]) -> Plan:
+        """The same, where the blocks around the sites of these keys are computed tokens first."""
         return Plan(tuple(replace(e, ordered=e.key in sites) if isinstance(e, Decision) else e for e in self.entries))
 
     def explained(self, code: str, detail: str) -> Plan:
@@ -108,7 +108,7 @@ class Choice:
     """What is asked for a site: its form, whether to pack, which identities are allowed, or to leave it alone; the precision
     of the island around a site of float32 ("keep" for none), whether its heads may be padded, whether probabilities are to be
     rounded where Q, K and V are, where its parts go, whether probabilities that somebody else reads may be computed once
-    more, and whether the block around it may be computed in the order of its windows."""
+    more, and whether the block around it may be computed tokens first."""
 
     form: str = "auto"
     pack: bool = True
@@ -119,7 +119,7 @@ class Choice:
     quantize_probabilities: bool = False
     placement: Placement = AUTO
     recompute: bool = False
-    window_order: bool = True
+    tokens_first: bool = True
 
 
 def make_plan(

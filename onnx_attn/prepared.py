@@ -17,15 +17,15 @@ from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Decision, decid
 from onnx_attn.plan_file import check_fits, fingerprint
 from onnx_attn.recognize.candidates import recognize
 from onnx_attn.recognize.window import read_window
+from onnx_attn.row_order.order import Ordered, tokens_first
 from onnx_attn.site import AttentionSite, Candidate, Verdict
 from onnx_attn.targets.editions import Target
-from onnx_attn.windows.order import Ordered, in_window_order
 
 
 @dataclass
 class Prepared:
     """A model as it will be planned: its batch varies if that was asked for, functions around attention are inlined, operators
-    spelled, the opset raised, blocks in window order.
+    spelled, the opset raised, blocks in another order of rows.
 
     loaded: the model, changed. found: the fingerprint of what was loaded. opsets: the model's own, and what it was raised to.
     stuck: why it could not be raised. spelled: operators were spelled out. ordered: what became of the windows' blocks.
@@ -92,25 +92,25 @@ def is_attention(candidate: Candidate) -> bool:
 def _ordered(
     loaded: Loaded, view: GraphView, candidates: Sequence[Candidate], target: Target, options: Options
 ) -> Ordered:
-    """Blocks in window order, where that is measured to pay: by TensorRT's compiler."""
+    """Blocks tokens first, where that is measured to pay: by TensorRT's compiler."""
     if target.name != "tensorrt" or options.outer is not None:
         return Ordered()
     wanted: dict[str, Choice] = {}
     own = iter(options.plan.choices if options.plan else ())
     for candidate in candidates:
         choice = next(own, None) or options.choice if is_attention(candidate) else options.choice
-        if isinstance(candidate, AttentionSite) and choice.apply and choice.window_order:
+        if isinstance(candidate, AttentionSite) and choice.apply and choice.tokens_first:
             wanted[candidate.output.name] = choice
 
     def form_of(site: AttentionSite) -> str | None:
         decision = decide(view, site, target, wanted[site.output.name])
         return decision.form if isinstance(decision, Decision) else None
 
-    return in_window_order(loaded, view, candidates, wanted, form_of, options.verify)
+    return tokens_first(loaded, view, candidates, wanted, form_of, options.verify)
 
 
 def _read_windows(view: GraphView, candidates: Sequence[Candidate]) -> None:
-    """The windows of all sites, remembered by the view: in window order nobody can read them off the graph any more."""
+    """The windows of all sites, remembered by the view: of other orders of rows nobody can read them off the graph any more."""
     for candidate in candidates:
         site = candidate.recomputable if isinstance(candidate, Verdict) else candidate
         if site is not None:

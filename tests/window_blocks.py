@@ -141,7 +141,7 @@ def ordered(model: onnx.ModelProto, **options: Any) -> tuple[onnx.ModelProto, li
     named = [node.name for node in result.model.graph.node if node.name]
     before = [node.name for node in model.graph.node if node.name]
     assert len(named) == len(set(named)) or len(before) != len(set(before))
-    return result.model, ["window-order" in site["changes"] for site in sites]
+    return result.model, ["tokens-first" in site["changes"] for site in sites]
 
 
 def assert_old_names_hold_old_numbers(

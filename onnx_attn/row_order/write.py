@@ -1,4 +1,4 @@
-"""A block written in window order: its rows go into windows once, and back once, around all that works row by row.
+"""A block written tokens first: its rows go into windows once, and back once, around all that works row by row.
 
 In between they are `(rows, C)`: with three axes the compiler adds the residual in front of the next LayerNorm, in two axes in the
 out-projection's own kernel (four Swin blocks: 71.4 MB, 69.0; TensorRT for RTX 1.7.1).
@@ -14,10 +14,10 @@ import onnx_graphsurgeon as gs
 from onnx_attn.forms.again import copied
 from onnx_attn.graph.edit import Names, SiteEdit, Splice, Writer
 from onnx_attn.graph.view import GraphView
-from onnx_attn.windows.block import Block
-from onnx_attn.windows.functions import Movements
-from onnx_attn.windows.region import Region
-from onnx_attn.windows.token_wise import keeps_rows, row_operands
+from onnx_attn.row_order.block import Block
+from onnx_attn.row_order.functions import Movements
+from onnx_attn.row_order.region import Region
+from onnx_attn.row_order.token_wise import keeps_rows, row_operands
 
 
 class CannotSay(Exception):

@@ -16,12 +16,12 @@ import onnx_graphsurgeon as gs
 from onnx_attn.forms.owning import reads_shape
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.recognize.origin import read_origin
+from onnx_attn.row_order.partition import Partition, read_partition
+from onnx_attn.row_order.token_wise import keeps_rows, row_operands
+from onnx_attn.row_order.way import Landings, all_through, below, nodes_of, only_read, rows_of
 from onnx_attn.site import AttentionSite
 from onnx_attn.views.movement import moves
 from onnx_attn.views.trace import Trace, trace
-from onnx_attn.windows.partition import Partition, read_partition
-from onnx_attn.windows.token_wise import keeps_rows, row_operands
-from onnx_attn.windows.way import Landings, all_through, below, nodes_of, only_read, rows_of
 
 MOST_STEPS = 16
 """How many nodes may stand between P·V and its out-projection, or behind that in front of the movement back."""

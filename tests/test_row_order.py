@@ -33,7 +33,7 @@ MODELS = {
 
 
 def changed(result: onnx_attn.Result) -> list[bool]:
-    return ["window-order" in candidate["changes"] for candidate in result.report["candidates"]]
+    return ["tokens-first" in candidate["changes"] for candidate in result.report["candidates"]]
 
 
 @pytest.mark.parametrize("form", ["function", "primitives"])
@@ -88,7 +88,7 @@ def test_a_plan_replays_the_order_and_can_leave_it_out(path: Path) -> None:
     assert same_bytes(again.model, first.model)
     assert again.plan == first.plan
     plan = copy.deepcopy(first.plan)
-    plan["sites"][1]["changes"].remove("window-order")
+    plan["sites"][1]["changes"].remove("tokens-first")
     result = onnx_attn.fuse(onnx.load(path), plan=plan)
     assert changed(result) == [True, False]
     assert calls(result.model) == PAIR
@@ -210,7 +210,7 @@ def test_a_model_that_lists_its_weights_among_its_inputs() -> None:
     )
     result = onnx_attn.fuse(copy.deepcopy(model))
     (site,) = result.report["candidates"]
-    assert (site["status"], site["changes"], list(site["changes_left"])) == ("site", [], ["window-order"])
+    assert (site["status"], site["changes"], list(site["changes_left"])) == ("site", [], ["tokens-first"])
     assert_same(model, result.model)
     fused, done = ordered(model, form="primitives")
     assert (done, fused.ir_version) == ([True], 3)

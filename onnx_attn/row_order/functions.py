@@ -18,8 +18,8 @@ from onnx import helper
 from onnx_attn.domain import DOMAIN, WINDOW_PARTITION, WINDOW_REVERSE
 from onnx_attn.forms.function import PlainNames
 from onnx_attn.graph.edit import Names, Writer
-from onnx_attn.windows.partition import Partition, write_partition, write_reverse
-from onnx_attn.windows.trips import Trip
+from onnx_attn.row_order.partition import Partition, write_partition, write_reverse
+from onnx_attn.row_order.trips import Trip
 
 Written = tuple[str, onnx.FunctionProto | None]
 

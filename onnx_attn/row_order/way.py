@@ -10,9 +10,9 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.owning import reads_shape
 from onnx_attn.graph.view import GraphView
+from onnx_attn.row_order.token_wise import keeps_rows, row_index, row_operands
 from onnx_attn.views.movement import Step, index_map, moves
 from onnx_attn.views.trace import Trace, trace
-from onnx_attn.windows.token_wise import keeps_rows, row_index, row_operands
 
 Landings = Mapping[str, Sequence[tuple[gs.Tensor, Trace]]]
 """By name, where a moved value is read token by token again, and how it came there."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from onnx_attn.graph.edit import SiteEdit, Splice
-from onnx_attn.windows.partition import Partition
+from onnx_attn.row_order.partition import Partition
 
 
 @dataclass(frozen=True)

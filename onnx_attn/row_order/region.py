@@ -10,8 +10,8 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.owning import reads_shape
 from onnx_attn.graph.view import GraphView
-from onnx_attn.windows.block import Block
-from onnx_attn.windows.token_wise import keeps_rows, row_operands
+from onnx_attn.row_order.block import Block
+from onnx_attn.row_order.token_wise import keeps_rows, row_operands
 
 MOST_NODES = 512
 """How many nodes one block may have."""

@@ -59,7 +59,7 @@ def test_rows_move_only_where_the_windows_change(name: str, form: str) -> None:
     blocks, times = CASES[name]
     model = stacked(*blocks)
     result = onnx_attn.fuse(model, form=form)
-    assert all("window-order" in site["changes"] for site in result.report["candidates"]), result.report
+    assert all("tokens-first" in site["changes"] for site in result.report["candidates"]), result.report
     if form == "function":
         assert moved(result.model) == {"WindowPartition": times, "WindowReverse": times}
     else:

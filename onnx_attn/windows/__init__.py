@@ -1,1 +1,0 @@
-"""Blocks whose attention looks at windows of a map: the order of rows in which they are computed."""
