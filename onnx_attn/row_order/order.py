@@ -2,9 +2,10 @@
 
 Where rows (tokens) of a map are put into windows for attention and back, what works row by row may be done in either order:
 LayerNorm, residual sums, MLP. In the order of windows every row is moved once a block and not twice, and the LayerNorm in front
-is computed where its result is read. Measured with TensorRT for RTX 1.7.1, fp16, four blocks of Swin (56 × 56 × 96): 33 kernels and
-81.1 MB before, 29 and 69.0 after; at batch 8 37 and 783, 29 and 551. The entries of a batch are windows too: the compiler puts
-their tokens first, in a kernel of its own in each layer. ViT-B/16 at batch 8: 101 kernels and 1101 MB before, 89 and 955 after.
+is computed where its result is read. Measured with TensorRT for RTX 1.7.1, fp16, four blocks of Swin (56 × 56 × 96): 33 kernels
+and 81.1 MB before, 29 and 69.0 after; at batch 8 37 and 783, 29 and 551. The entries of a batch are windows too: the compiler
+puts their tokens first, in a kernel of its own in each layer. ViT-B/16 at batch 8: 101 kernels and 1101 MB before, 89 and 955
+after.
 """
 
 from __future__ import annotations
