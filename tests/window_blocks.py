@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from checks import assert_same, feeds
+from checks import assert_same, feeds, run
 from graphs import CHANNELS, WIDTH, Net, self_attention
 from windows import Block
 
@@ -149,7 +149,11 @@ def assert_old_names_hold_old_numbers(
 ) -> None:
     made = [{name for node in model.graph.node for name in node.output if name} for model in (before, after)]
     shared = sorted(made[0] & made[1])
-    assert_same(watched(before, shared), watched(after, shared), dict(inputs))
+    values = [run(watched(model, shared), dict(inputs)) for model in (before, after)]
+    for a, b in zip(*values, strict=True):
+        # The mean of what was centred before is nothing but rounding.
+        largest = np.abs(a[np.isfinite(a)].astype(np.float64)).max(initial=1.0)
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * largest)
 
 
 def watched(model: onnx.ModelProto, values: Sequence[str]) -> onnx.ModelProto:
