@@ -11,3 +11,7 @@ WINDOW_REVERSE = "WindowReverse"
 
 def is_attention_function(name: str) -> bool:
     return name == ATTENTION or name.startswith(ATTENTION + "_")
+
+
+def is_window_function(name: str) -> bool:
+    return name.startswith((WINDOW_PARTITION + "_", WINDOW_REVERSE + "_"))

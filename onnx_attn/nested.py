@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from onnx_attn.domain import DOMAIN
+from onnx_attn.domain import DOMAIN, is_window_function
 from onnx_attn.graph.body import Body, bodies_of, put_back, take_out
 from onnx_attn.graph.inline import inline_functions
 from onnx_attn.graph.load import Loaded
@@ -38,6 +38,16 @@ def with_functions_inlined(loaded: Loaded, view: GraphView, own: bool) -> tuple[
     inline_functions(loaded.proto, functions)
     view = GraphView(loaded.proto)
     return loaded, view, recognize(view)
+
+
+def with_windows_inlined(loaded: Loaded) -> Loaded:
+    """The model, or a copy in which partitions and reverses of ours are plain movement: to be read."""
+    movement = [(f.domain, f.name) for f in loaded.proto.functions if f.domain == DOMAIN and is_window_function(f.name)]
+    if not movement:
+        return loaded
+    loaded = loaded.copy()
+    inline_functions(loaded.proto, movement)
+    return loaded
 
 
 def _functions_around(proto: onnx.ModelProto, candidates: Sequence[Candidate]) -> list[tuple[str, str]]:

@@ -24,7 +24,15 @@ from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
-from onnx_attn.nested import Block, blocks, counted, merged, replace_bodies, with_functions_inlined
+from onnx_attn.nested import (
+    Block,
+    blocks,
+    counted,
+    merged,
+    replace_bodies,
+    with_functions_inlined,
+    with_windows_inlined,
+)
 from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.options import Options
 from onnx_attn.plan import (
@@ -74,6 +82,7 @@ class Trial:
 
 def inspect_model(loaded: Loaded, target: Target) -> Report:
     """Recognise and plan, nothing more."""
+    loaded = with_windows_inlined(loaded)
     loaded, view, candidates = with_functions_inlined(loaded, GraphView(loaded.proto), own=False)
     loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=False)
     if view.opset < LEAST_OPSET and has_sites(candidates):

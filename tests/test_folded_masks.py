@@ -12,7 +12,7 @@ from graphs import HEADS, Net, heads_in
 from onnx import TensorProto, helper, numpy_helper
 
 import onnx_attn
-from onnx_attn.forms import masks
+from onnx_attn.forms import folded
 from onnx_attn.graph import edit
 from onnx_attn.views import folding
 
@@ -216,7 +216,7 @@ def test_a_mask_from_hidden_states_is_not_searched_without_end(monkeypatch: pyte
             value = net.op("Relu", value)
         return net.op("Add", net.op("Mul", value, relative_bias(net)), value, name="deep")
 
-    monkeypatch.setattr(masks, "MOST_NODES", 8)
+    monkeypatch.setattr(folded, "MOST_NODES", 8)
     model = masked(deep)
     assert_same(model, fused(model))
 
