@@ -85,6 +85,8 @@ def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | 
             # Of one entry tokens are first already; without a norm that can carry biases the compiler copies them in any case,
             # and where the batch varies no norm carries any (ViT-B/16, batch 1 to 8: 102 kernels either way).
             continue
+        if norm is not None and any(_goes_around(view, tensor, norm, products) for tensor in windows):
+            continue
         asked = only_read(view, way, [] if first is None else [first], products, windows)
         if asked is not None and left is not None:
             entry = _first_of_its_rows(view, first.inputs[0] if first is not None else way.source)
@@ -103,6 +105,14 @@ def _beginnings(
         return [(view.producer(source), None)]
     norm = _norm(view, source)
     return [(norm, norm), (None, None)] if norm is not None else [(None, None)]
+
+
+def _goes_around(view: GraphView, tensor: gs.Tensor, norm: gs.Node, products: Sequence[gs.Node]) -> bool:
+    """Whether a norm's own result, which the products read, is read by somebody else too: a residual behind the norm."""
+    if tensor is not norm.outputs[0]:
+        return False
+    inside = {id(node) for node in products}
+    return any(id(reader) not in inside and not reads_shape(view, reader) for reader in view.readers(tensor))
 
 
 def _first_of_its_rows(view: GraphView, tensor: gs.Tensor) -> gs.Tensor:

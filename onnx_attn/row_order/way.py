@@ -101,9 +101,8 @@ def only_read(
     inside = {id(node) for node in (*nodes, *last)}
     kept = {tensor.name for tensor in ends} | (set() if first else _in_front(view, way, nodes))
     asking = []
-    gone = {id(node) for node in first}  # With its results, even where these are the ends.
     for tensor in (tensor for node in (*first, *nodes) for tensor in node.outputs):
-        if tensor.name in kept and id(view.producer(tensor)) not in gone:
+        if tensor.name in kept:
             continue
         if tensor.name in view.pinned:
             return None
