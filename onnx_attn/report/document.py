@@ -110,7 +110,7 @@ def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Deci
     if not isinstance(entry, Decision):
         form = "function" if isinstance(entry, Written) else None
         nothing = {"packed": False, "algebra": [], "unpacked_because": None, "notes": []}
-        nothing |= {"algebra_left": {}, "changes_left": {}}
+        nothing |= {"algebra_left": {}, "changes_left": {}, "folded": []}
         return {**document, "form": form, **nothing, "certificate": None}
     certificate = fusion.certificates.get(entry.key)
     edit = fusion.edits.get(entry.key)
@@ -131,6 +131,7 @@ def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Deci
         "algebra": list(edit.algebra) if edit is not None else [],
         "algebra_left": fusion.algebra_left(entry),
         "changes_left": fusion.changes_left(entry),
+        "folded": [list(fusion.view.worlds[0].shape(name) or ()) for name in edit.folded] if edit is not None else [],
         "unpacked_because": entry.unpacked,
         "notes": list(entry.site.notes),
         "certificate": _certificate(certificate),

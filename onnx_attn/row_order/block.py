@@ -7,7 +7,7 @@ The LayerNorm in front may be missing (Swin V2 has it behind).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,9 +16,9 @@ import onnx_graphsurgeon as gs
 from onnx_attn.forms.owning import reads_shape
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.recognize.origin import read_origin
-from onnx_attn.row_order.partition import Partition, read_partition
+from onnx_attn.row_order.partition import Partition, read_partition, read_roll
 from onnx_attn.row_order.token_wise import keeps_rows, row_operands
-from onnx_attn.row_order.way import Landings, all_through, below, nodes_of, only_read, rows_of
+from onnx_attn.row_order.way import Asked, Landings, all_through, below, nodes_of, only_read, rows_of
 from onnx_attn.site import AttentionSite
 from onnx_attn.views.movement import moves
 from onnx_attn.views.trace import Trace, trace
@@ -69,50 +69,55 @@ def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | 
     if out is None or into is None:
         return None
     merged, tail, shapes = out
-    windows, way, partition, rows, enters_first = into
     result = tail[-1].outputs[0]
     back = ends.get(result.name, ())
     if len(back) > 1:
         return None
     landed, home = back[0] if back else (result, Trace(result, 1.0, ()))
-    leaves_first = _comes_back(view, home, partition, rows)
-    if leaves_first is None:
-        return None
+    leaves_first = _comes_back(view, home, into.partition, into.rows)
     left = only_read(view, home, tail[-1:], [], (landed,))
-    products = _products(view, site)
-    for first, norm in _beginnings(view, way.source, partition):
-        if not partition.moves and (norm is None or view.static(way.source, 0) in (None, 1)):
-            # Of one entry tokens are first already; without a norm that can carry biases the compiler copies them in any case,
-            # and where the batch varies no norm carries any (ViT-B/16, batch 1 to 8: 102 kernels either way).
-            continue
-        if norm is not None and any(_goes_around(view, tensor, norm, products) for tensor in windows):
-            continue
-        asked = only_read(view, way, [] if first is None else [first], products, windows)
-        if asked is not None and left is not None:
-            entry = _first_of_its_rows(view, first.inputs[0] if first is not None else way.source)
-            moved = (*nodes_of(way), *nodes_of(home))
-            parts = (entry, norm, windows, merged, tail, landed, moved, (*asked, *shapes, *left))
-            return Block(site, partition, *parts, enters_first, leaves_first)
+    if leaves_first is None or left is None:
+        return None
+    for first, norm in _beginnings(view, into):
+        asked = _asked(view, site, into, first)
+        if asked is not None:
+            entry = into.ahead.source if into.ahead is not None else (first.inputs[0] if first else into.way.source)
+            moved = (*nodes_of(into.way), *nodes_of(home))
+            parts = (_first_of_its_rows(view, entry), norm, into.windows, merged, tail, landed, moved)
+            return Block(site, into.partition, *parts, (*asked, *shapes, *left), into.first, leaves_first)
     return None
 
 
-def _beginnings(
-    view: GraphView, source: gs.Tensor, partition: Partition
-) -> list[tuple[gs.Node | None, gs.Node | None]]:
+def _asked(view: GraphView, site: AttentionSite, into: _Into, first: gs.Node | None) -> Asked | None:
+    """Who asks for the shape of what goes on the way into windows; None where somebody reads more of it."""
+    firsts = [] if first is None else [first]
+    asked = only_read(view, into.way, firsts, _products(view, site), into.windows)
+    ahead = [] if into.ahead is None else only_read(view, into.ahead, [], firsts, ())
+    return None if asked is None or ahead is None else [*asked, *ahead]
+
+
+def _beginnings(view: GraphView, into: _Into) -> Iterator[tuple[gs.Node | None, gs.Node | None]]:
     """What may go with the movement, the farthest first: the padding in front of it, or the norm, or neither. As the node, and
     again if it is the norm: behind a norm, zeros are zeros no more, so in front of padding it stays where it is."""
+    partition, source = into.partition, into.way.source
     if any(partition.padding):
-        return [(view.producer(source), None)]
+        yield view.producer(source), None
+        return
     norm = _norm(view, source)
-    return [(norm, norm), (None, None)] if norm is not None else [(None, None)]
+    # Of one entry tokens are first already; without a norm that can carry biases the compiler copies them in any case, and where
+    # the batch varies no norm carries any (ViT-B/16, batch 1 to 8: 102 kernels either way).
+    pays = partition.moves or (norm is not None and view.static(source, 0) not in (None, 1))
+    if norm is not None and pays and not any(_goes_around(view, norm, tensor) for tensor in into.windows):
+        yield norm, norm
+    if partition.moves:
+        yield None, None
 
 
-def _goes_around(view: GraphView, tensor: gs.Tensor, norm: gs.Node, products: Sequence[gs.Node]) -> bool:
+def _goes_around(view: GraphView, norm: gs.Node, tensor: gs.Tensor) -> bool:
     """Whether a norm's own result, which the products read, is read by somebody else too: a residual behind the norm."""
     if tensor is not norm.outputs[0]:
         return False
-    inside = {id(node) for node in products}
-    return any(id(reader) not in inside and not reads_shape(view, reader) for reader in view.readers(tensor))
+    return any(reader.op not in LAYERS and not reads_shape(view, reader) for reader in view.readers(tensor))
 
 
 def _first_of_its_rows(view: GraphView, tensor: gs.Tensor) -> gs.Tensor:
@@ -134,11 +139,24 @@ def _products(view: GraphView, site: AttentionSite) -> list[gs.Node]:
     return found
 
 
-def _into(
-    view: GraphView, site: AttentionSite
-) -> tuple[tuple[gs.Tensor, ...], Trace, Partition, tuple[np.ndarray, ...], bool] | None:
-    """What the in-projection reads, how that came from the map, as a partition, its rows world by world, windows first, and
-    whether they lie tokens first."""
+@dataclass(frozen=True)
+class _Into:
+    """How rows come into windows.
+
+    windows: what the in-projection reads. way: from the map to these.
+    ahead: in front of the padding that the way begins with, the way of a map that is rolled first.
+    rows: those of the map, world by world, windows first. first: they lie tokens first.
+    """
+
+    windows: tuple[gs.Tensor, ...]
+    way: Trace
+    ahead: Trace | None
+    partition: Partition
+    rows: tuple[np.ndarray, ...]
+    first: bool
+
+
+def _into(view: GraphView, site: AttentionSite) -> _Into | None:
     products, tokens = _products(view, site), view.static(site.query.tensor, -2)
     if len(products) != 3 or tokens is None:
         return None
@@ -156,11 +174,28 @@ def _into(
         if partition is None and all(each.size % tokens == 0 for each in rows):
             rows, first = tuple(each.reshape(tokens, -1).T.reshape(-1) for each in rows), True
             partition = read_partition(view, source, way.steps, rows, tokens)
+        ahead = None
         if partition is not None and (padding := _padding(view, source)) is not None:
             edges = {shape[1:3] for shape in view.shapes(source) or ()}
-            partition = replace(partition, padding=padding) if edges == {(partition.height, partition.width)} else None
-        return (windows, way, partition, rows, first) if partition is not None else None
+            if edges != {(partition.height, partition.width)}:
+                return None
+            partition = replace(partition, padding=padding)
+            ahead, partition = _rolled_ahead(view, source, partition)
+        return _Into(windows, way, ahead, partition, rows, first) if partition is not None else None
     return None
+
+
+def _rolled_ahead(view: GraphView, padded: gs.Tensor, partition: Partition) -> tuple[Trace | None, Partition]:
+    """The way in front of the padding, where it is one roll, and the partition with that."""
+    pad = view.producer(padded)
+    assert pad is not None
+    way, shapes = trace(view, pad.inputs[0]), view.shapes(pad.inputs[0])
+    rows = rows_of(view, way) if way.factor == 1.0 and way.steps else None
+    if rows is None or shapes is None:
+        return None, partition
+    rolls = {read_roll(shape, each) for shape, each in zip(shapes, rows, strict=True)}
+    roll = rolls.pop() if len(rolls) == 1 else None
+    return (way, replace(partition, rolled=roll)) if roll not in (None, (0, 0)) else (None, partition)
 
 
 def _padding(view: GraphView, tensor: gs.Tensor) -> tuple[int, int, int, int] | None:

@@ -83,4 +83,5 @@ def suffix(partition: Partition, channels: int) -> str:
     window = [math.prod(digit.size or 1 for digit in inside if digit.axis == axis) for axis in (1, 2)]
     parts = f"_{partition.height}x{partition.width}x{channels}_by_{window[0]}x{window[1]}"
     parts += "_apart" if any(digit.step > 1 for digit in inside) else ""
+    parts += "_rolled_{}x{}".format(*partition.rolled) if partition.rolled != (0, 0) else ""
     return parts + (f"_shift_{partition.shift[0]}x{partition.shift[1]}" if partition.shift != (0, 0) else "")

@@ -34,6 +34,7 @@ class Partition:
     tokens: of one window.
     padding: rows and columns of zeros that the map gets first: before and after its height, before and after its width. Height
         and width count them.
+    rolled: by how many rows and columns the map is rolled before it gets these.
     """
 
     height: int
@@ -43,6 +44,7 @@ class Partition:
     inside: int
     tokens: int
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    rolled: tuple[int, int] = (0, 0)
 
     @property
     def moves(self) -> bool:
@@ -72,11 +74,17 @@ class Partition:
         return math.prod(digit.size or 1 for digit in outer[1:]) if outer[0].axis == 0 else None
 
     @property
-    def kept(self) -> np.ndarray:
-        """The places of the map's own rows among all, padding included, one map after the other."""
+    def own(self) -> tuple[int, int]:
+        """Height and width without padding."""
         top, bottom, left, right = self.padding
+        return self.height - top - bottom, self.width - left - right
+
+    @property
+    def kept(self) -> np.ndarray:
+        """The places of the map's own rows among all, padding included, of one map."""
+        (top, _, left, _), (height, width) = self.padding, self.own
         places = np.arange(self.height * self.width).reshape(self.height, self.width)
-        own: np.ndarray = places[top : self.height - bottom, left : self.width - right].reshape(-1)
+        own: np.ndarray = np.roll(places[top : top + height, left : left + width], self.rolled, (0, 1)).reshape(-1)
         return own
 
     def token_first(self, rows: np.ndarray) -> np.ndarray:
@@ -178,14 +186,13 @@ def _complete(order: Sequence[Digit], sizes: tuple[int, int]) -> bool:
 
 def write_partition(writer: Writer, source: str, partition: Partition, channels: int, output: str) -> None:
     """`source` `(B, …, C)` as `output` `(tokens · windows, C)`, in plain operators."""
-    top, bottom, left, right = partition.padding
     if any(partition.padding) or partition.shift != (0, 0):
-        own = (partition.height - top - bottom, partition.width - left - right)
-        source = writer.add("Reshape", [source, writer.shape(-1, *own, channels)], "map")
+        source = writer.add("Reshape", [source, writer.shape(-1, *partition.own, channels)], "map")
     if any(partition.padding):
+        top, bottom, left, right = partition.padding
+        source = _rolled(writer, source, partition.own, partition.rolled)
         source = writer.add("Pad", [source, writer.shape(0, top, left, 0, 0, bottom, right, 0)], "padded")
-    if partition.shift != (0, 0):
-        source = _rolled(writer, source, partition, partition.shift)
+    source = _rolled(writer, source, (partition.height, partition.width), partition.shift)
     sizes = [digit.size or -1 for digit in partition.atoms]
     source = writer.add("Reshape", [source, writer.shape(*sizes, channels)], "cut")
     source = writer.add("Transpose", [source], "turned", perm=[*partition.turned, len(sizes)])
@@ -200,27 +207,38 @@ def write_reverse(writer: Writer, source: str, partition: Partition, target: Seq
         "Reshape", [source, writer.shape(*[sizes[place] for place in partition.turned], channels)], "windows"
     )
     source = writer.add("Transpose", [source], "turned", perm=[*map(int, back), len(sizes)])
-    height, width = partition.height, partition.width
+    whole, own = (partition.height, partition.width), partition.own
     if any(partition.padding) or partition.shift != (0, 0):
-        source = writer.add("Reshape", [source, writer.shape(-1, height, width, channels)], "map")
-        away = ((height - partition.shift[0]) % height, (width - partition.shift[1]) % width)
-        source = _rolled(writer, source, partition, away)
+        source = writer.add("Reshape", [source, writer.shape(-1, *whole, channels)], "map")
+        source = _rolled(writer, source, whole, _back(whole, partition.shift))
     if any(partition.padding):
-        top, bottom, left, right = partition.padding
-        ends = [writer.shape(top, left), writer.shape(height - bottom, width - right), writer.shape(1, 2)]
+        top, _, left, _ = partition.padding
+        ends = [writer.shape(top, left), writer.shape(top + own[0], left + own[1]), writer.shape(1, 2)]
         source = writer.add("Slice", [source, *ends], "own")
+        source = _rolled(writer, source, own, _back(own, partition.rolled))
     writer.add("Reshape", [source, writer.shape(*target)], "rows", output=output)
 
 
-def _rolled(writer: Writer, source: str, partition: Partition, shift: tuple[int, int]) -> str:
-    """A map `(B, height, width, C)` rolled towards the origin."""
-    axes = [
-        (axis, by, size)
-        for axis, by, size in zip((1, 2), shift, (partition.height, partition.width), strict=True)
-        if by
-    ]
-    for axis, by, size in axes:
+def _back(sizes: tuple[int, int], shift: tuple[int, int]) -> tuple[int, int]:
+    """The roll that undoes another."""
+    return (sizes[0] - shift[0]) % sizes[0], (sizes[1] - shift[1]) % sizes[1]
+
+
+def _rolled(writer: Writer, source: str, sizes: tuple[int, int], shift: tuple[int, int]) -> str:
+    """A map `(B, height, width, C)` of these sizes rolled towards the origin."""
+    for axis, by, size in zip((1, 2), shift, sizes, strict=True):
+        if not by:
+            continue
         far = writer.add("Slice", [source, writer.shape(by), writer.shape(size), writer.shape(axis)], "far")
         near = writer.add("Slice", [source, writer.shape(0), writer.shape(by), writer.shape(axis)], "near")
         source = writer.add("Concat", [far, near], "rolled", axis=axis)
     return source
+
+
+def read_roll(shape: Shape, rows: np.ndarray) -> tuple[int, int] | None:
+    """By how much maps `(B, height, width, C)` of this shape are rolled, whose rows lie so; None if they are not just rolled."""
+    maps, height, width = shape[:3]
+    shift = divmod(int(rows[0]), width)
+    places = np.arange(maps * height * width).reshape(maps, height, width)
+    fits = rows.size == places.size and shift[0] < height
+    return shift if fits and np.array_equal(np.roll(places, (-shift[0], -shift[1]), (1, 2)).reshape(-1), rows) else None

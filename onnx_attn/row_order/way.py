@@ -18,6 +18,10 @@ Landings = Mapping[str, Sequence[tuple[gs.Tensor, Trace]]]
 """By name, where a moved value is read token by token again, and how it came there."""
 
 
+Asked = list[tuple[gs.Node, gs.Tensor]]
+"""Readers of nothing but a value's shape, each with the value."""
+
+
 def landings(view: GraphView) -> Landings:
     """For every value whose rows are moved, and then read by a token-wise node."""
     found: dict[str, dict[str, tuple[gs.Tensor, Trace]]] = {}
@@ -91,7 +95,7 @@ def _steps_below(steps: tuple[Step, ...], source: gs.Tensor) -> tuple[Step, ...]
 
 def only_read(
     view: GraphView, way: Trace, first: Sequence[gs.Node], last: Iterable[gs.Node], ends: Sequence[gs.Tensor]
-) -> list[tuple[gs.Node, gs.Tensor]] | None:
+) -> Asked | None:
     """Who asks for the shape of what a way makes on its way, where nobody else reads it; None if somebody does.
 
     first: the nodes that make the way's source, if that goes too; else the source's rows may be read in other axes as well.
