@@ -272,3 +272,11 @@ def test_a_report_tells_what_was_folded(tmp_path: Path) -> None:
     """The shift mask of the second site; the exporter has folded the tables of relative positions itself."""
     sites = onnx_attn.fuse(EXPORTS / "swin_t.dynamo.18.static.half.onnx", tmp_path / "fused.onnx").report["candidates"]
     assert [site["folded"] for site in sites] == [[], [[4, 16, 16]]]
+
+
+def test_shift_masks_are_numbers_whatever_the_batch(tmp_path: Path) -> None:
+    """The exporter scatters them together as the model runs, out of sizes that it asks values for which go."""
+    path, fused = EXPORTS / "swin_v2_t.torchscript.17.dynamic.onnx", tmp_path / "fused.onnx"
+    onnx_attn.fuse(path, fused)
+    assert operators(onnx.load(path), "ScatterND", "ConstantOfShape")
+    assert not operators(onnx.load(fused), "ScatterND", "ConstantOfShape")

@@ -114,19 +114,22 @@ class _Written:
         if value is not None:
             part.add("Identity", [part.shape(*value.tolist())], "shape", output=output.name)
             return Splice(self.view.position(reader), tuple(part.nodes), (output.name,))
+        for other in self._staying(reader):
+            if self.view.shapes(other) == self.view.shapes(tensor) is not None:
+                part.nodes.append(copied(self.view, reader, {tensor.name: other.name}))
+                return Splice(self.view.position(reader), tuple(part.nodes), (output.name,))
         part.add("Concat", list(self._sizes(part, reader, tensor)), "shape", output=output.name, axis=0)
         return Splice(self.view.position(reader), tuple(part.nodes), (output.name,))
 
+    def _staying(self, reader: gs.Node) -> list[gs.Tensor]:
+        """Values that stay and are made before a node."""
+        own = (*self.block.windows, self.block.merged)
+        before = [each for each in own if self._position(each) < self.view.position(reader)]
+        return [self.block.entry, *before]
+
     def _sizes(self, part: Writer, reader: gs.Node, tensor: gs.Tensor) -> Iterator[str]:
         """Vectors that make up what `reader` says of the tensor: numbers, and sizes of values that stay or multiples of them."""
-        before = [
-            each
-            for each in (*self.block.windows, self.block.merged)
-            if self._position(each) < self.view.position(reader)
-        ]
-        known = [
-            (each, axis, sizes) for each in (self.block.entry, *before) for axis, sizes in enumerate(self._axes(each))
-        ]
+        known = [(each, axis, sizes) for each in self._staying(reader) for axis, sizes in enumerate(self._axes(each))]
         for wanted in self._axes(tensor)[slice(reader.attrs.get("start", 0), reader.attrs.get("end"))]:
             if len(set(wanted)) == 1:
                 yield part.shape(wanted[0])

@@ -71,10 +71,19 @@ def known_anyway(view: GraphView, tensor: gs.Tensor) -> np.ndarray | None:
 
 
 def _asks_sizes(view: GraphView, node: gs.Node) -> bool:
-    """Whether a node is Shape, or takes sizes out of what a Shape says."""
+    """Whether a node is a vector of sizes, or takes sizes out of one."""
     if node.op in ("Gather", "Slice", "Split") and (above := view.producer(node.inputs[0])) is not None:
         node = above
+    if node.op == "Concat" and node.domain in STANDARD:
+        return all(_is_size(view, tensor) for tensor in node.inputs)
     return node.op == "Shape" and node.domain in STANDARD
+
+
+def _is_size(view: GraphView, tensor: gs.Tensor) -> bool:
+    """Whether a piece of a vector of sizes is a stored number, or one that a Shape says, or a multiple of that."""
+    while (node := view.producer(tensor)) is not None and node.op in ("Gather", "Slice", "Unsqueeze", "Mul"):
+        tensor = node.inputs[0]
+    return view.is_weight(tensor) if node is None else node.op in ("Shape", "Constant") and node.domain in STANDARD
 
 
 def is_fixed(view: GraphView, tensor: gs.Tensor) -> bool:
