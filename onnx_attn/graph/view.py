@@ -38,8 +38,6 @@ class GraphView:
         """Whether the node at a position computes from weights alone (`views.folding`)."""
         self.folds: dict[str, onnx.TensorProto | None] = {}
         """The values of such nodes' results, None where they stay computed (`views.folding`)."""
-        self.settled: dict[str, np.ndarray | None] = {}
-        """The values that static sizes decide (`views.settled`)."""
         self.computed: dict[str, list[np.ndarray]] = {}
         """Masks at one world's sizes, by what a caller may give (`recognize.causality`)."""
         self.arranged: dict[str, Any] = {}

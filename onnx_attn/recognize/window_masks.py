@@ -10,7 +10,7 @@ import numpy as np
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, ScoreTerm, Window, Written
 from onnx_attn.views.arrange import real, rearranged
-from onnx_attn.views.settled import settled_value
+from onnx_attn.views.folding import constant_value
 
 MaskKind = Literal["additive", "boolean", "relative_bias", "window"]
 
@@ -90,7 +90,7 @@ def _static_shape(view: GraphView, term: ScoreTerm) -> tuple[int, ...] | None:
 def _numbers(view: GraphView, term: ScoreTerm) -> np.ndarray | None:
     """The mask's numbers, where nothing that is given to the model decides them."""
     assert term.mask is not None
-    value = settled_value(view, real(view, term.mask))
+    value = constant_value(view, real(view, term.mask))
     return None if value is None else rearranged(view, value, term.mask)
 
 
