@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from onnx_attn.plan import Choice
@@ -23,6 +24,11 @@ class Options:
     dynamic_batch: bool = False
     outer: frozenset[str] | None = None
     """Of a body: the names of the model around it."""
+
+    @property
+    def own_choices(self) -> Sequence[Choice | None]:
+        """What a plan asks for each attention site by itself, in graph order."""
+        return self.plan.choices if self.plan is not None else ()
 
     @property
     def choices(self) -> list[Choice]:

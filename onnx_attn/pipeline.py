@@ -121,8 +121,8 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     """Recognise, plan, apply, prove each site and roll back those that fail; the model of `loaded` is changed."""
     ready = prepared(loaded, options)
     view, candidates, varied = ready.view, ready.candidates, ready.varied
-    choices = options.plan.choices if options.plan else ()
-    plan = make_plan(view, candidates, ready.target, options.choice, choices).tokens_first(ready.ordered.sites)
+    plan = make_plan(view, candidates, ready.target, options.choice, options.own_choices)
+    plan = plan.tokens_first(ready.ordered.sites)
     if ready.stuck is not None:
         plan = plan.explained("opset-too-low", ready.stuck)
     fusion = Fusion(loaded.name, ready.target, view, plan, ready.nodes, opsets=tuple(ready.opsets), varied=varied)

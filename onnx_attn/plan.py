@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from onnx_attn.algebra.choose import CONSTANT_CHANNEL, IDENTITIES, NOTHING, Algebra, choose_algebra, is_quantised
@@ -85,7 +85,7 @@ class Plan:
     @property
     def attention(self) -> tuple[Candidate | Decision, ...]:
         """The candidates that are attention, refused ones included."""
-        return tuple(entry for entry in self.entries if not isinstance(entry, Verdict) or entry.attention)
+        return tuple(entry for entry in self.entries if is_attention(entry))
 
     def tokens_first(self, sites: Collection[str]) -> Plan:
         """The same, where the blocks around the sites of these keys are computed tokens first."""
@@ -138,10 +138,7 @@ def make_plan(
     for asked in {choice.form, *(each.form for each in choices if each is not None and each.apply)}:
         check_form(target.taking(ATTENTION_OPSET) if asked == "attention" else target, asked)
     entries: list[Candidate | Decision] = []
-    own = iter(choices)
-    for candidate in candidates:
-        attention = not isinstance(candidate, Verdict) or candidate.attention
-        wanted = next(own, None) or choice if attention else choice
+    for candidate, wanted in chosen(candidates, choice, choices):
         site = writable(candidate, wanted)
         if site is None:
             entries.append(candidate)
@@ -150,6 +147,19 @@ def make_plan(
         else:
             entries.append(decide(view, site, target, wanted))
     return Plan(tuple(entries))
+
+
+def is_attention(entry: Candidate | Decision) -> bool:
+    return not isinstance(entry, Verdict) or entry.attention
+
+
+def chosen(
+    candidates: Sequence[Candidate], choice: Choice, choices: Sequence[Choice | None]
+) -> Iterator[tuple[Candidate, Choice]]:
+    """Each candidate with what is asked for it: the one choice, or, of what is attention, its own where a plan has one."""
+    own = iter(choices)
+    for candidate in candidates:
+        yield candidate, (next(own, None) or choice if is_attention(candidate) else choice)
 
 
 def writable(candidate: Candidate, wanted: Choice) -> AttentionSite | Written | None:

@@ -13,7 +13,7 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.nested import with_functions_inlined
 from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.options import Options
-from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Decision, decide, has_sites
+from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Decision, chosen, decide, has_sites, is_attention
 from onnx_attn.plan_file import check_fits, fingerprint
 from onnx_attn.recognize.candidates import recognize
 from onnx_attn.recognize.window import read_window
@@ -85,22 +85,17 @@ def prepared(loaded: Loaded, options: Options) -> Prepared:
     return Prepared(loaded, view, candidates, target, found, nodes, opsets, stuck, spelled, varied, ordered, seconds)
 
 
-def is_attention(candidate: Candidate) -> bool:
-    return not isinstance(candidate, Verdict) or candidate.attention
-
-
 def _ordered(
     loaded: Loaded, view: GraphView, candidates: Sequence[Candidate], target: Target, options: Options
 ) -> Ordered:
     """Blocks tokens first, where that is measured to pay: by TensorRT's compiler."""
     if target.name != "tensorrt" or options.outer is not None:
         return Ordered()
-    wanted: dict[str, Choice] = {}
-    own = iter(options.plan.choices if options.plan else ())
-    for candidate in candidates:
-        choice = next(own, None) or options.choice if is_attention(candidate) else options.choice
-        if isinstance(candidate, AttentionSite) and choice.apply and choice.tokens_first:
-            wanted[candidate.output.name] = choice
+    wanted = {
+        candidate.output.name: choice
+        for candidate, choice in chosen(candidates, options.choice, options.own_choices)
+        if isinstance(candidate, AttentionSite) and choice.apply and choice.tokens_first
+    }
 
     def form_of(site: AttentionSite) -> str | None:
         decision = decide(view, site, target, wanted[site.output.name])

@@ -24,8 +24,8 @@ from onnx_attn.graph.inline import inline_functions
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.view import GraphView
+from onnx_attn.plan import LEAST_OPSET
 
-LEAST_OPSET = 13
 WAY_OUT = "export the model with a dynamic batch"
 
 

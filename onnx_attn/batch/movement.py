@@ -44,10 +44,19 @@ def split(step: Step) -> Place:
 
 
 def concat(step: Step) -> Place:
+    return _axis_by_axis(step, "joins other things")
+
+
+def by_elements(step: Step) -> Place:
+    """GatherElements and ScatterElements: every operand has the axes of the first."""
+    return _axis_by_axis(step, "picks entries")
+
+
+def _axis_by_axis(step: Step, does: str) -> Place:
     """Nothing broadcasts: an operand that all entries share is given to each."""
     found = {position: place for position in range(len(step.inputs)) if (place := step.batch(position)) is not None}
     place, inner = agreed(step, found)
-    apart(step, place, [step.axis(0)], "joins other things")
+    apart(step, place, [step.axis(0)], does)
     for position in range(len(step.inputs)):
         if position not in found:
             spread_out(step, position, place, inner)
@@ -100,17 +109,6 @@ def gather(step: Step) -> Place:
     if data.axis == axis:
         return gather_of_entries(step, data)
     return data if data.axis < axis else data.at(data.axis - 1 + step.rank(1))
-
-
-def by_elements(step: Step) -> Place:
-    """GatherElements and ScatterElements: every operand has the axes of the first."""
-    found = {position: place for position in range(len(step.inputs)) if (place := step.batch(position)) is not None}
-    place, inner = agreed(step, found)
-    apart(step, place, [step.axis(0)], "picks entries")
-    for position in range(len(step.inputs)):
-        if position not in found:
-            spread_out(step, position, place, inner)
-    return place
 
 
 def gather_nd(step: Step) -> Place:

@@ -59,14 +59,9 @@ def _function(
 ) -> onnx.FunctionProto:
     """The function for a signature: made once, under a name that the model has for nothing else."""
     wanted = ATTENTION + form.suffix
-    if wanted not in names.functions:
-        function = attention_function(wanted, form, terms, attributes, opset)
-        number = 1
-        while function.name in names.present and names.present[function.name] != function:
-            number += 1
-            function.name = f"{wanted}_{number}"
-        names.functions[wanted] = function
-    return names.functions[wanted]
+    if wanted in names.functions:
+        return names.functions[wanted]
+    return names.function(attention_function(wanted, form, terms, attributes, opset))
 
 
 def attention_function(

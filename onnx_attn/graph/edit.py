@@ -85,7 +85,7 @@ class Names:
         self._values = {*_value_names(model.graph), *taken}
         self._nodes = {node.name for node in model.graph.node}
         self.functions: dict[str, onnx.FunctionProto] = {}
-        """The local functions of this rewriting, by what they are wanted for: sites of one signature share theirs."""
+        """The local functions of this rewriting, by name: sites of one signature share theirs."""
         self.present = {f.name: f for f in model.functions if f.domain == DOMAIN}
         """Functions of our domain that the model has already."""
         self._claimed: dict[str, None] = {}
@@ -97,6 +97,14 @@ class Names:
 
     def node(self, hint: str) -> str:
         return _unique(hint, self._nodes)
+
+    def function(self, made: onnx.FunctionProto) -> onnx.FunctionProto:
+        """A function of ours under its own name, or with a number behind it where another has that; made once for all."""
+        wanted, number = made.name, 1
+        while (known := self.functions.get(made.name) or self.present.get(made.name)) is not None and known != made:
+            number += 1
+            made.name = f"{wanted}_{number}"
+        return self.functions.setdefault(made.name, made)
 
     def claim(self, name: str) -> str:
         """A name that an original node gives up, for its successor; made unique where two nodes had it."""

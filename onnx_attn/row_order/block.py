@@ -79,7 +79,7 @@ def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | 
     if leaves_first is None or left is None:
         return None
     for first, norm in _beginnings(view, into):
-        asked = _asked(view, site, into, first)
+        asked = _asked(view, into, first)
         if asked is not None:
             entry = into.ahead.source if into.ahead is not None else (first.inputs[0] if first else into.way.source)
             moved = (*nodes_of(into.way), *nodes_of(home))
@@ -88,10 +88,10 @@ def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | 
     return None
 
 
-def _asked(view: GraphView, site: AttentionSite, into: _Into, first: gs.Node | None) -> Asked | None:
+def _asked(view: GraphView, into: _Into, first: gs.Node | None) -> Asked | None:
     """Who asks for the shape of what goes on the way into windows; None where somebody reads more of it."""
     firsts = [] if first is None else [first]
-    asked = only_read(view, into.way, firsts, _products(view, site), into.windows)
+    asked = only_read(view, into.way, firsts, into.products, into.windows)
     ahead = [] if into.ahead is None else only_read(view, into.ahead, [], firsts, ())
     return None if asked is None or ahead is None else [*asked, *ahead]
 
@@ -143,11 +143,12 @@ def _products(view: GraphView, site: AttentionSite) -> list[gs.Node]:
 class _Into:
     """How rows come into windows.
 
-    windows: what the in-projection reads. way: from the map to these.
+    products: of the in-projection. windows: what these read. way: from the map to there.
     ahead: in front of the padding that the way begins with, the way of a map that is rolled first.
     rows: those of the map, world by world, windows first. first: they lie tokens first.
     """
 
+    products: tuple[gs.Node, ...]
     windows: tuple[gs.Tensor, ...]
     way: Trace
     ahead: Trace | None
@@ -181,7 +182,7 @@ def _into(view: GraphView, site: AttentionSite) -> _Into | None:
                 return None
             partition = replace(partition, padding=padding)
             ahead, partition = _rolled_ahead(view, source, partition)
-        return _Into(windows, way, ahead, partition, rows, first) if partition is not None else None
+        return _Into(tuple(products), windows, way, ahead, partition, rows, first) if partition is not None else None
     return None
 
 

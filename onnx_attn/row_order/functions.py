@@ -66,15 +66,8 @@ class Movements:
         write(body, "rows", "moved")
         stored = [helper.make_node("Constant", [], [name], value=tensor) for name, tensor in body.initializers.items()]
         opsets = [helper.make_opsetid("", self.opset)]
-        name, number = wanted, 1
-        while True:
-            function = helper.make_function(DOMAIN, name, ["rows"], ["moved"], [*stored, *body.nodes], opsets)
-            known = self.names.functions.get(name) or self.names.present.get(name)
-            if known is None or known == function:
-                self.names.functions[name] = function
-                return function
-            number += 1
-            name = f"{wanted}_{number}"
+        nodes = [*stored, *body.nodes]
+        return self.names.function(helper.make_function(DOMAIN, wanted, ["rows"], ["moved"], nodes, opsets))
 
 
 def suffix(partition: Partition, channels: int) -> str:

@@ -21,7 +21,7 @@ MOST_NODES = 512
 class Region:
     """The nodes behind a block's attention that are computed in window order, in graph order.
 
-    aliases: those among them that only say the same rows in other axes. exits: what others read, in the map's order.
+    exits: what others read, in the map's order.
     shapes: readers of nothing but the shape of a value that goes, each with the value.
     """
 

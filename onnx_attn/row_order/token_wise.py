@@ -17,6 +17,7 @@ from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.graph.world import Shape
 from onnx_attn.views.folding import is_fixed
 from onnx_attn.views.movement import dropout_is_inference
+from onnx_attn.views.tokens import reduced_axes
 
 _ONE_BY_ONE = frozenset(
     "Abs Cast Ceil Celu Clip Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish Neg Reciprocal Relu Round "
@@ -59,15 +60,9 @@ def _suits(view: GraphView, node: gs.Node) -> bool:
     if node.op == "MatMul":
         return rank >= 2 and view.rank(node.inputs[1]) == 2 and not is_fixed(view, node.inputs[0])
     if node.op in _REDUCTIONS:
-        return bool(node.attrs.get("keepdims", 1)) and _reduced(view, node) in ([-1], [rank - 1])
+        axes = {reduced_axes(world, node) for world in view.worlds}
+        return bool(node.attrs.get("keepdims", 1)) and axes in ({(-1,)}, {(rank - 1,)})
     return False
-
-
-def _reduced(view: GraphView, node: gs.Node) -> list[int]:
-    if len(node.inputs) > 1 and node.inputs[1].name:
-        axes = view.constant(node.inputs[1])
-        return [] if axes is None else [int(axis) for axis in axes.reshape(-1)]
-    return list(node.attrs.get("axes", []))
 
 
 def _pair(view: GraphView, node: gs.Node, result: tuple[Shape, ...]) -> list[int]:

@@ -55,13 +55,14 @@ class _Written:
         block = self.block
         places = {tensor.name: self._position(tensor) for tensor in block.windows}
         part = self._part()
-        self.renamed[block.entry.name] = self._moved(part, block.entry.name, None)
-        source = self.renamed[block.entry.name]
+        shapes = self.view.shapes(block.entry)
+        assert shapes is not None
+        source, function = self.movements.into(part, block.entry.name, block.partition, shapes[0][-1])
+        self._calls(function)
+        self.renamed[block.entry.name] = source
         if block.norm is not None:
             self._again(part, block.norm)
             source = self.renamed[block.norm.outputs[0].name]
-        shapes = self.view.shapes(block.entry)
-        assert shapes is not None
         # As the site has them: maps apart from windows, where a mask tells windows apart.
         windows = block.partition.windows if (self.view.rank(block.site.query.tensor) or 0) > 4 else None
         sizes = [block.partition.tokens, -1, *([windows] if windows is not None else [])]
@@ -156,21 +157,14 @@ class _Written:
         return self.view.position(producer)
 
     def _exit(self, part: Writer, position: int, tensor: gs.Tensor) -> Splice:
-        self._moved(part, self.renamed[tensor.name], tensor)
+        """A value back out of its windows, under its own name."""
+        sizes, source = self._sizes_of(tensor), self.renamed[tensor.name]
+        self._calls(self.movements.back(part, source, self.block.partition, sizes, tensor.name)[1])
         return Splice(position, tuple(part.nodes), (tensor.name,))
 
-    def _moved(self, part: Writer, source: str, target: gs.Tensor | None) -> str:
-        """x into windows, or, with a target, a value back out of them under the target's name."""
-        like = self.block.entry if target is None else target
-        shapes = self.view.shapes(like)
-        assert shapes is not None
-        if target is None:
-            name, function = self.movements.into(part, source, self.block.partition, shapes[0][-1])
-        else:
-            name, function = self.movements.back(part, source, self.block.partition, self._sizes_of(like), target.name)
+    def _calls(self, function: onnx.FunctionProto | None) -> None:
         if function is not None:
             self.functions[function.name] = function
-        return name
 
     def _shaped(self, part: Writer, source: str, target: gs.Tensor) -> None:
         """`(…, tokens, C)` in the axes of the target."""
