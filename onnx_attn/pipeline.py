@@ -33,17 +33,19 @@ from onnx_attn.nested import (
     with_functions_inlined,
     with_windows_inlined,
 )
+from onnx_attn.operators.microsoft.model import Outcome, without_microsoft
 from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.options import Options
 from onnx_attn.plan import (
     LEAST_OPSET,
     TOKENS_FIRST,
+    Choice,
     Plan,
     has_sites,
     make_plan,
 )
 from onnx_attn.plan_file import plan_document
-from onnx_attn.prepared import prepared
+from onnx_attn.prepared import keeps_runtime_operators, prepared
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.inputs import model_inputs
@@ -82,16 +84,20 @@ class Trial:
 
 def inspect_model(loaded: Loaded, target: Target) -> Report:
     """Recognise and plan, nothing more."""
-    loaded = with_windows_inlined(loaded)
-    loaded, view, candidates = with_functions_inlined(loaded, GraphView(loaded.proto), own=False)
+    loaded, view = with_windows_inlined(loaded), None
+    outcome = Outcome()
+    if not keeps_runtime_operators(target, [Choice()]):
+        loaded, view, outcome = without_microsoft(loaded, GraphView(loaded.proto), None, own=False)
+    loaded, view, candidates = with_functions_inlined(loaded, view or GraphView(loaded.proto), own=False)
     loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=False)
     if view.opset < LEAST_OPSET and has_sites(candidates):
         raised = loaded.copy()
         if raise_opset(raised.proto, LEAST_OPSET) is None:
             return inspect_model(raised, target)
     taking = target.taking(view.opset)
-    plan = make_plan(view, candidates, taking)
+    plan = make_plan(view, outcome.told(candidates), taking)
     report = inspection(loaded.name, taking, view, plan)
+    report["spelled"] = outcome.document if outcome else None
     found = blocks(loaded.proto, view.worlds, plan.entries) if _is_nested(plan.entries) else []
     inner = [(block, inspect_model(Loaded(block.body.model, loaded.name), target)["candidates"]) for block in found]
     report["candidates"] = merged(report["candidates"], inner)
@@ -126,6 +132,7 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     if ready.stuck is not None:
         plan = plan.explained("opset-too-low", ready.stuck)
     fusion = Fusion(loaded.name, ready.target, view, plan, ready.nodes, opsets=tuple(ready.opsets), varied=varied)
+    fusion.microsoft = ready.microsoft
     fusion.left = {key: {TOKENS_FIRST: reason} for key, reason in ready.ordered.left.items()}
     fusion.seconds = {**ready.seconds, "prove": 0.0, "save": 0.0}
     cutter = Cutter(view)
@@ -215,7 +222,7 @@ def _check_expectation(name: str, report: Report, options: Options) -> None:
 
 def _trial_inputs(fusion: Fusion) -> list[dict[str, np.ndarray]]:
     with _made_up(fusion):
-        return [model_inputs(fusion.view.proto, world) for world in fusion.view.worlds]
+        return [model_inputs(fusion.view.proto, world) for world in fusion.microsoft.worlds or fusion.view.worlds]
 
 
 def _batch_inputs(fusion: Fusion, varied: Varied) -> list[dict[str, np.ndarray]]:

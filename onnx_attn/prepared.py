@@ -11,10 +11,12 @@ from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.view import GraphView
 from onnx_attn.nested import with_functions_inlined
+from onnx_attn.operators.microsoft.model import Outcome, without_microsoft
 from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.options import Options
-from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Decision, chosen, decide, has_sites, is_attention
+from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Decision, chosen, decide, has_sites, is_attention
 from onnx_attn.plan_file import check_fits, fingerprint
+from onnx_attn.prove.spelled import prove_spelled
 from onnx_attn.recognize.candidates import recognize
 from onnx_attn.recognize.window import read_window
 from onnx_attn.row_order.order import Ordered, tokens_first
@@ -29,6 +31,7 @@ class Prepared:
 
     loaded: the model, changed. found: the fingerprint of what was loaded. opsets: the model's own, and what it was raised to.
     stuck: why it could not be raised. spelled: operators were spelled out. ordered: what became of the windows' blocks.
+    microsoft: what became of ONNX Runtime's own operators.
     """
 
     loaded: Loaded
@@ -42,12 +45,13 @@ class Prepared:
     spelled: bool
     varied: Varied | None
     ordered: Ordered
+    microsoft: Outcome
     seconds: dict[str, float]
 
     @property
     def changed(self) -> bool:
         """Whether what was done is to be delivered whatever becomes of the sites."""
-        return self.varied is not None or bool(self.ordered.sites)
+        return self.varied is not None or bool(self.ordered.sites) or bool(self.microsoft.spelled)
 
 
 def prepared(loaded: Loaded, options: Options) -> Prepared:
@@ -56,9 +60,15 @@ def prepared(loaded: Loaded, options: Options) -> Prepared:
     nodes, found = len(loaded.proto.graph.node), fingerprint(loaded.proto)
     view = GraphView(loaded.proto)
     opsets, stuck = [view.opset], None
+    view, microsoft = without_runtime_operators(loaded, view, options)
     view, varied = with_dynamic_batch(loaded, view) if options.dynamic_batch else (view, None)
     imported = time.perf_counter()
+    outside = view
     loaded, view, candidates = with_functions_inlined(loaded, view, own=True)
+    if view is not outside:
+        inlined, (view, inner) = view, without_runtime_operators(loaded, view, options)
+        microsoft = microsoft.beside(inner)
+        candidates = recognize(view) if view is not inlined else candidates
     before = view
     loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=True)
     spelled = view is not before
@@ -74,15 +84,31 @@ def prepared(loaded: Loaded, options: Options) -> Prepared:
             view = GraphView(loaded.proto)
             candidates = recognize(view)
             opsets.append(view.opset)
+    candidates = microsoft.told(candidates)
     target = options.target.taking(view.opset)
     _read_windows(view, candidates)
     ordered = _ordered(loaded, view, candidates, target, options)
     if ordered.sites:
         windows, view = view.windows, GraphView(loaded.proto)
         view.windows.update(windows)
-        candidates = recognize(view)
+        candidates = microsoft.told(recognize(view))
     seconds = {"load": imported - start, "recognize": recognized - imported, "plan": time.perf_counter() - recognized}
-    return Prepared(loaded, view, candidates, target, found, nodes, opsets, stuck, spelled, varied, ordered, seconds)
+    return Prepared(
+        loaded, view, candidates, target, found, nodes, opsets, stuck, spelled, varied, ordered, microsoft, seconds
+    )
+
+
+def keeps_runtime_operators(target: Target, choices: Sequence[Choice]) -> bool:
+    """Whether ONNX Runtime's own operators may stay: for ONNX Runtime, where no form is asked for that they are not."""
+    return target.name == "onnxruntime" and all(choice.form in ("auto", "contrib") for choice in choices)
+
+
+def without_runtime_operators(loaded: Loaded, view: GraphView, options: Options) -> tuple[GraphView, Outcome]:
+    if keeps_runtime_operators(options.target, options.choices):
+        return view, Outcome()
+    proof = prove_spelled(view.opset) if options.verify else None
+    _, view, outcome = without_microsoft(loaded, view, proof, own=True, taken=options.outer or frozenset())
+    return view, outcome
 
 
 def _ordered(
