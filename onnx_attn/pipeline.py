@@ -45,7 +45,7 @@ from onnx_attn.plan import (
     make_plan,
 )
 from onnx_attn.plan_file import plan_document
-from onnx_attn.prepared import keeps_runtime_operators, prepared
+from onnx_attn.prepared import has_runtime_operators, keeps_runtime_operators, prepared
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.inputs import model_inputs
@@ -84,15 +84,18 @@ class Trial:
 
 def inspect_model(loaded: Loaded, target: Target) -> Report:
     """Recognise and plan, nothing more."""
-    loaded, view = with_windows_inlined(loaded), None
-    outcome = Outcome()
-    if not keeps_runtime_operators(target, [Choice()]):
-        loaded, view, outcome = without_microsoft(loaded, GraphView(loaded.proto), None, own=False)
-    loaded, view, candidates = with_functions_inlined(loaded, view or GraphView(loaded.proto), own=False)
+    loaded = with_windows_inlined(loaded)
+    view, outcome = GraphView(loaded.proto), Outcome()
+    if not keeps_runtime_operators(target, [Choice()]) and has_runtime_operators(view):
+        raised = _raised(loaded) if view.opset < LEAST_OPSET else None
+        if raised is not None:
+            return inspect_model(raised, target)
+        loaded, view, outcome = without_microsoft(loaded, view, None, own=False)
+    loaded, view, candidates = with_functions_inlined(loaded, view, own=False)
     loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=False)
     if view.opset < LEAST_OPSET and has_sites(candidates):
-        raised = loaded.copy()
-        if raise_opset(raised.proto, LEAST_OPSET) is None:
+        raised = _raised(loaded)
+        if raised is not None:
             return inspect_model(raised, target)
     taking = target.taking(view.opset)
     plan = make_plan(view, outcome.told(candidates), taking)
@@ -103,6 +106,12 @@ def inspect_model(loaded: Loaded, target: Target) -> Report:
     report["candidates"] = merged(report["candidates"], inner)
     counted(report)
     return report
+
+
+def _raised(loaded: Loaded) -> Loaded | None:
+    """A copy of a higher opset; None where that cannot be had."""
+    raised = loaded.copy()
+    return raised if raise_opset(raised.proto, LEAST_OPSET) is None else None
 
 
 def _is_nested(entries: Sequence[object]) -> bool:
@@ -145,7 +154,8 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
         names = Names(ready.loaded.proto, options.outer or ())
         reserved = write_sites(fusion, names, cutter)
     nested = _is_nested(plan.entries)
-    inputs = _trial_inputs(fusion) if options.verify and (fusion.edits or nested) and options.outer is None else []
+    tried = options.verify and options.outer is None and (fusion.edits or nested or ready.changed)
+    inputs = (ready.calls or _trial_inputs(fusion)) if tried else []
     whole = _batch_inputs(fusion, varied) if options.verify and varied is not None else inputs
     if options.verify:
         with fusion.clock("prove"):
@@ -222,7 +232,7 @@ def _check_expectation(name: str, report: Report, options: Options) -> None:
 
 def _trial_inputs(fusion: Fusion) -> list[dict[str, np.ndarray]]:
     with _made_up(fusion):
-        return [model_inputs(fusion.view.proto, world) for world in fusion.microsoft.worlds or fusion.view.worlds]
+        return [model_inputs(fusion.view.proto, world) for world in fusion.view.worlds]
 
 
 def _batch_inputs(fusion: Fusion, varied: Varied) -> list[dict[str, np.ndarray]]:

@@ -163,7 +163,12 @@ class Inference:
         }
         scope.known |= {tensor.name: _stored(tensor) for tensor in stored}
         self._nodes(nodes, scope, opsets, {})
-        return tuple(scope.known.get(name) for name in node.output) if not scope.failures else ()
+        failed = {*scope.failures}
+        contradicts = any(
+            inner.name in failed and all(scope.shape(name) is not None for name in inner.input if name)
+            for inner in nodes
+        )
+        return () if contradicts else tuple(scope.known.get(name) for name in node.output)
 
     def _values(
         self, node: onnx.NodeProto, inputs: list[Known | None], known: Sequence[Known | None], opsets: dict[str, int]

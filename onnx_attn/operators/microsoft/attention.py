@@ -45,12 +45,19 @@ def quantised_attention(call: Call) -> None:
 
 def _wide(call: Call, place: int, scale: int, zero: int, axis: int | None) -> str:
     """Whole numbers as what they stand for; of one scale, or one for each column."""
-    names = [call.needed(scale, "a scale"), *([call.input(zero)] if call.input(zero) else [])]
+    call.needed(scale, "a scale")
     single = call.rank(scale) == 0 or call.size(scale, 0) == 1
-    if single:
-        names = [call.reshape(name, hint="scale") for name in names]
+    names = [_scalar(call, each) if single else call.input(each) for each in (scale, zero) if call.input(each)]
     axes = {"axis": axis} if axis is not None and not single else {}
     return call.op("DequantizeLinear", call.input(place), *names, hint="dequantised", **axes)  # type: ignore[arg-type]
+
+
+def _scalar(call: Call, place: int) -> str:
+    """An input of one element without axes."""
+    value = call.value(place)
+    if call.rank(place) == 0:
+        return call.input(place)
+    return call.writer.constant(value.reshape(()), "scale") if value is not None else call.reshape(call.input(place))
 
 
 def _projected(call: Call, projected: str, weights: int, mask: int, past: int, score_bias: str) -> None:

@@ -62,7 +62,14 @@ def grouped_attention(call: Call) -> None:
     copies = heads // kv_heads
     key, value = repeated(call, key, kv_heads, copies, "key"), repeated(call, value, kv_heads, copies, "value")
     found = attend(call, query, key, value, masks, scale_of(call, head_dim), float(call.attribute("softcap", 0.0)))
-    merge_heads(call, found, call.output(OUTPUT))
+    if keys.appended:
+        merge_heads(call, found, call.output(OUTPUT))
+        return
+    # The sizes of Q: of keys whose number is not known, nothing would be known of the result either.
+    sizes = [call.length(call.input(QUERY), axis) for axis in (0, 1)]
+    wanted = call.op("Concat", *sizes, call.ints(heads * head_dim), hint="attention_sizes", axis=0)
+    turned = call.turn(found, 0, 2, 1, 3, hint="attention_turned")
+    call.op("Reshape", turned, wanted, hint="attention_merged", output=call.output(OUTPUT))
 
 
 def _refuse_extras(call: Call) -> None:

@@ -14,7 +14,6 @@ from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import Known, World
 from onnx_attn.operators.microsoft.call import ContradictionError
-from onnx_attn.operators.microsoft.sizes import callable_worlds
 from onnx_attn.operators.microsoft.table import ATTENTION, MICROSOFT, Spelled, spell, spelling
 from onnx_attn.site import AttentionSite, Candidate, Verdict
 
@@ -38,17 +37,15 @@ class Left:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How many nodes were spelled out, by operator, and those that stay; the worlds in which the model runs as it was, where
-    these are others than its own."""
+    """How many nodes were spelled out, by operator, and those that stay."""
 
     spelled: Mapping[str, int] = field(default_factory=dict)
     left: Sequence[Left] = ()
-    worlds: Sequence[World] = ()
 
     def beside(self, other: Outcome) -> Outcome:
         """Both together."""
         spelled = Counter(self.spelled) + Counter(other.spelled)
-        return Outcome(dict(spelled), [*self.left, *other.left], self.worlds or other.worlds)
+        return Outcome(dict(spelled), [*self.left, *other.left])
 
     def told(self, verdicts: Sequence[Candidate]) -> list[Candidate]:
         """The candidates, where nodes that stay are refused for what is known about why."""
@@ -81,10 +78,9 @@ def without_microsoft(
     if not wanted:
         return loaded, view, Outcome()
     loaded = loaded if own else loaded.copy()
-    worlds = callable_worlds(view) if proof is not None else ()
     instead, left = _spell_all(Names(loaded.proto, taken), view, wanted, proof)
     spelled = Counter(_operator(view.proto.graph.node[place]) for place in instead)
-    outcome = Outcome(dict(spelled), left, worlds)
+    outcome = Outcome(dict(spelled), left)
     if not instead:
         return loaded, view, outcome
     _replace(loaded.proto.graph, instead)
