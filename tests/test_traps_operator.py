@@ -173,6 +173,21 @@ def test_operator_of_linear_attention_is_no_attention() -> None:
     assert_no_attention(net.model(), "operator-not-supported")
 
 
+def test_flex_attention_is_reported() -> None:
+    net = Net(26)
+    given = [net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv"]
+    net.output(net.op("FlexAttention", *given, domain="ai.onnx.preview", name="softmax"))
+    assert_no_attention(net.model(ai_onnx_preview=1), "operator-not-supported")
+
+
+def test_linear_attention_of_a_runtime_is_no_attention() -> None:
+    net = Net()
+    given = [net.input(name, 2, 5, HEADS * HEAD_DIM) for name in "qkv"]
+    made = net.op("LinearAttention", *given, outputs=2, domain="com.microsoft", name="softmax", q_num_heads=HEADS)
+    net.output(made[0], 3)
+    assert_no_attention(net.model(com_microsoft=1), "operator-not-supported")
+
+
 def test_attention_of_another_domain_is_no_candidate() -> None:
     net = Net()
     net.output(net.op("Attention", net.input("x", 2, 5, WIDTH), domain="somebody"), 3)

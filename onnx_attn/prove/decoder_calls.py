@@ -22,9 +22,7 @@ QUERY, PAST, LENGTHS, TOTAL = 0, 3, 5, 6
 def decoder_calls(view: GraphView) -> list[dict[str, np.ndarray]]:
     """Inputs for the model in every way to call it; none where it has no such node, or no way is found."""
     nodes = [
-        each
-        for each in view.proto.graph.node
-        if each.op_type == "GroupQueryAttention" and each.domain == "com.microsoft"
+        node for node in view.proto.graph.node if node.op_type == "GroupQueryAttention" and len(node.input) > TOTAL
     ]
     if not nodes:
         return []

@@ -18,6 +18,7 @@ from onnx_attn.recognize.written import recognize_written
 from onnx_attn.site import Candidate, Verdict
 
 SOFTMAXES = ("Softmax", "LogSoftmax")
+PREVIEW = "ai.onnx.preview"
 MICROSOFT = "com.microsoft"
 ENDS = ("Softmax", "Div", "Mul", "Exp")
 """The operators that a softmax ends with, in one node or in many."""
@@ -71,8 +72,10 @@ def _candidate(view: GraphView, node: gs.Node) -> Candidate | None:
             return None if readers == {"Exp"} else Stop("class-softmax", node, "LogSoftmax").verdict(label(node))
         if node.op == "Attention":
             return recognize_attention_operator(view, node)
-        if node.op in ("FlexAttention", "LinearAttention"):
+        if node.op == "LinearAttention":
             return Stop("operator-not-supported", node, node.op).verdict(label(node))
+    elif node.domain == PREVIEW and node.op == "FlexAttention":
+        return Stop("operator-not-supported", node, node.op).verdict(label(node))
     elif node.domain == DOMAIN and is_attention_function(node.op):
         return recognize_written(view, node)
     elif node.domain == MICROSOFT and node.op in OPERATORS:
