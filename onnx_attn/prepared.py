@@ -66,6 +66,7 @@ def prepared(loaded: Loaded, options: Options) -> Prepared:
     nodes, found = len(loaded.proto.graph.node), fingerprint(loaded.proto)
     view = GraphView(loaded.proto)
     opsets, stuck = [view.opset], None
+    begun = time.perf_counter()
     if options.verify:
         refuse_crash(loaded.proto, loaded.name)
     calls = decoder_calls(view) if options.verify and options.outer is None else []
@@ -73,6 +74,7 @@ def prepared(loaded: Loaded, options: Options) -> Prepared:
     if spells and view.opset < LEAST_OPSET and raise_opset(loaded.proto, LEAST_OPSET) is None:
         view = GraphView(loaded.proto)
     view, microsoft = without_runtime_operators(loaded, view, options)
+    spelt = time.perf_counter()
     view, varied = with_dynamic_batch(loaded, view) if options.dynamic_batch else (view, None)
     imported = time.perf_counter()
     outside = view
@@ -104,7 +106,13 @@ def prepared(loaded: Loaded, options: Options) -> Prepared:
         windows, view = view.windows, GraphView(loaded.proto)
         view.windows.update(windows)
         candidates = microsoft.told(recognize(view))
-    seconds = {"load": imported - start, "recognize": recognized - imported, "plan": time.perf_counter() - recognized}
+    loading = begun - start + imported - spelt
+    seconds = {
+        "load": loading,
+        "prove": spelt - begun,
+        "recognize": recognized - imported,
+        "plan": time.perf_counter() - recognized,
+    }
     return Prepared(
         loaded,
         view,

@@ -44,30 +44,46 @@ def _total(world: World, node: onnx.NodeProto) -> int:
     known = world.value(node.input[TOTAL])
     if known is not None and known.size == 1:
         return int(known.reshape(-1)[0])
-    query, past = (world.shape(node.input[place]) or (1, 0, 0) for place in (QUERY, PAST))
-    return query[1] + past[2]
+    _, new, past = _sizes(world, node)
+    return new + past
 
 
 def _callable_worlds(view: GraphView, nodes: Sequence[onnx.NodeProto]) -> Iterator[World]:
-    """The model's own worlds where every node may be called so; else others, in which one dimension is changed."""
-    if all(_callable(world, node) for world in view.worlds for node in nodes):
-        yield from view.worlds
+    """The model's own worlds where every node may be called so; else others: a prompt, steps, and one sequence, each in a cache
+    that grows where the sizes can be chosen so."""
+    own = view.worlds
+    if len(own) == 1 and all(_callable(world, node) for world in own for node in nodes):
+        yield from own
         return
-    inference, seen = Inference(view.proto), set[tuple[tuple[str, int], ...]]()
-    for sizes in _with_one_changed([world.sizes for world in view.worlds]):
-        key = tuple(sorted(sizes.items()))
-        world = inference.run(sizes) if key not in seen else None
-        seen.add(key)
-        if world is not None and not world.failures and all(_callable(world, node) for node in nodes):
+    inference, seen = Inference(view.proto), set[tuple[bool, ...]]()
+    for sizes in _with_one_changed([world.sizes for world in own]):
+        world = _growing(inference, sizes, nodes) or inference.run(sizes)
+        kind = tuple(size == least for size, least in zip(_sizes(world, nodes[0]), (1, 1, 0), strict=True))
+        if kind not in seen and not world.failures and all(_callable(world, node) for node in nodes):
+            seen.add(kind)
             yield world
 
 
+def _growing(inference: Inference, sizes: Mapping[str, int], nodes: Sequence[onnx.NodeProto]) -> World | None:
+    """The same with one dimension as long as past and new keys together, if that is the total length then."""
+    _, new, past = _sizes(inference.run(dict(sizes)), nodes[0])
+    for name in sizes:
+        world = inference.run({**sizes, name: new + past})
+        grown = _sizes(world, nodes[0])[1:] == (new, past) and all(_total(world, node) == new + past for node in nodes)
+        if grown and not world.failures:
+            return world
+    return None
+
+
+def _sizes(world: World, node: onnx.NodeProto) -> tuple[int, int, int]:
+    """Of a call: sequences, new keys, and those of the past."""
+    query, past = (world.shape(node.input[place]) or (0, 0, 0) for place in (QUERY, PAST))
+    return query[0], query[1], past[2]
+
+
 def _callable(world: World, node: onnx.NodeProto) -> bool:
-    query = world.shape(node.input[QUERY])
-    past = world.shape(node.input[PAST]) if len(node.input) > PAST and node.input[PAST] else None
-    if query is None or past is None or query[0] == 1 or query[1] == 1:
-        return True
-    return _total(world, node) == query[1]
+    batch, new, _ = _sizes(world, node)
+    return 1 in (batch, new) or _total(world, node) == new
 
 
 def _with_one_changed(worlds: Sequence[Mapping[str, int]]) -> Iterator[dict[str, int]]:
