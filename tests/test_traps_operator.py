@@ -140,21 +140,25 @@ def test_values_of_another_type_are_refused() -> None:
     assert_refused(net.model(), "type-not-supported")
 
 
-@pytest.mark.parametrize(
-    ("op", "code"),
-    [
-        ("DecoderMaskedSelfAttention", "operator-of-a-runtime"),
-        ("SparseAttention", "operator-of-a-runtime"),
-        ("PackedAttention", "unprovable-here"),
-        ("PackedMultiHeadAttention", "unprovable-here"),
-        ("GroupQueryAttention", "attention-feature"),
-    ],
-)
-def test_operator_of_a_runtime_that_is_not_spelled_is_refused(op: str, code: str) -> None:
+def runtime_operator(op: str) -> onnx.ModelProto:
     net = Net()
     given = [net.input(name, 2, 5, HEADS * HEAD_DIM) for name in "qkv"]
     net.output(net.op(op, *given, domain="com.microsoft", num_heads=HEADS, name="softmax"), 3)
-    assert_refused(net.model(com_microsoft=1), code)
+    return net.model(com_microsoft=1)
+
+
+@pytest.mark.parametrize("op", ["DecoderMaskedSelfAttention", "SparseAttention", "LongformerAttention"])
+def test_operator_of_a_runtime_that_nobody_spells_is_refused(op: str) -> None:
+    assert_refused(runtime_operator(op), "operator-of-a-runtime")
+
+
+@pytest.mark.parametrize("op", ["PackedAttention", "PackedMultiHeadAttention"])
+def test_operator_that_has_kernels_on_cuda_alone_is_refused(op: str) -> None:
+    assert_refused(runtime_operator(op), "unprovable-here")
+
+
+def test_grouped_attention_without_its_lengths_is_refused() -> None:
+    assert_refused(runtime_operator("GroupQueryAttention"), "attention-feature")
 
 
 def test_operator_of_linear_attention_is_no_attention() -> None:
