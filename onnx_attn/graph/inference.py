@@ -106,6 +106,8 @@ class Inference:
             _check_reshape(node, inputs[0], result[0], world)
         elif node.op_type == "Attention" and _domain(node.domain) == "":
             _check_attention(node, inputs, world, opsets[""])
+        elif node.op_type in ("Gather", "GatherND") and _domain(node.domain) == "":
+            _check_indices(node, inputs, world)
         return result
 
     def _infer(
@@ -158,7 +160,8 @@ class Inference:
         if any(entry is None or entry.shape is None or math.prod(entry.shape) > SMALL for entry in known):
             return nothing
         try:
-            return [np.asarray(result) for result in ReferenceEvaluator(node, opsets=opsets).run(None, feed)]
+            with np.errstate(all="ignore"):  # Both sides of a Where are computed, T5's logarithm of distance 0 too.
+                return [np.asarray(result) for result in ReferenceEvaluator(node, opsets=opsets).run(None, feed)]
         except Exception:  # The reference operators raise what they like; the shape is known all the same.
             return nothing
 
@@ -232,6 +235,21 @@ def _check_reshape(node: onnx.NodeProto, before: Known | None, after: Known | No
         world.failures.append(node.name or node.output[0])
     elif before.shape[:1] == after.shape[:1]:
         world.kept_axes += 1
+
+
+def _check_indices(node: onnx.NodeProto, inputs: Sequence[Known | None], world: World) -> None:
+    """Shape inference does not look at what an index points to: a padding mask is read up to the last key, past included."""
+    data, indices = inputs[:2]
+    if data is None or data.shape is None or indices is None or indices.value is None or not indices.value.size:
+        return
+    attributes = {a.name: a.i for a in node.attribute}
+    if node.op_type == "Gather":
+        bounds = np.asarray(data.shape[attributes.get("axis", 0)])
+    else:
+        first = attributes.get("batch_dims", 0)
+        bounds = np.asarray(data.shape[first : first + indices.value.shape[-1]])
+    if ((indices.value >= bounds) | (indices.value < -bounds)).any():
+        world.failures.append(node.name or node.output[0])
 
 
 def _check_attention(node: onnx.NodeProto, inputs: Sequence[Known | None], world: World, opset: int) -> None:

@@ -91,10 +91,12 @@ def _assignments(symbols: dict[str, int], graph: onnx.GraphProto) -> Iterator[li
 
 
 def _sums(symbols: dict[str, int], graph: onnx.GraphProto) -> Iterator[tuple[str, str, str | int]]:
-    """Dimensions that may be the sum of two, as that of keys behind a past; the second may be a number."""
+    """Dimensions that may be the sum of two, as that of keys behind a past; the second may be a number. A first axis, which is
+    a batch as a rule, comes last."""
     dims = (dim for value in graph.input for dim in value.type.tensor_type.shape.dim)
     numbers = sorted({dim.dim_value for dim in dims if dim.HasField("dim_value")})
-    for total, first in itertools.permutations(symbols, 2):
+    likely = sorted(itertools.permutations(symbols, 2), key=lambda pair: 0 in (symbols[pair[0]], symbols[pair[1]]))
+    for total, first in likely:
         yield from ((total, first, second) for second in symbols if first < second != total)
         yield from ((total, first, number) for number in numbers)
 
