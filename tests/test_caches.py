@@ -12,6 +12,7 @@ from graphs import CHANNELS, HEAD_DIM, HEADS, WIDTH, Dim, Net, same
 
 import onnx_attn
 from onnx_attn.graph.sizes import worlds_of
+from onnx_attn.prove.inputs import model_inputs
 
 SIZES = {"past": 4, "new": 3, "total": 7, "batch": 2}
 
@@ -235,6 +236,14 @@ def test_a_padding_mask_is_as_long_as_the_index_that_reads_it(op: str) -> None:
         assert world.sizes["total"] >= world.sizes["past"] + 1
     mask = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
     assert_fused(model, feeds(model, SIZES | {"total": 5}) | {"mask": mask})
+
+
+def test_the_first_row_that_is_made_up_is_not_padded() -> None:
+    """The whole model's proof shows nothing where no query attends to any key."""
+    model = cached(Net(), new=1)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.INT64, ["batch", "total"]))
+    for world in worlds_of(model):
+        assert model_inputs(model, world)["mask"][0].all()
 
 
 @pytest.mark.parametrize("index", [-3, 2])

@@ -19,7 +19,8 @@ def model_inputs(proto: onnx.ModelProto, world: World, seed: int = SEED) -> dict
     """Values for every input at the sizes of one world; another seed gives others.
 
     Floats are normal. Whole numbers that index a table (an embedding) stay inside it; others, and booleans, look like a
-    padding mask: along the last axis a run of ones, at least one long, then zeros.
+    padding mask: along the last axis a run of ones, at least one long, then zeros. The first entry of several has ones alone: who
+    attends to the last keys, as behind a cache, sees nothing of a padded one.
     """
     rng = np.random.default_rng([seed, len(world.sizes), *world.sizes.values()])
     weights = {tensor.name for tensor in proto.graph.initializer}
@@ -48,6 +49,8 @@ def _prefixes(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     if not shape:
         return np.ones(shape)
     lengths = rng.integers(1, shape[-1] + 1, shape[:-1]) if shape[-1] else np.zeros(shape[:-1], int)
+    if len(shape) > 1 and shape[0] > 1:
+        lengths[0] = shape[-1]
     return np.arange(shape[-1]) < lengths[..., None]
 
 
