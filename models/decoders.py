@@ -2,6 +2,7 @@
 
     prefill    input_ids (B, S)    attention_mask (B, S)                                   → logits (B, S, vocabulary), presents
     decode     input_ids (B, 1)    attention_mask (B, past + 1)    pasts (B, N, past, H)   → logits (B, 1, vocabulary), presents
+    continue   input_ids (B, S)    attention_mask (B, past + S)    pasts (B, N, past, H)   → the same of S tokens, for any past
 
 Pasts and presents are `past_key_values.LAYER.key` and `present.LAYER.key`, and `.value`, as Optimum calls them. The last row of
 a prompt is padded on its left, since it goes on at the end.
@@ -144,28 +145,29 @@ def prefill(name: str) -> Callable[[Setting], Built]:
     return build
 
 
-def decode(name: str) -> Callable[[Setting], Built]:
-    """The builder of a family's next step, behind as many tokens as a prompt of the example has, less one."""
+def decode(name: str, new: int = 1) -> Callable[[Setting], Built]:
+    """The builder of a family's next tokens, so many behind as many as they are less than a prompt of the example. One token is
+    one in every run; more are as many as there are."""
+    own: Axes = {0: BATCH} if new == 1 else {0: BATCH, 1: SEQUENCE}
 
     def build(setting: Setting) -> Built:
         family = DECODERS[name]
         module = Cached(configured(family, setting), family.inputs)
         vocabulary = module.model.config.vocab_size
-        past = setting.length - 1
+        past = setting.length - new
         with torch.no_grad(), quiet():
             prompt = _numbers(family, left_padding(_SEQUENCES, past), past, vocabulary)
             made = module(*prompt)[1:]
-        numbers = _numbers(family, left_padding(_SEQUENCES, past + 1), 1, vocabulary)
-        axes: dict[str, Axes] = {"input_ids": {0: BATCH}, "attention_mask": {0: BATCH, 1: TOTAL}}
-        axes["position_ids"] = {0: BATCH}
+        numbers = _numbers(family, left_padding(_SEQUENCES, past + new), new, vocabulary)
         names = cache_names(_LAYERS, "past_key_values")
+        axes = [{0: BATCH, 1: TOTAL} if each == "attention_mask" else own for each in family.inputs]
         return Built(
             module,
             (*numbers, *varied_like(made)),
             [*family.inputs, *names],
             ["logits", *cache_names(_LAYERS, "present")],
-            [*(axes[each] for each in family.inputs), *[{0: BATCH, 2: PAST}] * len(names)],
-            [{0: BATCH}, *[{0: BATCH, 2: TOTAL}] * len(names)],
+            [*axes, *[{0: BATCH, 2: PAST}] * len(names)],
+            [own, *[{0: BATCH, 2: TOTAL}] * len(names)],
         )
 
     return build

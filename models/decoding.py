@@ -39,7 +39,7 @@ class Outcome:
 
 
 class _Decoder:
-    """A file that is run once, then one that is run at each step; the same one for caches of one size."""
+    """A file that is run once, then one that is run at each step; the same one where it takes any past, or caches of one size."""
 
     def __init__(self, first: Path, step: Path) -> None:
         options = ort.SessionOptions()
@@ -86,11 +86,12 @@ def start(first: ort.InferenceSession, batch: int = 3, length: int = 6, memory: 
     made["cache_position"] = np.zeros(1, np.int64)
     static = False
     for given in first.get_inputs():
-        sizes = [size if isinstance(size, int) else batch for size in given.shape]
+        sizes = [size if isinstance(size, int) else (0 if axis else batch) for axis, size in enumerate(given.shape)]
         if given.name == "encoder_hidden_states":
             made[given.name] = rng.standard_normal((batch, memory, sizes[-1]), np.float32)
         elif given.name.startswith("past_key_values."):
-            made[given.name], static = np.zeros(sizes, np.float32), True
+            made[given.name] = np.zeros(sizes, np.float32)
+            static = 0 not in sizes
     length = 1 if static else length
     made["input_ids"] = rng.integers(0, vocabulary, (batch, length))
     batches = {given.shape[0] for given in first.get_inputs() if given.name != "cache_position"}

@@ -19,8 +19,10 @@ from models.decoding import STEPS, compare
 from models.matrix import EXPORTERS, exporters
 from models.reference import Attn, Exporter, Size
 
+_DECODERS = ("gpt2", "llama", "mistral", "qwen2", "falcon", "phi")
 LOOPS: dict[str, tuple[str, ...]] = {
-    **{name: (f"{name}_prefill", f"{name}_decode") for name in ("gpt2", "llama", "mistral", "qwen2", "falcon", "phi")},
+    **{name: (f"{name}_prefill", f"{name}_decode") for name in _DECODERS},
+    **{f"{name}_continue": (f"{name}_continue",) for name in _DECODERS},
     **{name: (f"{name}_decoder_first", f"{name}_decoder_step") for name in ("t5", "marian", "pegasus", "whisper")},
     "llama_static": ("llama_static",),
 }

@@ -128,6 +128,7 @@ _REFERENCES = (
         for step, what, builder in (
             ("prefill", "its prompt, with caches as outputs", decoders.prefill),
             ("decode", "its next token behind a past", decoders.decode),
+            ("continue", "its next tokens behind any past, or none", partial(decoders.decode, new=4)),
         )
     ),
     *(

@@ -213,14 +213,15 @@ def test_keys_and_values_that_are_cached_in_one_tensor() -> None:
     assert_fused(model, feeds(model, {"past": 5}))
 
 
+@pytest.mark.parametrize("new", [1, "new"])
 @pytest.mark.parametrize("op", ["Gather", "GatherND"])
-def test_a_padding_mask_is_as_long_as_the_index_that_reads_it(op: str) -> None:
-    """Shapes alone do not say that `total` is `past` and one more: a shorter mask has no element for the last key."""
+def test_a_padding_mask_is_as_long_as_the_index_that_reads_it(op: str, new: Dim) -> None:
+    """Shapes alone do not say that `total` is `past` and what is new: a shorter mask has no element for the last key."""
     net = Net()
     mask = net.input("mask", "batch", "total", dtype=np.int64)
 
     def scores(value: str) -> str:
-        keys = net.op("Add", length(net, "past_key", 2), net.const(1, np.int64))
+        keys = net.op("Add", length(net, "past_key", 2), length(net, "x", 1))
         places = net.op("Range", net.const(0, np.int64), keys, net.const(1, np.int64))
         if op == "Gather":
             read = net.op("Gather", mask, places, axis=1)
@@ -230,12 +231,13 @@ def test_a_padding_mask_is_as_long_as_the_index_that_reads_it(op: str) -> None:
         allowed = net.op("Cast", net.op("Unsqueeze", read, net.ints(1, 2)), to=onnx.TensorProto.BOOL)
         return net.op("Where", allowed, net.scaled(value), net.const(-1e9))
 
-    model = cached(net, new=1, scores=scores)
+    model = cached(net, new=new, scores=scores)
     for world in worlds_of(model):
         assert not world.failures
-        assert world.sizes["total"] >= world.sizes["past"] + 1
-    mask = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
-    assert_fused(model, feeds(model, SIZES | {"total": 5}) | {"mask": mask})
+        assert world.sizes["total"] == world.sizes["past"] + world.sizes.get("new", 1)
+    total = SIZES["past"] + (1 if new == 1 else SIZES["new"])
+    mask = np.stack([np.ones(total, int), np.arange(total) > 1])
+    assert_fused(model, feeds(model, SIZES | {"total": total}) | {"mask": mask})
 
 
 def test_the_first_row_that_is_made_up_is_not_padded() -> None:

@@ -23,6 +23,10 @@ CONSTANT_TYPES = {
 }
 """Constant's attributes and the types that they stand for."""
 
+_WHOLE = frozenset({onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL})
+INDICES = 1024
+"""Whole numbers that are worth knowing where sizes are chosen: an index for each query and key tells how long a mask is."""
+
 NOT_A_FUNCTION = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
 )
@@ -32,8 +36,10 @@ NOT_A_FUNCTION = frozenset(
 class Inference:
     """Runs a model forward on types, shapes and small values. Equal nodes on equal inputs are inferred once."""
 
-    def __init__(self, proto: onnx.ModelProto):
+    def __init__(self, proto: onnx.ModelProto, most: int = SMALL):
+        """most: how many whole numbers a result may have of which each is known; of other values there are SMALL."""
         self.proto = proto
+        self.most = most
         self.functions = {(f.domain, f.name): f for f in proto.functions}
         self.memo: dict[Any, tuple[Known | None, ...]] = {}
         self.types: dict[tuple[int, Shape | None], onnx.TypeProto] = {}
@@ -157,13 +163,16 @@ class Inference:
             feed = {node.input[0]: np.broadcast_to(np.zeros((), np.float32), inputs[0].shape)}
         elif node.op_type in NOT_A_FUNCTION or any(name not in feed for name in node.input if name):
             return nothing
-        if any(entry is None or entry.shape is None or math.prod(entry.shape) > SMALL for entry in known):
+        if any(entry is None or entry.shape is None or math.prod(entry.shape) > self._most(entry) for entry in known):
             return nothing
         try:
             with np.errstate(all="ignore"):  # Both sides of a Where are computed, T5's logarithm of distance 0 too.
                 return [np.asarray(result) for result in ReferenceEvaluator(node, opsets=opsets).run(None, feed)]
         except Exception:  # The reference operators raise what they like; the shape is known all the same.
             return nothing
+
+    def _most(self, entry: Known) -> int:
+        return self.most if entry.elem_type in _WHOLE else SMALL
 
     def _type(self, entry: Known) -> onnx.TypeProto:
         key = (entry.elem_type, entry.shape)
