@@ -26,7 +26,7 @@ from onnx_attn.options import Options
 from onnx_attn.pipeline import inspect_model
 from onnx_attn.plan import Choice
 from onnx_attn.plan_file import load_plan
-from onnx_attn.prove.inputs import model_inputs
+from onnx_attn.prove.inputs import flags_off, model_inputs
 from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.prove.whole import compare_models, default_rtol
 from onnx_attn.report.document import verification
@@ -190,7 +190,8 @@ def verify(
     missing = set(names) ^ {output.name for output in second.proto.graph.output}
     if missing:
         raise InputError(f"{second.name}: output '{sorted(missing)[0]}' is only in one of the models")
-    found = compare_models((Path(a), first.name), (Path(b), second.name), cases, limit, atol)
+    also = flags_off(cases) if inputs is None else ()
+    found = compare_models((Path(a), first.name), (Path(b), second.name), cases, limit, atol, also=also)
     return verification(first.name, second.name, found, cases)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -254,3 +255,38 @@ def test_an_index_from_the_end_is_one_too(index: int) -> None:
     taken = net.op("Gather", net.input("x", 3, "n"), net.ints(index), axis=0)
     net.output(same(taken), 2)
     assert not any(world.failures for world in worlds_of(net.model()))
+
+
+def with_or_without_past(net: Net) -> onnx.ModelProto:
+    """A flag chooses between new keys behind those of the past, and new keys alone; each branch has the site of its own."""
+    x, past = net.input("x", "batch", "new", WIDTH), net.input("past", "batch", HEADS, "past", HEAD_DIM)
+    q, k, v = (net.split_heads(net.linear(x, CHANNELS)) for _ in range(3))
+    flag, root, outside = net.input("use_cache", 1, dtype=bool), net.const(HEAD_DIM**0.5), len(net.nodes)
+    bodies = {}
+    for branch in ("then_branch", "else_branch"):
+        keys, values = (net.op("Concat", past, each, axis=2) if branch == "then_branch" else each for each in (k, v))
+        found = net.sdpa(q, net.swap(keys), values, lambda scores: net.op("Div", scores, root), name=branch)
+        made = net.op("Mul", found, net.const(1.0))
+        result = onnx.helper.make_tensor_value_info(made, onnx.TensorProto.FLOAT, [None] * 4)
+        bodies[branch] = onnx.helper.make_graph(net.nodes[outside:], branch, [], [result])
+        del net.nodes[outside:]
+    net.output(net.op("If", flag, **bodies))
+    return net.model()
+
+
+def test_both_branches_of_a_merged_decoder_are_fused_and_run() -> None:
+    model = with_or_without_past(Net())
+    report = onnx_attn.fuse(model).report
+    assert (report["sites"], report["fused"]) == (2, 2)
+    assert report["proof"]["cases"] == 4  # Two sizes, each with the flag on and off.
+
+
+def test_a_difference_in_the_branch_without_a_past_is_seen(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    model = with_or_without_past(Net())
+    onnx.save(model, paths[0])
+    (node,) = [node for node in model.graph.node if node.op_type == "If"]
+    other = next(attribute.g for attribute in node.attribute if attribute.name == "else_branch")
+    other.node[-1].op_type = "Sub"
+    onnx.save(model, paths[1])
+    assert not onnx_attn.verify(*paths)["ok"]

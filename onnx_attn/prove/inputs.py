@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -43,6 +43,18 @@ def model_inputs(proto: onnx.ModelProto, world: World, seed: int = SEED) -> dict
         else:
             values[value.name] = _prefixes(rng, shape).astype(dtype)
     return values
+
+
+def flags_off(inputs: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """The same values with every flag off, for models that have one: a boolean of one element, on in what is made up, chooses
+    between the branches of a decoder with and without a past."""
+    found = []
+    for values in inputs:
+        flags = {
+            name: np.zeros_like(value) for name, value in values.items() if value.dtype == bool and value.size == 1
+        }
+        found += [{**values, **flags}] if flags else []
+    return found
 
 
 def _prefixes(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
