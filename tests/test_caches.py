@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from checks import assert_fused, assert_same, feeds
+from checks import assert_fused, assert_same, feeds, same_bytes
 from graphs import CHANNELS, HEAD_DIM, HEADS, WIDTH, Dim, Net, same
 
 import onnx_attn
@@ -90,6 +90,28 @@ def test_presents_stay_what_the_next_step_expects(past: Dim, new: Dim, kv_heads:
 def test_a_factor_of_keys_that_are_cached_stays_in_front_of_the_cache(past: Dim) -> None:
     model = cached(Net(), past, factor=0.5)
     assert_fused(model, feeds(model, SIZES))
+
+
+@pytest.mark.parametrize("form", ["function", "primitives"])
+@pytest.mark.parametrize("round_trip", [True, False])
+def test_a_scale_on_keys_moves_to_queries_where_the_keys_themselves_are_cached(round_trip: bool, form: str) -> None:
+    """One layer makes all three, so that K has no layer of its own to go back to: the present is what is read."""
+    net, root = Net(), HEAD_DIM**-0.25
+    x = net.input("x", 2, 5, WIDTH)
+    packed = net.reshape(net.linear(net.reshape(x, 10, WIDTH), 3 * CHANNELS), 2, 5, 3 * CHANNELS)
+    q, k, v = (net.split_heads(part) for part in net.op("Split", packed, axis=-1, outputs=3))
+    for value in (k, v):
+        net.output(value)
+    if round_trip:
+        kt = net.reshape(net.turn(net.reshape(k, 2 * HEADS, 5, HEAD_DIM), 0, 2, 1), 2, HEADS, HEAD_DIM, 5)
+    else:
+        kt = net.swap(k)
+    net.output(net.merge_heads(net.sdpa(net.scaled(q, root), net.scaled(kt, root), v, same)), 3)
+    model = net.model()
+    fused = assert_fused(model, asked_form=form, scale=HEAD_DIM**-0.5)
+    reader = next(node for node in fused.graph.node if k in node.input)
+    assert reader.op_type.startswith("ScaledDotProductAttention" if form == "function" else "Transpose")
+    assert same_bytes(onnx_attn.fuse(fused, form=form).model, fused)
 
 
 @pytest.mark.parametrize("opset", [17, 24])
