@@ -158,6 +158,13 @@ def fixtures() -> Iterator[Fixture]:
         Fixture("poolformer_s12", d18),
         Fixture("convnext_tiny", ts, dynamic=True),
         Fixture("volo_d1", d18, attn="eager"),
+        Fixture("gpt2_prefill", ts, dynamic=True),
+        Fixture("gpt2_decode", ts, dynamic=True),
+        Fixture("t5_decoder_first", ts, dynamic=True),
+        Fixture("t5_decoder_step", ts, dynamic=True),
+        Fixture("llama_static", d18),
+        Fixture("llama_decode", d23, dynamic=True),
+        Fixture("mistral_decode", d18, half=True),
         Fixture("no_attention", ts),
         Fixture("no_attention", d18, dynamic=True),
     )

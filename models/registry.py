@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 
-from models import basic, hf_models, language, multihead, swin, timm_vision, vision
+from models import (
+    basic,
+    decoders,
+    encoder_decoders,
+    hf_models,
+    language,
+    multihead,
+    static_cache,
+    swin,
+    timm_vision,
+    vision,
+)
 from models.reference import Attn, Built, Reference, Setting, Size
 from models.variation import vary
 
@@ -111,6 +122,24 @@ _REFERENCES = (
         )
         for name, family, note in ((n, f, hf_models.NOTES.get(n, "")) for n, f in hf_models.FAMILIES.items())
     ),
+    *(
+        _both(f"{name}_{step}", f"transformers {family.model}, 2 layers, {what}", builder(name))
+        for name, family in decoders.DECODERS.items()
+        for step, what, builder in (
+            ("prefill", "its prompt, with caches as outputs", decoders.prefill),
+            ("decode", "its next token behind a past", decoders.decode),
+            ("continue", "its next tokens behind any past, or none", partial(decoders.decode, new=4)),
+        )
+    ),
+    *(
+        _both(f"{name}_decoder_{step}", f"transformers {family.model}, 2 layers, {what}", builder(name))
+        for name, family in encoder_decoders.ENCODER_DECODERS.items()
+        for step, what, builder in (
+            ("first", "the decoder's first tokens, with caches as outputs", encoder_decoders.first),
+            ("step", "the decoder's next token, the encoder's keys cached", encoder_decoders.step),
+        )
+    ),
+    _both("llama_static", "transformers LlamaForCausalLM, 2 layers, caches of one size", static_cache.static_decode),
     Reference("no_attention", "convolutions and a softmax over classes", basic.no_attention),
 )
 

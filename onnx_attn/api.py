@@ -28,7 +28,7 @@ from onnx_attn.pipeline import inspect_model
 from onnx_attn.plan import Choice
 from onnx_attn.plan_file import load_plan
 from onnx_attn.prove.decoder_calls import decoder_calls
-from onnx_attn.prove.inputs import model_inputs
+from onnx_attn.prove.inputs import flags_off, model_inputs
 from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.prove.whole import compare_models, default_rtol
 from onnx_attn.report.document import verification
@@ -196,7 +196,8 @@ def verify(
         raise InputError(f"{second.name}: output '{sorted(missing)[0]}' is only in one of the models")
     for each in (first, second):
         refuse_crash(each.proto, each.name)
-    found = compare_models((Path(a), first.name), (Path(b), second.name), cases, limit, atol)
+    also = flags_off(cases) if inputs is None else ()
+    found = compare_models((Path(a), first.name), (Path(b), second.name), cases, limit, atol, also=also)
     return verification(first.name, second.name, found, cases)
 
 

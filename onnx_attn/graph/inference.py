@@ -23,6 +23,10 @@ CONSTANT_TYPES = {
 }
 """Constant's attributes and the types that they stand for."""
 
+_WHOLE = frozenset({onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL})
+INDICES = 1024
+"""Whole numbers that are worth knowing where sizes are chosen: an index for each query and key tells how long a mask is."""
+
 NOT_A_FUNCTION = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
 )
@@ -39,8 +43,10 @@ BODIES: dict[tuple[str, str], Callable[[onnx.NodeProto, Sequence[Known | None], 
 class Inference:
     """Runs a model forward on types, shapes and small values. Equal nodes on equal inputs are inferred once."""
 
-    def __init__(self, proto: onnx.ModelProto):
+    def __init__(self, proto: onnx.ModelProto, most: int = SMALL):
+        """most: how many whole numbers a result may have of which each is known; of other values there are SMALL."""
         self.proto = proto
+        self.most = most
         self.functions = {(f.domain, f.name): f for f in proto.functions}
         self.memo: dict[Any, tuple[Known | None, ...]] = {}
         self.types: dict[tuple[int, Shape | None], onnx.TypeProto] = {}
@@ -113,6 +119,8 @@ class Inference:
             _check_reshape(node, inputs[0], result[0], world)
         elif node.op_type == "Attention" and _domain(node.domain) == "":
             _check_attention(node, inputs, world, opsets[""])
+        elif node.op_type in ("Gather", "GatherND") and _domain(node.domain) == "":
+            _check_indices(node, inputs, world)
         return result
 
     def _infer(
@@ -188,12 +196,16 @@ class Inference:
             feed = {node.input[0]: np.broadcast_to(np.zeros((), np.float32), inputs[0].shape)}
         elif node.op_type in NOT_A_FUNCTION or any(name not in feed for name in node.input if name):
             return nothing
-        if any(entry is None or entry.shape is None or math.prod(entry.shape) > SMALL for entry in known):
+        if any(entry is None or entry.shape is None or math.prod(entry.shape) > self._most(entry) for entry in known):
             return nothing
         try:
-            return [np.asarray(result) for result in ReferenceEvaluator(node, opsets=opsets).run(None, feed)]
+            with np.errstate(all="ignore"):  # Both sides of a Where are computed, T5's logarithm of distance 0 too.
+                return [np.asarray(result) for result in ReferenceEvaluator(node, opsets=opsets).run(None, feed)]
         except Exception:  # The reference operators raise what they like; the shape is known all the same.
             return nothing
+
+    def _most(self, entry: Known) -> int:
+        return self.most if entry.elem_type in _WHOLE else SMALL
 
     def _type(self, entry: Known) -> onnx.TypeProto:
         key = (entry.elem_type, entry.shape)
@@ -265,6 +277,21 @@ def _check_reshape(node: onnx.NodeProto, before: Known | None, after: Known | No
         world.failures.append(node.name or node.output[0])
     elif before.shape[:1] == after.shape[:1]:
         world.kept_axes += 1
+
+
+def _check_indices(node: onnx.NodeProto, inputs: Sequence[Known | None], world: World) -> None:
+    """Shape inference does not look at what an index points to: a padding mask is read up to the last key, past included."""
+    data, indices = inputs[:2]
+    if data is None or data.shape is None or indices is None or indices.value is None or not indices.value.size:
+        return
+    attributes = {a.name: a.i for a in node.attribute}
+    if node.op_type == "Gather":
+        bounds = np.asarray(data.shape[attributes.get("axis", 0)])
+    else:
+        first = attributes.get("batch_dims", 0)
+        bounds = np.asarray(data.shape[first : first + indices.value.shape[-1]])
+    if ((indices.value >= bounds) | (indices.value < -bounds)).any():
+        world.failures.append(node.name or node.output[0])
 
 
 def _check_attention(node: onnx.NodeProto, inputs: Sequence[Known | None], world: World, opset: int) -> None:
