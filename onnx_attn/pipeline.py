@@ -52,6 +52,7 @@ from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.slices import WHOLE, Slices
 from onnx_attn.prove.whole import default_rtol
 from onnx_attn.recognize.causality import blocks_later_keys
+from onnx_attn.recognize.rotary import read_rotary
 from onnx_attn.recognize.window import read_window
 from onnx_attn.recognize.window_masks import mask_kinds
 from onnx_attn.report.document import fusion_report, inspection
@@ -189,6 +190,7 @@ def _read_for_report(view: GraphView, candidates: Sequence[Candidate]) -> None:
         if site is not None:
             blocks_later_keys(view, site.masks)
             mask_kinds(view, site, read_window(view, site))
+            read_rotary(view, site)
 
 
 def _island_rtol(plan: Plan, options: Options) -> float:

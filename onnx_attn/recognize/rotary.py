@@ -59,7 +59,7 @@ def _of_operand(view: GraphView, operand: gs.Tensor) -> Rotary | None:
         return None
     key = (program.key(), tuple((move.op, move.shapes, repr(move.attrs)) for move in moves))
     if key not in view.rotaries:
-        found = []
+        found: list[Rotary | None] = []
         for number, world in enumerate(view.worlds):
             try:
                 numbers = run_program(program, world)

@@ -214,7 +214,11 @@ def step_key(view: GraphView, step: Step) -> tuple[object, ...]:
     """All that decides what a step does."""
     node = step.node
     if step.branches:
-        return ("Concat", node.attrs["axis"], *(tuple(step_key(view, each) for each in branch) for branch in step.branches))
+        return (
+            "Concat",
+            node.attrs["axis"],
+            *(tuple(step_key(view, each) for each in branch) for branch in step.branches),
+        )
     if node.op in SAME_ORDER:
         return (view.shapes(step.output),)
     details: list[object] = [node.op, view.shapes(step.output)]

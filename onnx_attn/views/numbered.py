@@ -137,9 +137,7 @@ class _Runner:
         space = self._space(int(index.max(initial=0)) + 1, None if values is None else values[:, None])
         return self._of_space(space, index)
 
-    def _space(
-        self, size: int, values: np.ndarray | None = None, functions: frozenset[str] = frozenset()
-    ) -> Space:
+    def _space(self, size: int, values: np.ndarray | None = None, functions: frozenset[str] = frozenset()) -> Space:
         space = Space(self._next_space, size, values, functions)
         self._next_space += size
         self.found.spaces.append(space)

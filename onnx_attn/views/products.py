@@ -1,4 +1,4 @@
-"""Sums of products as they are spelled: what moves, signs, multiplies by tables and adds, from a tensor up to what it starts from.
+"""Sums of products as they are spelled: what moves, signs, multiplies by tables and adds, from a tensor up to its sources.
 
 A program is read once and run on numbers (`views.numbered`), so that no spelling of a sum of products is a pattern of its own.
 """
@@ -174,7 +174,8 @@ class Program:
             return None
         if _picks_rows(view, node):
             return self._add(Entry("rows", (self._read(node.inputs[0], "table"),), tensor))
-        if node.op == "GatherElements" and node.attrs.get("axis", 0) % (view.rank(tensor) or 1) < view.rank(tensor) - 1:
+        rank = view.rank(tensor) or 1
+        if node.op == "GatherElements" and node.attrs.get("axis", 0) % rank < rank - 1:
             operands = self._read(node.inputs[0], "table"), self._read(node.inputs[1], "table")
             return self._add(Entry("rows", operands, tensor))
         return None

@@ -31,7 +31,12 @@ def rotated_terms(node: gs.Node, x: Term, cos: Term, sin: Term, shape: Shape) ->
     none = np.full(rest.shape, NOTHING, np.int32)
     terms = [
         Term(*(np.concatenate(pair, -1) for pair in zip(own, (rest, none, heads.factor[..., dim:]), strict=True))),
-        Term(*(np.concatenate(pair, -1) for pair in zip(other, (none, none, np.zeros(rest.shape, np.float32)), strict=True))),
+        Term(
+            *(
+                np.concatenate(pair, -1)
+                for pair in zip(other, (none, none, np.zeros(rest.shape, np.float32)), strict=True)
+            )
+        ),
     ]
     return [Term(*(_back(each, shape) for each in (term.x, term.table, term.factor))) for term in terms]
 
