@@ -8,7 +8,7 @@ from one element where it is computed, and those of one row where rows are looke
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,24 +16,22 @@ import numpy as np
 from onnx_attn.graph.world import Shape, World
 from onnx_attn.views.movement import run
 from onnx_attn.views.products import Entry, Program
+from onnx_attn.views.rotated import rotated_terms
+from onnx_attn.views.terms import (
+    NOTHING,
+    CannotRun,
+    Term,
+    everywhere,
+    is_one,
+    joined,
+    only,
+    product,
+    same_along_last,
+    spread,
+)
 
-NOTHING = -1
-"""The number of no element."""
 MOST_ELEMENTS = 2**23
 """Of one tensor: what is larger is not looked into."""
-
-
-class CannotRun(ValueError):
-    """A program that is no sum of products of moved elements after all, or too large."""
-
-
-@dataclass
-class Term:
-    """x, table: numbers of elements, NOTHING where there is none. factor: 0 where the term is not there."""
-
-    x: np.ndarray
-    table: np.ndarray
-    factor: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,11 @@ class Space:
 
 @dataclass
 class Numbers:
-    """Terms of a program's result, in one world. leaves: the activations' first numbers, by entry."""
+    """Terms of a program's result, in one world. kept: of entries that were asked for. leaves: the activations' first numbers,
+    by entry."""
 
     terms: list[Term] = field(default_factory=list)
+    kept: dict[int, list[Term]] = field(default_factory=dict)
     leaves: dict[int, int] = field(default_factory=dict)
     spaces: list[Space] = field(default_factory=list)
 
@@ -67,8 +67,8 @@ class Numbers:
         return [space for space in self.spaces if _holds(space, numbers)]
 
 
-def run_program(program: Program, world: World) -> Numbers:
-    """Raises ValueError where it cannot be run at the world's sizes."""
+def run_program(program: Program, world: World, keep: Set[int] = frozenset()) -> Numbers:
+    """Raises ValueError where it cannot be run at the world's sizes. keep: entries whose terms are wanted too."""
     runner = _Runner(program, world)
     order = program.order
     last = {operand: number for number in order for operand in program.entries[number].operands}
@@ -76,9 +76,10 @@ def run_program(program: Program, world: World) -> Numbers:
         entry = program.entries[number]
         runner.made[number] = runner.run(number, entry)
         for operand in set(entry.operands):
-            if last[operand] == number:
+            if last[operand] == number and operand not in keep:
                 del runner.made[operand]
     runner.found.terms = runner.made[program.root]
+    runner.found.kept = {number: runner.made[number] for number in order if number in keep}
     return runner.found
 
 
@@ -102,14 +103,14 @@ class _Runner:
         if entry.kind == "scale":
             return [Term(term.x, term.table, term.factor * np.float32(entry.factor)) for term in operands[0]]
         if entry.kind == "join":
-            return _joined(operands, entry.axis)
+            return joined(operands, entry.axis)
         if entry.kind == "sum":
             second = [Term(term.x, term.table, term.factor * np.float32(entry.factor)) for term in operands[1]]
-            return [_spread(term, shape) for term in (*operands[0], *second)]
+            return [spread(term, shape) for term in (*operands[0], *second)]
         if entry.kind == "times":
-            return [_product(term, _only(operands[1]), shape) for term in operands[0]]
+            return [product(term, only(operands[1]), shape) for term in operands[0]]
         if entry.kind == "apply":
-            return [self._applied(entry.name, _only(operands[0]))]
+            return [self._applied(entry.name, only(operands[0]))]
         if entry.kind == "rows":
             return [self._rows(operands, _row_shape(entry, operands, shape))]
         return self._rotated(entry, operands, shape)
@@ -124,7 +125,7 @@ class _Runner:
         first, self._next = self._next, self._next + math.prod(shape)
         self.found.leaves[number] = first
         index = np.arange(first, self._next, dtype=np.int32).reshape(shape)
-        return Term(index, _everywhere(NOTHING, shape), _everywhere(1.0, shape))
+        return Term(index, everywhere(NOTHING, shape), everywhere(1.0, shape))
 
     def _table(self, entry: Entry, shape: Shape) -> Term:
         if entry.numbers is None:
@@ -145,7 +146,7 @@ class _Runner:
 
     def _of_space(self, space: Space, index: np.ndarray) -> Term:
         numbers = (index + space.first).astype(np.int32)
-        return Term(_everywhere(NOTHING, index.shape), numbers, _everywhere(1.0, index.shape))
+        return Term(everywhere(NOTHING, index.shape), numbers, everywhere(1.0, index.shape))
 
     def _moved(self, entry: Entry, term: Term) -> Term:
         assert entry.step is not None
@@ -156,7 +157,7 @@ class _Runner:
         """Equal elements stay equal, and others may be told apart still."""
         numbers = term.table.copy()
         for space in self.found.spaces_of(term.table):
-            if space.values is not None or not _is_one(term.factor):
+            if space.values is not None or not is_one(term.factor):
                 raise CannotRun("the sine of what is stored or scaled")
             fresh = self._space(space.size, None, space.functions | {name})
             inside = (term.table >= space.first) & (term.table < space.first + space.size)
@@ -165,10 +166,10 @@ class _Runner:
 
     def _rows(self, operands: Sequence[Sequence[Term]], shape: Shape) -> Term:
         """Rows of a table: two elements of one row are equal where their columns are."""
-        below = _only(operands[0])
-        if not _is_one(below.factor):
+        below = only(operands[0])
+        if not is_one(below.factor):
             raise CannotRun("rows of what is scaled")
-        if len(operands) > 1 and not _same_along_last(_only(operands[1]).table):
+        if len(operands) > 1 and not same_along_last(only(operands[1]).table):
             raise CannotRun("elements of different rows")
         rows = below.table.reshape(-1, shape[-1])
         columns, index = np.unique(rows, axis=1, return_inverse=True)
@@ -186,10 +187,8 @@ class _Runner:
         return values[columns - spaces[0].first, 0].T, functions
 
     def _rotated(self, entry: Entry, operands: Sequence[Sequence[Term]], shape: Shape) -> list[Term]:
-        from onnx_attn.views.rotated import rotated_terms
-
         assert entry.node is not None
-        return rotated_terms(entry.node, _only(operands[0]), _only(operands[1]), _only(operands[2]), shape)
+        return rotated_terms(entry.node, only(operands[0]), only(operands[1]), only(operands[2]), shape)
 
 
 def _row_shape(entry: Entry, operands: Sequence[Sequence[Term]], shape: Shape) -> Shape:
@@ -201,47 +200,3 @@ def _row_shape(entry: Entry, operands: Sequence[Sequence[Term]], shape: Shape) -
 
 def _holds(space: Space, numbers: np.ndarray) -> bool:
     return bool(((numbers >= space.first) & (numbers < space.first + space.size)).any())
-
-
-def _is_one(factor: np.ndarray) -> bool:
-    return bool((factor == 1.0).all())
-
-
-def _same_along_last(numbers: np.ndarray) -> bool:
-    return bool((numbers == numbers[..., :1]).all())
-
-
-def _only(terms: Sequence[Term]) -> Term:
-    if len(terms) != 1:
-        raise CannotRun("a sum where one element was expected")
-    return terms[0]
-
-
-def _everywhere(number: float, shape: Shape) -> np.ndarray:
-    dtype = np.float32 if isinstance(number, float) else np.int32
-    return np.broadcast_to(np.asarray(number, dtype), shape)
-
-
-def _spread(term: Term, shape: Shape) -> Term:
-    return Term(*(np.broadcast_to(each, shape) for each in (term.x, term.table, term.factor)))
-
-
-def _product(term: Term, table: Term, shape: Shape) -> Term:
-    both = _spread(term, shape), _spread(table, shape)
-    return Term(both[0].x, both[1].table, both[0].factor * both[1].factor)
-
-
-def _joined(parts: Sequence[Sequence[Term]], axis: int) -> list[Term]:
-    """Term by term; a part that has fewer has nothing there."""
-    found = []
-    for place in range(max(map(len, parts))):
-        terms = [part[place] if place < len(part) else _nothing(part[0]) for part in parts]
-        found.append(
-            Term(*(np.concatenate([getattr(term, name) for term in terms], axis) for name in ("x", "table", "factor")))
-        )
-    return found
-
-
-def _nothing(like: Term) -> Term:
-    shape = like.x.shape
-    return Term(_everywhere(NOTHING, shape), _everywhere(NOTHING, shape), _everywhere(0.0, shape))

@@ -1,4 +1,4 @@
-"""What a RotaryEmbedding operator does to elements, as terms (`views.numbered`)."""
+"""What a RotaryEmbedding operator does to elements, as terms (`views.terms`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.world import Shape
-from onnx_attn.views.numbered import NOTHING, CannotRun, Term
+from onnx_attn.views.terms import NOTHING, CannotRun, Term
 
 
 def rotated_terms(node: gs.Node, x: Term, cos: Term, sin: Term, shape: Shape) -> list[Term]:
