@@ -100,6 +100,8 @@ class _Runner:
             return [self._table(entry, shape)]
         if entry.kind == "move":
             return [self._moved(entry, term) for term in operands[0]]
+        if entry.kind == "cast":
+            return operands[0]
         if entry.kind == "scale":
             return [Term(term.x, term.table, term.factor * np.float32(entry.factor)) for term in operands[0]]
         if entry.kind == "join":

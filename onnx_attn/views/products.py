@@ -22,8 +22,8 @@ MOST_ENTRIES = 256
 MOST_LOOKED_AT = 24
 """Nodes above a factor that are looked at to tell a table from an activation."""
 
-Mode = Literal["outer", "summand", "inner", "table"]
-"""What is read: in front of any sum, one side of it, the activation in a product, or the table in it."""
+Mode = Literal["outer", "summand", "inner", "table", "leaf"]
+"""What is read: in front of any sum, one side of it, the activation in a product, the table in it, or where it ends."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,13 @@ class Entry:
     """One step of a program, on what the entries `operands` give.
 
     leaf: an activation. table: numbers that are not looked into; `numbers`: as they are stored. move: `step` applied.
-    scale: times `factor`. join: one behind the other along `axis`. times: an activation by a table. sum: with the second
-    times `factor`. apply: Cos or Sin (`name`) of a table. rows: rows of a table, which of them is told when the model runs; where
-    an operator (`node`) looks them up, one for each token of its x. rotary: the operator, on x, cos and sin.
+    cast: to another floating-point type. scale: times `factor`. join: one behind the other along `axis`.
+    times: an activation by a table. sum: with the second times `factor`. apply: Cos or Sin (`name`) of a table.
+    rows: rows of a table, which of them is told when the model runs; where an operator (`node`) looks them up, one for each
+    token of its x. rotary: the operator, on x, cos and sin.
     """
 
-    kind: Literal["leaf", "table", "move", "scale", "join", "times", "sum", "apply", "rows", "rotary"]
+    kind: Literal["leaf", "table", "move", "cast", "scale", "join", "times", "sum", "apply", "rows", "rotary"]
     operands: tuple[int, ...] = ()
     tensor: gs.Tensor | None = None
     step: Step | None = None
@@ -72,7 +73,12 @@ class Program:
 
     @property
     def has_sums(self) -> bool:
-        return any(self.entries[number].kind in ("sum", "rotary") for number in self.order)
+        return self.holds_sum(self.root)
+
+    def holds_sum(self, number: int) -> bool:
+        """Whether an entry is made of a sum."""
+        entry = self.entries[number]
+        return entry.kind in ("sum", "rotary") or any(self.holds_sum(operand) for operand in entry.operands)
 
     def key(self) -> tuple[object, ...]:
         """All that decides what the program does, but for which activations it starts from."""
@@ -109,7 +115,11 @@ class Program:
                 found = self._of_table(tensor, node) if mode == "table" else self._of_activation(tensor, node, mode)
             if found is not None:
                 return found
-        return self._add(Entry("table" if mode == "table" else "leaf", tensor=tensor))
+        # One activation is one, wherever it is read.
+        key: tuple[str, Mode] = (tensor.name, "table" if mode == "table" else "leaf")
+        if key not in self._known:
+            self._known[key] = self._add(Entry("table" if mode == "table" else "leaf", tensor=tensor))
+        return self._known[key]
 
     def _moved(self, tensor: gs.Tensor, node: gs.Node, mode: Mode) -> int | None:
         """What leaves the elements what they are, up to their place and one factor."""
@@ -117,7 +127,7 @@ class Program:
         if node.domain not in STANDARD or view.shapes(tensor) is None:
             return None
         if node.op == "Cast" and {view.elem_type(node.inputs[0]), node.attrs["to"]} <= {*FLOATS}:
-            return self._read(node.inputs[0], mode)
+            return self._add(Entry("cast", (self._read(node.inputs[0], mode),), tensor))
         if (scalar := scalar_factor(view, node)) is not None:
             return self._add(Entry("scale", (self._read(scalar[0], mode),), tensor, factor=scalar[1]))
         if moves(view, node, tensor):
@@ -160,7 +170,7 @@ class Program:
     def _is_product(self, number: int) -> bool:
         """Whether a table has multiplied all of what an entry gives."""
         entry = self.entries[number]
-        if entry.kind in ("move", "scale", "join"):
+        if entry.kind in ("move", "cast", "scale", "join"):
             return all(self._is_product(operand) for operand in entry.operands)
         return entry.kind == "times"
 
