@@ -119,7 +119,8 @@ class Choice:
     """What is asked for a site: its form, whether to pack, which identities are allowed, or to leave it alone; the precision
     of the island around a site of float32 ("keep" for none), whether its heads may be padded, whether probabilities are to be
     rounded where Q, K and V are, where its parts go, whether probabilities that somebody else reads may be computed once
-    more, whether the block around it may be computed tokens first, and its rotary embeddings be operators."""
+    more, whether the block around it may be computed tokens first, and its rotary embeddings be operators
+    (None: where the target gains by that)."""
 
     form: str = "auto"
     pack: bool = True
@@ -131,7 +132,7 @@ class Choice:
     placement: Placement = AUTO
     recompute: bool = False
     tokens_first: bool = True
-    rotary: bool = True
+    rotary: bool | None = None
 
 
 def make_plan(

@@ -28,6 +28,7 @@ from onnx_attn.row_order.order import Ordered, tokens_first
 from onnx_attn.runtime import refuse_crash
 from onnx_attn.site import AttentionSite, Candidate, Verdict
 from onnx_attn.targets.editions import Target
+from onnx_attn.targets.rotary import RotaryFacts, gains_by_rotary
 
 
 @dataclass
@@ -168,10 +169,11 @@ def _embedded(
     """Rotary embeddings as the target takes them."""
     if options.outer is not None:
         return Embedded()
+    gains = gains_by_rotary(target, RotaryFacts(opset=view.opset))
     wanted = {
         candidate.output.name
         for candidate, choice in chosen(candidates, options.choice, options.own_choices)
-        if isinstance(candidate, AttentionSite) and choice.apply and choice.rotary
+        if isinstance(candidate, AttentionSite) and choice.apply and (gains if choice.rotary is None else choice.rotary)
     }
     return embed(loaded, view, candidates, wanted, target, options.verify)
 

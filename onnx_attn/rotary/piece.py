@@ -69,7 +69,7 @@ def find_piece(view: GraphView, operand: gs.Tensor) -> Piece | None:
     channels rotated in all tokens, alike in all heads, and times nothing else. The larger one where there are two: with the
     channels beside it that are not rotated."""
     program = Program(view, real(view, operand))
-    if not program.has_sums:
+    if not program.has_sums or program.has_operators:
         return None
     key = ("piece", program.key())
     if key not in view.rotaries:
@@ -116,7 +116,7 @@ def _at(program: Program, numbers: Numbers, made: int) -> Place | None:
     """The rotary embedding that an entry is."""
     terms = numbers.kept[made]
     shape = terms[0].x.shape
-    if len(shape) != 4 or 0 in shape or program.entries[made].kind == "rotary":
+    if len(shape) != 4 or 0 in shape:
         return None
     rows = [Term(*(each.reshape(-1, shape[-1]) for each in (term.x, term.table, term.factor))) for term in terms]
     rotation = rotation_of(numbers, rows)

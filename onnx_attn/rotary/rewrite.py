@@ -12,12 +12,12 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.piece import prove_piece
 from onnx_attn.rotary.piece import find_piece, made_at
-from onnx_attn.rotary.spelled import is_operator, write_spelled
+from onnx_attn.rotary.spelled import facts_of, is_operator, write_spelled
 from onnx_attn.rotary.tables import CannotSay, TableWriter
 from onnx_attn.rotary.write import write_operator
 from onnx_attn.site import AttentionSite, Candidate
 from onnx_attn.targets.editions import Target
-from onnx_attn.targets.rotary import takes_rotary
+from onnx_attn.targets.rotary import RotaryFacts, takes_rotary
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def embed(
     names, cutter = Names(loaded.proto), Cutter(view)
     edits, left, sites = dict[str, SiteEdit](), dict[str, str](), set[str]()
     for node in view.graph.nodes:
-        if is_operator(node) and not takes_rotary(target, view.opset, node.domain or ""):
+        if is_operator(node) and not takes_rotary(target, facts_of(view, node)):
             try:
                 edit = write_spelled(view, names, node)
             except CannotSay:
@@ -51,7 +51,9 @@ def embed(
             if not verify or prove_piece(view, cutter, edit) is None:
                 edits[node.outputs[0].name] = edit
     found = [each for each in candidates if isinstance(each, AttentionSite) and each.output.name in wanted]
-    for site, edit in _operators(view, names, found, left) if takes_rotary(target, view.opset) else ():
+    for site, edit in (
+        _operators(view, names, found, left) if takes_rotary(target, RotaryFacts(opset=view.opset)) else ()
+    ):
         key, made = site.output.name, edit.outputs[0]
         failure = prove_piece(view, cutter, edit) if verify and made not in edits else None
         if failure is None:

@@ -9,20 +9,47 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.edit import Names, SiteEdit, Splice, Writer
 from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.operators.rotary import look_up, spell_rotary
 from onnx_attn.rotary.tables import CannotSay
+from onnx_attn.targets.reading import TYPES
+from onnx_attn.targets.rotary import MICROSOFT, RotaryFacts
 
-MICROSOFT = "com.microsoft"
 LEAST_OPSET = 13
 """The first in which Split and Unsqueeze take sizes and axes as inputs."""
 
 
 def is_operator(node: gs.Node) -> bool:
     return node.op == "RotaryEmbedding" and node.domain in (*STANDARD, MICROSOFT)
+
+
+def facts_of(view: GraphView, node: gs.Node) -> RotaryFacts:
+    """What decides whether a runtime takes an operator."""
+    own = node.domain == MICROSOFT
+    positions = _positions(node)
+    place = {None: "none", 1: "start"}.get(view.rank(positions) if positions is not None else None, "each")
+    x, cos = view.shapes(node.inputs[0]), view.shapes(node.inputs[2 if own else 1])
+    one = x is not None and cos is not None and place == "none" and cos[0][0] == 1 != x[0][0]
+    return RotaryFacts(
+        domain=MICROSOFT if own else "",
+        opset=view.opset,
+        dtype=TYPES.get(view.elem_type(node.inputs[0]), ""),
+        rank=view.rank(node.inputs[0]) or 0,
+        counted=bool(node.attrs.get("num_heads", 0)),
+        positions=place,
+        tables="one" if one else "each",
+        interleaved=bool(node.attrs.get("interleaved", 0)),
+        partial=bool(node.attrs.get("rotary_embedding_dim", 0)),
+    )
+
+
+def _positions(node: gs.Node) -> gs.Tensor | None:
+    place = 1 if node.domain == MICROSOFT else 3
+    return node.inputs[place] if len(node.inputs) > place and node.inputs[place].name else None
 
 
 def write_spelled(view: GraphView, names: Names, node: gs.Node) -> SiteEdit:
@@ -41,8 +68,7 @@ def write_spelled(view: GraphView, names: Names, node: gs.Node) -> SiteEdit:
     if dim != 2 * half or any(shape[-1] != width for shape in shapes):
         raise CannotSay("the tables do not fit the heads")
     writer, output = Writer(names, label(node)), node.outputs[0].name
-    given = node.inputs[1 if own else 3] if own or (len(node.inputs) > 3 and node.inputs[3].name) else None
-    angles = [_rows(view, writer, each, given, x) for each in (cos, sin)]
+    angles = [_rows(view, writer, each, _positions(node), x) for each in (cos, sin)]
     interleaved = bool(attrs.get("interleaved", 0))
     spelled = partial(spell_rotary, interleaved=interleaved, dim=dim, head_dim=size)
     if len(shapes[0]) == 4:
@@ -65,7 +91,14 @@ def _rows(view: GraphView, writer: Writer, table: gs.Tensor, positions: gs.Tenso
     if view.rank(positions) != 1:
         raise CannotSay("positions of other axes")
     axis = (view.rank(x) or 0) - 2
-    length = writer.add("Shape", [x.name], "length", start=axis, end=axis + 1)
-    end = writer.add("Add", [positions.name, length], "rotary_end")
-    rows = writer.add("Slice", [table.name, positions.name, end, writer.shape(0)], "rotary_rows")
-    return str(writer.add("Unsqueeze", [rows, writer.shape(0)], "rotary_rows"))
+    length = view.static(x, axis)
+    if length is not None:
+        rows = writer.constant(np.arange(length), "tokens")
+    else:
+        zero, one = (writer.constant(np.asarray(number, np.int64), f"{number}") for number in (0, 1))
+        size = writer.add("Squeeze", [writer.add("Shape", [x.name], "length", start=axis, end=axis + 1)], "length")
+        rows = writer.add("Range", [zero, size, one], "tokens")
+    rows = writer.add("Add", [rows, positions.name], "rotary_positions")
+    return look_up(
+        writer, table.name, writer.add("Unsqueeze", [rows, writer.shape(0)], "rotary_positions"), "rotary_rows"
+    )

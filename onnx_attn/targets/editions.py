@@ -48,13 +48,6 @@ class Target:
             return self
         return replace(self, editions=tuple(e for e in self.editions if opset <= HIGHEST_OPSET.get(e, opset)))
 
-    def is_since(self, version: tuple[int, int]) -> bool:
-        """Whether all that it stands for is this version of TensorRT or a later one, or no TensorRT of these versions."""
-        if self.name != "tensorrt" or RTX in self.editions[:1]:
-            return True
-        major, _, minor = (self.version or _DEFAULT_TENSORRT).partition(".")
-        return (int(major), int(minor.partition(".")[0] or 0)) >= version
-
 
 def parse_target(name: str, version: str | None = None) -> Target:
     """Raises UsageError for a target or a version that the tables do not know."""

@@ -75,6 +75,10 @@ class Program:
     def has_sums(self) -> bool:
         return self.holds_sum(self.root)
 
+    @property
+    def has_operators(self) -> bool:
+        return any(entry.kind == "rotary" for entry in self.entries)
+
     def holds_sum(self, number: int) -> bool:
         """Whether an entry is made of a sum."""
         entry = self.entries[number]
