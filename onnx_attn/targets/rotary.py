@@ -1,9 +1,9 @@
 """What each runtime takes of a RotaryEmbedding operator, the standard's and ONNX Runtime's own, and where it pays to write it.
 
-Measured with TensorRT for RTX 1.7.1 in half precision, plain nodes and the operator: two blocks of Llama (12 heads of 64, 128
-tokens) take 18 kernels and 40.25 MB with either on SM80, SM89 and SM120. Whole models whose batch varies, kernels / MB moved: Llama
-23 / 77.3 and 23 / 77.4, Cohere (rotated in float32) 20 / 75.4 and 20 / 77.7, DINOv3 113 / 386 and 113 / 395; of static sizes EVA-02
-124 / 146 with either, Llama 27 / 80.1 and 26 / 80.2.
+Measured with TensorRT for RTX 1.7.1 in half precision, as plain nodes and as the operator: two blocks of Llama (12 heads of 64,
+128 tokens) take 18 kernels and 40.25 MB with either on SM80, SM89 and SM120. Whole models whose batch varies, kernels / MB:
+Llama 23 / 77.3 and 23 / 77.4, Cohere (rotated in float32) 20 / 75.4 and 20 / 77.7, DINOv3 113 / 386 and 113 / 395; of static
+sizes EVA-02 124 / 146 with either, Llama 27 / 80.1 and 26 / 80.2.
 """
 
 from __future__ import annotations
