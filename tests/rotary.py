@@ -175,6 +175,24 @@ def _operand(net: Net, x: str, rotation: Rotation | None) -> str:
     return rotation.of(net, *(net.turn(each, 0, 2, 1, 3) for each in apart))
 
 
+def shared(rotation: Rotation) -> onnx.ModelProto:
+    """One site whose Q and K read the same tables."""
+    net = Net(opset=OPSET)
+    x = net.input("x", BATCH, LENGTH, WIDTH)
+    made: dict[bool, list[str]] = {}
+    tables = rotation._tables
+
+    def once(net: Net, halves: bool) -> list[str]:
+        if halves not in made:
+            made[halves] = tables(net, halves)
+        return made[halves]
+
+    rotation._tables = once  # type: ignore[method-assign]
+    q, k = (_operand(net, x, rotation) for _ in range(2))
+    net.output(net.merge_heads(net.sdpa(q, net.swap(k), net.split_heads(net.linear(x, HEADS * HEAD_DIM)))), 3)
+    return net.model()
+
+
 def read(model: onnx.ModelProto) -> Any:
     (candidate,) = onnx_attn.inspect(model)["candidates"]
     return candidate["rotary"]

@@ -29,6 +29,10 @@ def expected(kind: str, dim: int, of: tuple[str, ...] = ("query", "key"), **more
         ("mistral.dynamo.18.static", expected("half", 24)),
         ("falcon.torchscript.17.static", expected("half", 24)),
         ("phi.dynamo.23.static", expected("half", 12)),
+        ("gptj.dynamo.23.dynamic", expected("interleaved", 8)),
+        ("cohere.dynamo.23.static.eager.half", expected("interleaved", 24)),
+        ("eva02_small.torchscript.17.dynamic.eager", expected("interleaved", 24, all_tokens=False)),
+        ("dinov3_small.dynamo.18.static", expected("half", 24, all_tokens=False)),
         ("bert.dynamo.23.dynamic", None),
     ],
 )

@@ -29,7 +29,7 @@ NOT_A_FUNCTION = frozenset(
 """Operators whose result does not follow from their inputs."""
 
 LIKE_THE_FIRST = frozenset({"RotaryEmbedding"})
-"""Of ONNX Runtime's own operators, which onnx knows nothing of, those whose result has the type and shape of their first input."""
+"""ONNX Runtime's own operators, unknown to onnx, whose result has the type and shape of their first input."""
 
 
 Body = tuple[Sequence[onnx.NodeProto], Sequence[onnx.TensorProto]]
