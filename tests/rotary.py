@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from graphs import HEAD_DIM, HEADS, WIDTH, Net
+from graphs import HEAD_DIM, HEADS, WIDTH, Dim, Net
 from onnx import TensorProto
 
 import onnx_attn
@@ -151,10 +151,12 @@ def _once(net: Net, name: str, *dims: int, dtype: Any = None) -> str:
     return name if name in {value.name for value in net.inputs} else net.input(name, *dims, dtype=dtype)
 
 
-def block(query: Rotation | None, key: Rotation | None, dtype: Any = np.float32, past: bool = False) -> onnx.ModelProto:
+def block(
+    query: Rotation | None, key: Rotation | None, dtype: Any = np.float32, past: bool = False, batch: Dim = BATCH
+) -> onnx.ModelProto:
     """One site on `(B, S, WIDTH)`, Q and K rotated, K behind a past where there is one."""
     net = Net(opset=OPSET, dtype=dtype)
-    x = net.input("x", BATCH, LENGTH, WIDTH)
+    x = net.input("x", batch, LENGTH, WIDTH)
     q, k = (_operand(net, x, rotation) for rotation in (query, key))
     v = net.split_heads(net.linear(x, HEADS * HEAD_DIM))
     if past:

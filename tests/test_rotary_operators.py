@@ -20,7 +20,7 @@ from onnx_attn.graph.edit import Names, Writer
 from onnx_attn.operators.rotary import spell_rotary
 from onnx_attn.runtime import CannotRun, Session
 from onnx_attn.targets.editions import ONNX, ORT_CPU, RTX
-from onnx_attn.targets.rotary import ROTARY, RotaryFacts, RotaryRow
+from onnx_attn.targets.rotary import MICROSOFT, ROTARY, RotaryFacts, RotaryRow
 
 HALVES = [(False, 8, 8), (True, 8, 8), (False, 4, 8), (True, 4, 8)]
 
@@ -75,8 +75,10 @@ def operator(facts: RotaryFacts, net: Net, x: str) -> str:
         given = ["positions" if "positions" in names else net.input("positions", *dims, dtype=np.int64)]
     attrs: dict[str, Any] = {"rotary_embedding_dim": dim} if facts.partial else {}
     attrs |= {"num_heads": HEADS} if facts.counted else {}
-    operands = [cos, sin, *given] if not facts.domain else [*given, cos, sin]
-    return net.op("RotaryEmbedding", x, *operands, domain=facts.domain, interleaved=int(facts.interleaved), **attrs)
+    own = facts.domain == MICROSOFT
+    operands = [*given, cos, sin] if own else [cos, sin, *given]
+    domain = MICROSOFT if own else ""
+    return net.op("RotaryEmbedding", x, *operands, domain=domain, interleaved=int(facts.interleaved), **attrs)
 
 
 def site(facts: RotaryFacts) -> onnx.ModelProto:

@@ -18,6 +18,7 @@ from onnx_attn.operators.rotary import look_up, spell_rotary
 from onnx_attn.rotary.tables import CannotSay
 from onnx_attn.targets.reading import TYPES
 from onnx_attn.targets.rotary import MICROSOFT, RotaryFacts
+from onnx_attn.targets.rotary import STANDARD as ONNX
 
 LEAST_OPSET = 13
 """The first in which Split and Unsqueeze take sizes and axes as inputs."""
@@ -35,7 +36,7 @@ def facts_of(view: GraphView, node: gs.Node) -> RotaryFacts:
     x, cos = view.shapes(node.inputs[0]), view.shapes(node.inputs[2 if own else 1])
     one = x is not None and cos is not None and place == "none" and cos[0][0] == 1 != x[0][0]
     return RotaryFacts(
-        domain=MICROSOFT if own else "",
+        domain=MICROSOFT if own else ONNX,
         opset=view.opset,
         dtype=TYPES.get(view.elem_type(node.inputs[0]), ""),
         rank=view.rank(node.inputs[0]) or 0,
