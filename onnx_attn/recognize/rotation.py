@@ -15,6 +15,8 @@ from onnx_attn.views.numbered import Numbers
 from onnx_attn.views.terms import Term
 
 Kind = Literal["half", "interleaved"]
+MOST_AT_ONCE = 2**20
+"""Elements that are looked at together."""
 NEAR = 1e-2
 """How far cos² + sin² of stored tables may be from one number: half precision rounds to 5e-4, bfloat16 to 4e-3."""
 
@@ -39,7 +41,32 @@ class Rotation:
 
 
 def rotation_of(numbers: Numbers, terms: Sequence[Term]) -> Rotation | None:
-    """Of terms over `(rows, H)`; None where they are no rotation."""
+    """Of terms over `(rows, H)`; None where they are no rotation. Some rows at a time, which takes less memory."""
+    rows, width = terms[0].x.shape
+    step = max(1, MOST_AT_ONCE // width)
+    found, whole = list[Rotation](), True
+    for start in range(0, rows, step):
+        part = [Term(*(each[start : start + step] for each in (t.x, t.table, t.factor))) for t in terms]
+        if _stays(part):
+            whole = False
+            continue
+        rotation = _of_rows(numbers, part)
+        if rotation is None:
+            return None
+        found.append(rotation)
+        whole = whole and rotation.whole
+    if len({(each.kind, each.dim, each.first, each.factor) for each in found}) != 1:
+        return None
+    arrays = [np.concatenate([getattr(each, name) for each in found]) for name in ("x", "cos", "sin")]
+    return Rotation(found[0].kind, found[0].dim, found[0].first, whole, found[0].factor, *arrays)
+
+
+def _stays(terms: Sequence[Term]) -> bool:
+    """Whether rows are elements of activations, and nothing is rotated."""
+    return not any((term.factor != 0).any() for term in terms[1:]) and bool((terms[0].table < 0).all())
+
+
+def _of_rows(numbers: Numbers, terms: Sequence[Term]) -> Rotation | None:
     own, other = _two(terms)
     turned = other.factor != 0
     rows, columns = turned.any(1), turned.any(0)

@@ -17,6 +17,8 @@ from onnx_attn.views.products import Entry, Program
 from onnx_attn.views.terms import Term
 
 Axes = Literal["heads", "tokens"]
+_SIMPLE = ("leaf", "table", "move", "cast", "apply", "rows")
+"""Entries that may be the activation, or a table."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def find_piece(view: GraphView, operand: gs.Tensor) -> Piece | None:
 def _place(view: GraphView, program: Program) -> Place | None:
     """Where it is in every world."""
     made = _outer(program)
-    wanted = frozenset(made) | frozenset(program.order)
+    wanted = frozenset(made) | {number for number in program.order if program.entries[number].kind in _SIMPLE}
     found: Place | None = None
     for count, world in enumerate(view.worlds):
         try:
@@ -156,7 +158,7 @@ def _source(program: Program, numbers: Numbers, x: np.ndarray, axes: Axes) -> in
     joined = [x.reshape(*x.shape[:2], -1)] if axes == "tokens" else []
     for wanted in (*joined, x):
         for number in reversed(program.order):
-            terms = numbers.kept[number]
+            terms = numbers.kept.get(number, [])
             holds = (
                 program.entries[number].kind in ("leaf", "move", "cast") and len(terms) == 1 and terms[0].is_activation
             )
@@ -169,7 +171,7 @@ def _table(program: Program, numbers: Numbers, wanted: np.ndarray, rotation: Rot
     """The entry that holds `(B, S, dim/2)` of a table, the nearest to the product that has each number once, or twice."""
     found: list[Table] = []
     for number in reversed(program.order):
-        terms = numbers.kept[number]
+        terms = numbers.kept.get(number, [])
         if len(terms) != 1 or not terms[0].is_table or program.entries[number].tensor is None:
             continue
         table = _without_ones(terms[0].table, wanted.shape[1])

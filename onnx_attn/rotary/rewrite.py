@@ -40,6 +40,9 @@ def embed(
 ) -> Embedded:
     """Write the operator where the target has it, for the sites in `wanted` (by the values that they make), and spell it where
     not; the model of `loaded` is changed. verify: each is run before and after."""
+    takes = takes_rotary(target, RotaryFacts(opset=view.opset))
+    if not (wanted and takes) and not any(map(is_operator, view.graph.nodes)):
+        return Embedded()
     names, cutter = Names(loaded.proto), Cutter(view)
     edits, left, sites = dict[str, SiteEdit](), dict[str, str](), set[str]()
     for node in view.graph.nodes:

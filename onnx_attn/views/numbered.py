@@ -30,7 +30,7 @@ from onnx_attn.views.terms import (
     spread,
 )
 
-MOST_ELEMENTS = 2**23
+MOST_ELEMENTS = 2**24
 """Of one tensor: what is larger is not looked into."""
 
 
