@@ -97,6 +97,10 @@ _REFERENCES = (
     Reference("convnext_tiny", "torchvision ConvNeXt-T: no attention", vision.convnext_tiny),
     _both("vit_qk_norm", "timm ViT-S whose Q and K are normalised", timm_vision.vit_qk_norm),
     _timm("beit_base", "beit_base_patch16_224", "relative position bias", both_ways=True),
+    _timm("eva02_small", "eva02_small_patch14_224", "rotary by height and by width", both_ways=True),
+    _timm(
+        "dinov3_small", "vit_small_patch16_dinov3", "rotary by halves, beside tokens of no place", 256, both_ways=True
+    ),
     _timm("swin_tiny", "swin_tiny_patch4_window7_224", "shifted windows", both_ways=True),
     _timm("swinv2_tiny_window8", "swinv2_tiny_window8_256", "cosine attention", 256),
     _timm("coat_lite_mini", "coat_lite_mini", "factorised, which is linear attention: no site"),

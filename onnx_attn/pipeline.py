@@ -38,6 +38,7 @@ from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.options import Options
 from onnx_attn.plan import (
     LEAST_OPSET,
+    ROTARY,
     TOKENS_FIRST,
     Choice,
     Plan,
@@ -52,6 +53,7 @@ from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.slices import WHOLE, Slices
 from onnx_attn.prove.whole import default_rtol
 from onnx_attn.recognize.causality import blocks_later_keys
+from onnx_attn.recognize.rotary import read_rotary
 from onnx_attn.recognize.window import read_window
 from onnx_attn.recognize.window_masks import mask_kinds
 from onnx_attn.report.document import fusion_report, inspection
@@ -137,12 +139,14 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     ready = prepared(loaded, options)
     view, candidates, varied = ready.view, ready.candidates, ready.varied
     plan = make_plan(view, candidates, ready.target, options.choice, options.own_choices)
-    plan = plan.tokens_first(ready.ordered.sites)
+    plan = plan.prepared(ready.ordered.sites, ready.embedded.sites)
     if ready.stuck is not None:
         plan = plan.explained("opset-too-low", ready.stuck)
     fusion = Fusion(loaded.name, ready.target, view, plan, ready.nodes, opsets=tuple(ready.opsets), varied=varied)
     fusion.microsoft = ready.microsoft
-    fusion.left = {key: {TOKENS_FIRST: reason} for key, reason in ready.ordered.left.items()}
+    for change, reasons in ((TOKENS_FIRST, ready.ordered.left), (ROTARY, ready.embedded.left)):
+        for key, reason in reasons.items():
+            fusion.left.setdefault(key, {})[change] = reason
     fusion.seconds = {"prove": 0.0, "save": 0.0, **ready.seconds}
     cutter = Cutter(view)
     with fusion.clock("plan"):
@@ -189,6 +193,7 @@ def _read_for_report(view: GraphView, candidates: Sequence[Candidate]) -> None:
         if site is not None:
             blocks_later_keys(view, site.masks)
             mask_kinds(view, site, read_window(view, site))
+            read_rotary(view, site)
 
 
 def _island_rtol(plan: Plan, options: Options) -> float:

@@ -23,10 +23,12 @@ from onnx_attn.prove.decoder_calls import decoder_calls
 from onnx_attn.prove.spelled import prove_spelled
 from onnx_attn.recognize.candidates import recognize
 from onnx_attn.recognize.window import read_window
+from onnx_attn.rotary.rewrite import Embedded, embed
 from onnx_attn.row_order.order import Ordered, tokens_first
 from onnx_attn.runtime import refuse_crash
 from onnx_attn.site import AttentionSite, Candidate, Verdict
 from onnx_attn.targets.editions import Target
+from onnx_attn.targets.rotary import RotaryFacts, gains_by_rotary
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Prepared:
 
     loaded: the model, changed. found: the fingerprint of what was loaded. opsets: the model's own, and what it was raised to.
     stuck: why it could not be raised. spelled: operators were spelled out. ordered: what became of the windows' blocks.
+    embedded: what became of rotary embeddings.
     microsoft: what became of ONNX Runtime's own operators. calls: inputs on which it runs as it was, where it does not on any.
     """
 
@@ -50,6 +53,7 @@ class Prepared:
     spelled: bool
     varied: Varied | None
     ordered: Ordered
+    embedded: Embedded
     microsoft: Outcome
     calls: list[dict[str, np.ndarray]]
     seconds: dict[str, float]
@@ -57,7 +61,8 @@ class Prepared:
     @property
     def changed(self) -> bool:
         """Whether what was done is to be delivered whatever becomes of the sites."""
-        return self.varied is not None or bool(self.ordered.sites) or bool(self.microsoft.spelled)
+        made = (self.varied, self.ordered.sites, self.embedded.changed, self.microsoft.spelled)
+        return any(map(bool, made))
 
 
 def prepared(loaded: Loaded, options: Options) -> Prepared:
@@ -103,9 +108,10 @@ def prepared(loaded: Loaded, options: Options) -> Prepared:
     _read_windows(view, candidates)
     ordered = _ordered(loaded, view, candidates, target, options)
     if ordered.sites:
-        windows, view = view.windows, GraphView(loaded.proto)
-        view.windows.update(windows)
-        candidates = microsoft.told(recognize(view))
+        view, candidates = _read_again(loaded, view, microsoft)
+    embedded = _embedded(loaded, view, candidates, target, options)
+    if embedded.changed:
+        view, candidates = _read_again(loaded, view, microsoft)
     loading = begun - start + imported - spelt
     seconds = {
         "load": loading,
@@ -125,6 +131,7 @@ def prepared(loaded: Loaded, options: Options) -> Prepared:
         spelled,
         varied,
         ordered,
+        embedded,
         microsoft,
         calls,
         seconds,
@@ -147,6 +154,28 @@ def without_runtime_operators(loaded: Loaded, view: GraphView, options: Options)
     proof = prove_spelled(view.opset) if options.verify else None
     _, view, outcome = without_microsoft(loaded, view, proof, own=True, taken=options.outer or frozenset())
     return view, outcome
+
+
+def _read_again(loaded: Loaded, view: GraphView, microsoft: Outcome) -> tuple[GraphView, list[Candidate]]:
+    """A model that was rewritten; windows stay those that were read before."""
+    fresh = GraphView(loaded.proto)
+    fresh.windows.update(view.windows)
+    return fresh, microsoft.told(recognize(fresh))
+
+
+def _embedded(
+    loaded: Loaded, view: GraphView, candidates: Sequence[Candidate], target: Target, options: Options
+) -> Embedded:
+    """Rotary embeddings as the target takes them."""
+    if options.outer is not None:
+        return Embedded()
+    gains = gains_by_rotary(target, RotaryFacts(opset=view.opset))
+    wanted = {
+        candidate.output.name
+        for candidate, choice in chosen(candidates, options.choice, options.own_choices)
+        if isinstance(candidate, AttentionSite) and choice.apply and (gains if choice.rotary is None else choice.rotary)
+    }
+    return embed(loaded, view, candidates, wanted, target, options.verify)
 
 
 def _ordered(

@@ -32,6 +32,9 @@ NOT_A_FUNCTION = frozenset(
 )
 """Operators whose result does not follow from their inputs."""
 
+LIKE_THE_FIRST = frozenset({"RotaryEmbedding"})
+"""ONNX Runtime's own operators, unknown to onnx, whose result has the type and shape of their first input."""
+
 
 Body = tuple[Sequence[onnx.NodeProto], Sequence[onnx.TensorProto]]
 """Plain nodes that make what a node makes, under the same names, and the constants that they read."""
@@ -92,6 +95,8 @@ class Inference:
         function = self.functions.get((node.domain, node.op_type))
         if function is not None:
             return self._function(node, function, inputs, world)
+        if node.op_type in LIKE_THE_FIRST and node.domain == "com.microsoft":
+            return [inputs[0] and Known(inputs[0].elem_type, inputs[0].shape)]
         attributes = list(node.attribute)
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in attributes):
             self._subgraphs(node, world, opsets)
