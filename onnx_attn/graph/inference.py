@@ -6,31 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
-from onnx.reference import ReferenceEvaluator
 
+from onnx_attn.graph.contradictions import check_attention, check_indices, check_reshape
 from onnx_attn.graph.slim import SMALL
+from onnx_attn.graph.small_values import small_values
 from onnx_attn.graph.world import Known, Shape, World, input_shape, overridable
-
-CONSTANT_TYPES = {
-    "value": None,
-    "value_float": np.float32,
-    "value_floats": np.float32,
-    "value_int": np.int64,
-    "value_ints": np.int64,
-}
-"""Constant's attributes and the types that they stand for."""
-
-_WHOLE = frozenset({onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL})
-INDICES = 1024
-"""Whole numbers that are worth knowing where sizes are chosen: an index for each query and key tells how long a mask is."""
-
-NOT_A_FUNCTION = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
-)
-"""Operators whose result does not follow from their inputs."""
 
 LIKE_THE_FIRST = frozenset({"RotaryEmbedding"})
 """ONNX Runtime's own operators, unknown to onnx, whose result has the type and shape of their first input."""
@@ -121,11 +103,11 @@ class Inference:
         if not result and (_domain(node.domain) == "" or (node.domain, node.op_type) in BODIES):
             world.failures.append(node.name or node.output[0])
         elif node.op_type == "Reshape":
-            _check_reshape(node, inputs[0], result[0], world)
+            check_reshape(node, inputs[0], result[0], world)
         elif node.op_type == "Attention" and _domain(node.domain) == "":
-            _check_attention(node, inputs, world, opsets[""])
+            check_attention(node, inputs, world, opsets[""])
         elif node.op_type in ("Gather", "GatherND") and _domain(node.domain) == "":
-            _check_indices(node, inputs, world)
+            check_indices(node, inputs, world)
         return result
 
     def _infer(
@@ -156,7 +138,7 @@ class Inference:
         if schema.function_body.node and any(entry is None or entry.shape is None for entry in known):
             # Below opset 16 GreaterOrEqual and its like have a body and no inference of their own.
             known = self._function(node, schema.function_body, inputs, World({}))
-        values = self._values(node, inputs, known, opsets)
+        values = small_values(node, inputs, known, opsets, self.most)
         return tuple(
             entry if value is None or entry is None else Known(entry.elem_type, tuple(value.shape), value)
             for entry, value in zip(known, values, strict=True)
@@ -182,35 +164,6 @@ class Inference:
             for inner in nodes
         )
         return () if contradicts else tuple(scope.known.get(name) for name in node.output)
-
-    def _values(
-        self, node: onnx.NodeProto, inputs: list[Known | None], known: Sequence[Known | None], opsets: dict[str, int]
-    ) -> Sequence[np.ndarray | None]:
-        """Small results of small values, by the reference operators; Shape and Size from the shape alone."""
-        nothing = [None] * len(node.output)
-        feed = {n: e.value for n, e in zip(node.input, inputs, strict=True) if e is not None and e.value is not None}
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name in CONSTANT_TYPES:
-            # Most graphs' only constants: reading them here spares loading the reference operators.
-            value = helper.get_attribute_value(node.attribute[0])
-            is_tensor = isinstance(value, onnx.TensorProto)
-            array = (
-                numpy_helper.to_array(value) if is_tensor else np.asarray(value, CONSTANT_TYPES[node.attribute[0].name])
-            )
-            return [array] if array.size <= SMALL else nothing
-        if node.op_type in ("Shape", "Size") and inputs[0] is not None and inputs[0].shape is not None:
-            feed = {node.input[0]: np.broadcast_to(np.zeros((), np.float32), inputs[0].shape)}
-        elif node.op_type in NOT_A_FUNCTION or any(name not in feed for name in node.input if name):
-            return nothing
-        if any(entry is None or entry.shape is None or math.prod(entry.shape) > self._most(entry) for entry in known):
-            return nothing
-        try:
-            with np.errstate(all="ignore"):  # Both sides of a Where are computed, T5's logarithm of distance 0 too.
-                return [np.asarray(result) for result in ReferenceEvaluator(node, opsets=opsets).run(None, feed)]
-        except Exception:  # The reference operators raise what they like; the shape is known all the same.
-            return nothing
-
-    def _most(self, entry: Known) -> int:
-        return self.most if entry.elem_type in _WHOLE else SMALL
 
     def _type(self, entry: Known) -> onnx.TypeProto:
         key = (entry.elem_type, entry.shape)
@@ -272,43 +225,6 @@ def _known(proto: onnx.TypeProto | None) -> Known | None:
     if not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in tensor.shape.dim):
         return Known(tensor.elem_type, None)
     return Known(tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim))
-
-
-def _check_reshape(node: onnx.NodeProto, before: Known | None, after: Known | None, world: World) -> None:
-    """Shape inference believes a Reshape; a size that an exporter froze shows as a count of elements that is off."""
-    if before is None or after is None or before.shape is None or after.shape is None:
-        return
-    if math.prod(before.shape) != math.prod(after.shape):
-        world.failures.append(node.name or node.output[0])
-    elif before.shape[:1] == after.shape[:1]:
-        world.kept_axes += 1
-
-
-def _check_indices(node: onnx.NodeProto, inputs: Sequence[Known | None], world: World) -> None:
-    """Shape inference does not look at what an index points to: a padding mask is read up to the last key, past included."""
-    data, indices = inputs[:2]
-    if data is None or data.shape is None or indices is None or indices.value is None or not indices.value.size:
-        return
-    attributes = {a.name: a.i for a in node.attribute}
-    if node.op_type == "Gather":
-        bounds = np.asarray(data.shape[attributes.get("axis", 0)])
-    else:
-        first = attributes.get("batch_dims", 0)
-        bounds = np.asarray(data.shape[first : first + indices.value.shape[-1]])
-    if ((indices.value >= bounds) | (indices.value < -bounds)).any():
-        world.failures.append(node.name or node.output[0])
-
-
-def _check_attention(node: onnx.NodeProto, inputs: Sequence[Known | None], world: World, opset: int) -> None:
-    """Shape inference looks at Q, K and V alone: a mask has no more columns than there are keys, the past's included, and
-    before opset 24 as many."""
-    key, mask, past = ((*inputs, *[None] * 6)[place] for place in (1, 3, 4))
-    if key is None or key.shape is None or mask is None or not mask.shape:
-        return
-    keys = key.shape[-2] + (past.shape[-2] if past is not None and past.shape else 0)
-    columns = mask.shape[-1]
-    if columns > max(keys, 1) or (opset < 24 and columns not in (1, keys)):
-        world.failures.append(node.name or node.output[0])
 
 
 def _bind(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> onnx.NodeProto:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import onnx
 
-from onnx_attn.graph.inference import INDICES, Inference
+from onnx_attn.graph.inference import Inference
+from onnx_attn.graph.small_values import INDICES
 from onnx_attn.graph.world import World, symbol
 
 MOST_GUESSES = 64
