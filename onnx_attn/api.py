@@ -19,6 +19,7 @@ from onnx_attn.forms.adaptation import ISLANDS
 from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.load import Loaded, check, load
 from onnx_attn.graph.sizes import worlds_of
+from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.landing import Options as LandOptions
 from onnx_attn.landing import land_model
@@ -26,12 +27,14 @@ from onnx_attn.options import Options
 from onnx_attn.pipeline import inspect_model
 from onnx_attn.plan import Choice
 from onnx_attn.plan_file import load_plan
+from onnx_attn.prove.decoder_calls import decoder_calls
 from onnx_attn.prove.inputs import flags_off, model_inputs
 from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.prove.whole import compare_models, default_rtol
 from onnx_attn.report.document import verification
 from onnx_attn.report.landed import landing_report
 from onnx_attn.report.reasons import headline
+from onnx_attn.runtime import refuse_crash
 from onnx_attn.targets.editions import parse_target
 
 Model: TypeAlias = "str | PathLike[str] | onnx.ModelProto | gs.Graph"
@@ -184,12 +187,15 @@ def verify(
             raise UsageError("shapes is a dict: the name of an input, and its shape")
         cases = [model_inputs(first.proto, _world_of(first.proto, shapes))]
     else:
-        cases = [model_inputs(first.proto, world) for world in worlds_of(first.proto)]
+        calls = decoder_calls(GraphView(first.proto))
+        cases = calls or [model_inputs(first.proto, world) for world in worlds_of(first.proto)]
     limit = default_rtol([first.proto, second.proto]) if rtol is None else rtol
     names = [output.name for output in first.proto.graph.output]
     missing = set(names) ^ {output.name for output in second.proto.graph.output}
     if missing:
         raise InputError(f"{second.name}: output '{sorted(missing)[0]}' is only in one of the models")
+    for each in (first, second):
+        refuse_crash(each.proto, each.name)
     also = flags_off(cases) if inputs is None else ()
     found = compare_models((Path(a), first.name), (Path(b), second.name), cases, limit, atol, also=also)
     return verification(first.name, second.name, found, cases)

@@ -127,8 +127,8 @@ _TABLE = (
     Code(
         "attention-feature",
         True,
-        "an Attention operator uses a feature (cache, softcap, 3-D inputs, GQA, extra output, …) not rewritten here",
-        "leave it to a runtime that has the Attention operator",
+        "an attention operator uses a feature (its scores as an output, sinks, a quantised cache, …) not rewritten here",
+        "leave it to a runtime that has the operator",
     ),
     Code(
         "operator-of-a-runtime",
@@ -152,7 +152,7 @@ _TABLE = (
         "unprovable-here",
         True,
         "the site could not be run on this machine, before or after, so nothing could be proved",
-        "pass --no-verify to rewrite without proof",
+        "prove it where ONNX Runtime has kernels for it; or pass --no-verify, which rewrites what can be written without proof",
     ),
     # No attention.
     Code("class-softmax", False, "a softmax over classes: its result is not multiplied with values"),

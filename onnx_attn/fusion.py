@@ -11,6 +11,7 @@ from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.batch.make import Varied
 from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
+from onnx_attn.operators.microsoft.model import Outcome
 from onnx_attn.plan import Decision, Plan
 from onnx_attn.prove.site import Certificate
 from onnx_attn.search.search import Found
@@ -27,6 +28,7 @@ class Fusion:
     left: by key, what a site was written without after all, identities and changes, and why.
     search: what the compiler was asked and said, where it was.
     varied: the batch that was baked in and is a dimension now.
+    microsoft: what became of ONNX Runtime's own operators.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Fusion:
     seconds: dict[str, float] = field(default_factory=dict)
     search: Found | None = None
     varied: Varied | None = None
+    microsoft: Outcome = field(default_factory=Outcome)
 
     @property
     def fused(self) -> int:

@@ -33,17 +33,19 @@ from onnx_attn.nested import (
     with_functions_inlined,
     with_windows_inlined,
 )
+from onnx_attn.operators.microsoft.model import Outcome, without_microsoft
 from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.options import Options
 from onnx_attn.plan import (
     LEAST_OPSET,
     TOKENS_FIRST,
+    Choice,
     Plan,
     has_sites,
     make_plan,
 )
 from onnx_attn.plan_file import plan_document
-from onnx_attn.prepared import prepared
+from onnx_attn.prepared import has_runtime_operators, keeps_runtime_operators, prepared
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.inputs import model_inputs
@@ -83,20 +85,33 @@ class Trial:
 def inspect_model(loaded: Loaded, target: Target) -> Report:
     """Recognise and plan, nothing more."""
     loaded = with_windows_inlined(loaded)
-    loaded, view, candidates = with_functions_inlined(loaded, GraphView(loaded.proto), own=False)
+    view, outcome = GraphView(loaded.proto), Outcome()
+    if not keeps_runtime_operators(target, [Choice()]) and has_runtime_operators(view):
+        raised = _raised(loaded) if view.opset < LEAST_OPSET else None
+        if raised is not None:
+            return inspect_model(raised, target)
+        loaded, view, outcome = without_microsoft(loaded, view, None, own=False)
+    loaded, view, candidates = with_functions_inlined(loaded, view, own=False)
     loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=False)
     if view.opset < LEAST_OPSET and has_sites(candidates):
-        raised = loaded.copy()
-        if raise_opset(raised.proto, LEAST_OPSET) is None:
+        raised = _raised(loaded)
+        if raised is not None:
             return inspect_model(raised, target)
     taking = target.taking(view.opset)
-    plan = make_plan(view, candidates, taking)
+    plan = make_plan(view, outcome.told(candidates), taking)
     report = inspection(loaded.name, taking, view, plan)
+    report["spelled"] = outcome.document if outcome else None
     found = blocks(loaded.proto, view.worlds, plan.entries) if _is_nested(plan.entries) else []
     inner = [(block, inspect_model(Loaded(block.body.model, loaded.name), target)["candidates"]) for block in found]
     report["candidates"] = merged(report["candidates"], inner)
     counted(report)
     return report
+
+
+def _raised(loaded: Loaded) -> Loaded | None:
+    """A copy of a higher opset; None where that cannot be had."""
+    raised = loaded.copy()
+    return raised if raise_opset(raised.proto, LEAST_OPSET) is None else None
 
 
 def _is_nested(entries: Sequence[object]) -> bool:
@@ -126,8 +141,9 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     if ready.stuck is not None:
         plan = plan.explained("opset-too-low", ready.stuck)
     fusion = Fusion(loaded.name, ready.target, view, plan, ready.nodes, opsets=tuple(ready.opsets), varied=varied)
+    fusion.microsoft = ready.microsoft
     fusion.left = {key: {TOKENS_FIRST: reason} for key, reason in ready.ordered.left.items()}
-    fusion.seconds = {**ready.seconds, "prove": 0.0, "save": 0.0}
+    fusion.seconds = {"prove": 0.0, "save": 0.0, **ready.seconds}
     cutter = Cutter(view)
     with fusion.clock("plan"):
         compute_folds(view, [decision.site for decision in plan.decisions if not decision.stays])
@@ -138,7 +154,8 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
         names = Names(ready.loaded.proto, options.outer or ())
         reserved = write_sites(fusion, names, cutter)
     nested = _is_nested(plan.entries)
-    inputs = _trial_inputs(fusion) if options.verify and (fusion.edits or nested) and options.outer is None else []
+    tried = options.verify and options.outer is None and (fusion.edits or nested or ready.changed)
+    inputs = (ready.calls or _trial_inputs(fusion)) if tried else []
     whole = _batch_inputs(fusion, varied) if options.verify and varied is not None else inputs
     if options.verify:
         with fusion.clock("prove"):

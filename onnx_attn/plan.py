@@ -177,6 +177,11 @@ def has_sites(candidates: Sequence[Candidate], choices: Sequence[Choice] = (Choi
 
 def decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
     """How one site is written; a verdict where it is left alone."""
+    if isinstance(site, Written) and site.form == "contrib":
+        taken = target.name == "onnxruntime" and wanted.form in ("auto", "contrib")
+        return (
+            site if taken else Verdict(site.name, "operator-of-a-runtime", site.name, f"com.microsoft.{site.node.op}")
+        )
     facts = written_facts(view, site)
     if wanted.form == "attention" and facts.mask not in (None, "none"):
         facts = replace(facts, mask_rank=4, mask_queries="all")  # As it is written.

@@ -22,6 +22,16 @@ class CannotRun(InputError):
     """ONNX Runtime does not load or run the model."""
 
 
+def refuse_crash(model: onnx.ModelProto, name: str) -> None:
+    """Raise CannotRun for a model that would take the whole process down with it (ONNX Runtime 1.31.1)."""
+    for node in model.graph.node:
+        if node.op_type == "Attention" and node.domain == "com.microsoft" and not "".join(node.input[2:3]):
+            raise CannotRun(
+                f"{name}: node '{node.name or node.output[0]}' is a com.microsoft.Attention without a bias, of which ONNX "
+                f"Runtime dies; give it a bias of zeros, or pass --no-verify to rewrite without proof"
+            )
+
+
 class Session:
     """A model that can be run. Graph optimizations are off: what is compared is what the file says, node by node.
 

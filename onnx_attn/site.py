@@ -240,7 +240,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Written:
-    """A site that the input already has in the function form; there is nothing left to do."""
+    """A site that the input already has as one node: a call of a function of ours, or an operator of a runtime (form
+    `contrib`); where the target takes it there is nothing left to do."""
 
     name: str
     node: gs.Node
@@ -251,6 +252,7 @@ class Written:
     kv_heads: int | None
     head_dim: int | None
     value_dim: int | None
+    form: str = "function"
 
 
 Candidate = AttentionSite | Written | Verdict

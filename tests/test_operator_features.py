@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from checks import assert_fused, assert_refused, assert_same, feeds
+from checks import assert_fused, assert_refused, assert_same, feeds, run
 from graphs import HEAD_DIM, HEADS, WIDTH, Dim, Net
 from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
 
 import onnx_attn
 
@@ -388,3 +389,43 @@ def test_features_together(seed: int, form: str) -> None:
     else:
         assert candidate["status"] == "site", (candidate["code"], candidate["reason"])
     assert_same(model, fused.model, inputs, rtol(dtype))
+
+
+# --- Windows of opset 25, which ONNX Runtime 1.31.1 does not run: held against onnx's reference evaluator. --------------------
+
+
+def windowed(past: int, mask: bool, batch: Dim = 2, **attrs: Any) -> onnx.ModelProto:
+    net = Net(25)
+    given = [net.input(name, batch, HEADS, 5, HEAD_DIM) for name in "qkv"]
+    given.append(net.input("mask", 5, 5 + past) if mask else "")
+    given += [net.input(name, batch, HEADS, past, HEAD_DIM) for name in ("past_k", "past_v")] if past else []
+    made = net.op("Attention", *given, name="softmax", outputs=3 if past else 1, **attrs)
+    for name in made if past else [made]:
+        net.output(name)
+    return net.model()
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("past", [0, 3])
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"left_window_size": 2},
+        {"right_window_size": 0},
+        {"left_window_size": 2, "right_window_size": 1},
+        {"left_window_size": 1, "right_window_size": 2, "is_causal": 1},
+    ],
+    ids=str,
+)
+def test_window_of_the_operator_is_spelled(attrs: dict[str, Any], past: int, mask: bool) -> None:
+    model = windowed(past, mask, **attrs)
+    result = onnx_attn.fuse(model, target="onnx", form="function", verify=False, expect=1)
+    inputs = feeds(model)
+    expected = ReferenceEvaluator(model).run(None, inputs)
+    for one, other in zip(expected, run(result.model, inputs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_window_that_cannot_be_proved_is_not_written() -> None:
+    with pytest.raises(onnx_attn.OnnxAttnError, match="--no-verify"):
+        onnx_attn.fuse(windowed(0, False, left_window_size=2))

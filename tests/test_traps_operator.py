@@ -140,12 +140,25 @@ def test_values_of_another_type_are_refused() -> None:
     assert_refused(net.model(), "type-not-supported")
 
 
-@pytest.mark.parametrize("op", ["Attention", "MultiHeadAttention", "GroupQueryAttention"])
-def test_operator_of_a_runtime_is_refused(op: str) -> None:
+def runtime_operator(op: str) -> onnx.ModelProto:
     net = Net()
     given = [net.input(name, 2, 5, HEADS * HEAD_DIM) for name in "qkv"]
     net.output(net.op(op, *given, domain="com.microsoft", num_heads=HEADS, name="softmax"), 3)
-    assert_refused(net.model(com_microsoft=1), "operator-of-a-runtime")
+    return net.model(com_microsoft=1)
+
+
+@pytest.mark.parametrize("op", ["DecoderMaskedSelfAttention", "SparseAttention", "LongformerAttention"])
+def test_operator_of_a_runtime_that_nobody_spells_is_refused(op: str) -> None:
+    assert_refused(runtime_operator(op), "operator-of-a-runtime")
+
+
+@pytest.mark.parametrize("op", ["PackedAttention", "PackedMultiHeadAttention"])
+def test_operator_that_has_kernels_on_cuda_alone_is_refused(op: str) -> None:
+    assert_refused(runtime_operator(op), "unprovable-here")
+
+
+def test_grouped_attention_without_its_lengths_is_refused() -> None:
+    assert_refused(runtime_operator("GroupQueryAttention"), "attention-feature")
 
 
 def test_operator_of_linear_attention_is_no_attention() -> None:
@@ -162,6 +175,21 @@ def test_operator_of_linear_attention_is_no_attention() -> None:
     )
     net.output(found[0], 3)
     assert_no_attention(net.model(), "operator-not-supported")
+
+
+def test_flex_attention_is_reported() -> None:
+    net = Net(26)
+    given = [net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv"]
+    net.output(net.op("FlexAttention", *given, domain="ai.onnx.preview", name="softmax"))
+    assert_no_attention(net.model(ai_onnx_preview=1), "operator-not-supported")
+
+
+def test_linear_attention_of_a_runtime_is_no_attention() -> None:
+    net = Net()
+    given = [net.input(name, 2, 5, HEADS * HEAD_DIM) for name in "qkv"]
+    made = net.op("LinearAttention", *given, outputs=2, domain="com.microsoft", name="softmax", q_num_heads=HEADS)
+    net.output(made[0], 3)
+    assert_no_attention(net.model(com_microsoft=1), "operator-not-supported")
 
 
 def test_attention_of_another_domain_is_no_candidate() -> None:

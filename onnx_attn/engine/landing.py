@@ -106,7 +106,7 @@ def _addresses(anchor: str, site: Candidate) -> list[str]:
     """How a report may call a site. The branch is left out where an If is decided when it is compiled, and all that holds a
     body where that is of Loop or Scan; names are unique without them."""
     names: tuple[str, ...] = as_written(anchor)
-    if isinstance(site, Written):
+    if isinstance(site, Written) and site.form == "function":
         names = (f"Softmax | {anchor} ({site.node.op})", *names)
     steps = _scope(site).split(" | ") if _scope(site) else []
     shorter = [step for step in steps if not _BRANCH.search(step)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,13 @@ NOT_A_FUNCTION = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
 )
 """Operators whose result does not follow from their inputs."""
+
+
+Body = tuple[Sequence[onnx.NodeProto], Sequence[onnx.TensorProto]]
+"""Plain nodes that make what a node makes, under the same names, and the constants that they read."""
+
+BODIES: dict[tuple[str, str], Callable[[onnx.NodeProto, Sequence[Known | None], int], Body | None]] = {}
+"""Operators that onnx has no schema of, by (domain, name), and who says them in plain nodes (operators/microsoft/table.py)."""
 
 
 class Inference:
@@ -106,7 +113,7 @@ class Inference:
             except (shape_inference.InferenceError, defs.SchemaError, RuntimeError, TypeError, ValueError, KeyError):
                 self.memo[key] = ()
         result = self.memo[key]
-        if not result and _domain(node.domain) == "":
+        if not result and (_domain(node.domain) == "" or (node.domain, node.op_type) in BODIES):
             world.failures.append(node.name or node.output[0])
         elif node.op_type == "Reshape":
             _check_reshape(node, inputs[0], result[0], world)
@@ -120,6 +127,8 @@ class Inference:
         self, node: onnx.NodeProto, inputs: list[Known | None], opsets: dict[str, int]
     ) -> tuple[Known | None, ...]:
         domain = _domain(node.domain)
+        if (domain, node.op_type) in BODIES and not defs.has(node.op_type, opsets.get(domain, 0), domain):
+            return self._plain(node, inputs, opsets)
         schema = defs.get_schema(node.op_type, opsets[domain], domain)
         types, data = {}, {}
         for name, entry in zip(node.input, inputs, strict=True):
@@ -138,15 +147,39 @@ class Inference:
             opset_imports=[helper.make_opsetid(d, v) for d, v in opsets.items()],
             ir_version=self.proto.ir_version,
         )
-        known = [_known(outputs.get(name)) for name in node.output]
+        known: Sequence[Known | None] = [_known(outputs.get(name)) for name in node.output]
+        if schema.function_body.node and any(entry is None or entry.shape is None for entry in known):
+            # Below opset 16 GreaterOrEqual and its like have a body and no inference of their own.
+            known = self._function(node, schema.function_body, inputs, World({}))
         values = self._values(node, inputs, known, opsets)
         return tuple(
             entry if value is None or entry is None else Known(entry.elem_type, tuple(value.shape), value)
             for entry, value in zip(known, values, strict=True)
         )
 
+    def _plain(
+        self, node: onnx.NodeProto, inputs: list[Known | None], opsets: dict[str, int]
+    ) -> tuple[Known | None, ...]:
+        """Through plain nodes that do the same; a node that cannot be said so gives nothing that is known."""
+        body = BODIES[_domain(node.domain), node.op_type](node, inputs, opsets.get("", 0))
+        if body is None:
+            return (None,) * len(node.output)
+        nodes, stored = body
+        scope = World({})
+        scope.known = {
+            name: entry for name, entry in zip(node.input, inputs, strict=True) if name and entry is not None
+        }
+        scope.known |= {tensor.name: _stored(tensor) for tensor in stored}
+        self._nodes(nodes, scope, opsets, {})
+        failed = {*scope.failures}
+        contradicts = any(
+            inner.name in failed and all(scope.shape(name) is not None for name in inner.input if name)
+            for inner in nodes
+        )
+        return () if contradicts else tuple(scope.known.get(name) for name in node.output)
+
     def _values(
-        self, node: onnx.NodeProto, inputs: list[Known | None], known: list[Known | None], opsets: dict[str, int]
+        self, node: onnx.NodeProto, inputs: list[Known | None], known: Sequence[Known | None], opsets: dict[str, int]
     ) -> Sequence[np.ndarray | None]:
         """Small results of small values, by the reference operators; Shape and Size from the shape alone."""
         nothing = [None] * len(node.output)

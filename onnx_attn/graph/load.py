@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import shape_inference
+from onnx import defs, shape_inference
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnx_attn.errors import InputError, one_line
@@ -91,8 +91,9 @@ def check(proto: onnx.ModelProto, name: str, path: Path | None = None) -> None:
 
     A model with external data is checked from its file (`path`), since it may be past protobuf's 2 GB.
     """
+    proto, foreign = _with_foreign_marked(proto)
     try:
-        onnx.checker.check_model(str(path) if path else proto)
+        onnx.checker.check_model(str(path) if path and not foreign else proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}: onnx.checker refuses the model: {one_line(error)}; export it again") from error
     if not all(isinstance(text, str) for text in _names(proto.graph)):
@@ -104,6 +105,29 @@ def check(proto: onnx.ModelProto, name: str, path: Path | None = None) -> None:
             f"{name}: types or shapes do not fit together, no runtime will load it: {one_line(error)}; "
             f"export it again (a half-precision export with a float32 mask is a usual cause)"
         ) from error
+
+
+FOREIGN = ("SimplifiedLayerNormalization", "LayerNormalization")
+"""Operators that ONNX Runtime takes as the standard's at any opset, and its optimizers write, though the standard has them at
+some or at none."""
+
+
+def _with_foreign_marked(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+    """The model to check, and whether it is a copy in which such operators are in a domain of their own, which nobody checks."""
+    opset = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+    def is_foreign(node: onnx.NodeProto) -> bool:
+        own = node.op_type in FOREIGN and node.domain in ("", "ai.onnx")
+        return own and not defs.has(node.op_type, opset, "")
+
+    if not opset or not any(map(is_foreign, proto.graph.node)):
+        return proto, False
+    copy = slim_copy(proto)
+    for node in filter(is_foreign, copy.graph.node):
+        node.domain = "com.microsoft"
+    if all(entry.domain != "com.microsoft" for entry in copy.opset_import):
+        copy.opset_import.add(domain="com.microsoft", version=1)
+    return copy, True
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str]:

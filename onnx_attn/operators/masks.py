@@ -1,8 +1,10 @@
-"""One mask for all that an `Attention` node blocks keys by: its mask, padded; is_causal with an offset; a number of valid keys.
+"""One mask for all that an `Attention` node blocks keys by: its mask, padded; is_causal with an offset; a window; a number of
+valid keys.
 
-Source: operator specification, Attention-23 and -24. Under is_causal a query i attends to a key j iff j ≤ i + offset; the offset
+Source: operator specification, Attention-23 to -25. Under is_causal a query i attends to a key j iff j ≤ i + offset; the offset
 is the length of the past, or nonpad_kv_seqlen − Sq, or 0. nonpad_kv_seqlen `(B,)`: from this number on keys are padding. A mask
-may be shorter than the keys (24): the keys behind it are blocked.
+may be shorter than the keys (24): the keys behind it are blocked. A window (25) leaves left_window_size keys before i + offset
+and right_window_size behind it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,18 @@ class Mask:
     short: bool
 
 
-def one_mask(writer: Writer, lengths: Lengths, mask: Mask | None, causal: bool, nonpad: str) -> str:
+@dataclass(frozen=True)
+class Span:
+    """How many keys before a query's own place it sees, and behind it; None for all."""
+
+    left: int | None = None
+    right: int | None = None
+
+    def __bool__(self) -> bool:
+        return self != Span()
+
+
+def one_mask(writer: Writer, lengths: Lengths, mask: Mask | None, span: Span, nonpad: str) -> str:
     """The mask that blocks what all of them block: boolean, or additive where the given one is."""
     allowed = []
     if nonpad:
@@ -44,9 +57,11 @@ def one_mask(writer: Writer, lengths: Lengths, mask: Mask | None, causal: bool, 
             "Less", [_range(writer, lengths.keys, lengths.key, "keys"), _beside(writer, nonpad)], "valid"
         )
         allowed.append(columns)
-    if causal:
-        allowed.append(_causal(writer, lengths, nonpad))
-    together = allowed[0] if len(allowed) == 1 else writer.add("And", allowed, "attended") if allowed else ""
+    if span:
+        allowed += _spanned(writer, lengths, span, nonpad)
+    together = allowed[0] if allowed else ""
+    for other in allowed[1:]:
+        together = writer.add("And", [together, other], "attended")
     if mask is None:
         return together
     name = _padded(writer, mask, lengths) if mask.short else mask.name
@@ -57,19 +72,29 @@ def one_mask(writer: Writer, lengths: Lengths, mask: Mask | None, causal: bool, 
     return writer.add("Where", [together, name, _number(writer, -np.inf, mask.elem_type)], "mask")
 
 
-def _causal(writer: Writer, lengths: Lengths, nonpad: str) -> str:
-    """`j ≤ i + offset` as `(Sq, Sk)`, or `(B, 1, Sq, Sk)` where sequences have offsets of their own."""
+def _spanned(writer: Writer, lengths: Lengths, span: Span, nonpad: str) -> list[str]:
+    """What a span allows on each side, as `(Sq, Sk)`, or `(B, 1, Sq, Sk)` where sequences have offsets of their own."""
     queries, keys, past = lengths.queries, lengths.keys, lengths.past
     if not nonpad and queries is not None and keys is not None and past is not None:
-        return writer.constant(np.tri(queries, keys, past, dtype=bool), "causal_mask")
+        behind = np.arange(keys) - np.arange(past, past + queries)[:, None]
+        right = np.ones_like(behind, bool) if span.right is None else behind <= span.right
+        left = np.ones_like(behind, bool) if span.left is None else behind >= -span.left
+        return [writer.constant(left & right, "causal_mask")]
     rows = _range(writer, lengths.queries, lengths.query, "queries")
     rows = writer.add("Unsqueeze", [rows, writer.shape(1)], "query_rows")
     if nonpad:
         offset = writer.add("Sub", [_beside(writer, nonpad), lengths.query], "offset")
-        rows = writer.add("Add", [rows, offset], "last_key")
+        rows = writer.add("Add", [rows, offset], "own_key")
     elif lengths.past_key:
-        rows = writer.add("Add", [rows, lengths.past_key], "last_key")
-    return writer.add("LessOrEqual", [_range(writer, lengths.keys, lengths.key, "keys"), rows], "causal_mask")
+        rows = writer.add("Add", [rows, lengths.past_key], "own_key")
+    columns, allowed = _range(writer, lengths.keys, lengths.key, "keys"), []
+    if span.right is not None:
+        last = writer.add("Add", [rows, writer.shape(span.right)], "last_key") if span.right else rows
+        allowed.append(writer.add("LessOrEqual", [columns, last], "causal_mask"))
+    if span.left is not None:
+        first = writer.add("Sub", [rows, writer.shape(span.left)], "first_key")
+        allowed.append(writer.add("GreaterOrEqual", [columns, first], "window_mask"))
+    return allowed
 
 
 def _range(writer: Writer, size: int | None, vector: str, hint: str) -> str:

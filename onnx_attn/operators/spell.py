@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
-from onnx_attn.operators.masks import Lengths, Mask, one_mask
+from onnx_attn.operators.masks import Lengths, Mask, Span, one_mask
 from onnx_attn.views.trace import FLOATS
 
 QUERY, KEY, VALUE, MASK, PAST_KEY, PAST_VALUE, NONPAD = range(7)
@@ -42,6 +42,12 @@ class Operator:
         return outputs[position].name if wanted else ""
 
     @property
+    def span(self) -> Span:
+        """The keys that is_causal and a window leave a query."""
+        left, right = (None if size < 0 else size for size in self.window)
+        return Span(left, 0 if self.node.attrs.get("is_causal", 0) else right)
+
+    @property
     def is_wide(self) -> bool:
         return self.view.rank(self.node.inputs[QUERY]) == 3
 
@@ -67,11 +73,15 @@ class Operator:
     def merges_masks(self) -> bool:
         """Whether more than one thing masks, or one that a plain node cannot say. (TensorRT takes is_causal without a mask only,
         and crashes on a computed triangle beside a boolean mask: TensorRT for RTX 1.7.1.)"""
-        causal, alone = (
-            bool(self.node.attrs.get("is_causal", 0)),
-            self.input(MASK) is None and self.input(PAST_KEY) is None,
-        )
-        return self.input(NONPAD) is not None or (causal and not alone) or self.has_short_mask
+        alone = self.input(MASK) is None and self.input(PAST_KEY) is None
+        causal, windowed = bool(self.node.attrs.get("is_causal", 0)), any(size >= 0 for size in self.window)
+        return self.input(NONPAD) is not None or windowed or (causal and not alone) or self.has_short_mask
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Keys before a query and behind it, −1 for all."""
+        left, right = (self.node.attrs.get(f"{side}_window_size") for side in ("left", "right"))
+        return -1 if left is None else int(left), -1 if right is None else int(right)
 
     @property
     def is_plain(self) -> bool:
@@ -82,9 +92,7 @@ class Operator:
     def can_be_spelled(self) -> bool:
         """Whether all that it does can be said around a plain node."""
         attrs, view = self.node.attrs, self.view
-        if self.output(SCORES) or any(
-            attrs.get(f"{side}_window_size", -1) not in (None, -1) for side in ("left", "right")
-        ):
+        if self.output(SCORES):
             return False
         ranks = {view.rank(tensor) for tensor in self.node.inputs[:3]}
         counts = [attrs.get("q_num_heads"), attrs.get("kv_num_heads")]
@@ -120,7 +128,7 @@ def spell(writer: Writer, operator: Operator, name: str) -> None:
         lengths = _lengths(writer, operator, query, key)
         stored = Mask(mask.name, view.elem_type(mask), operator.has_short_mask) if mask is not None else None
         nonpad = operator.input(NONPAD)
-        given.append(one_mask(writer, lengths, stored, causal, nonpad.name if nonpad is not None else ""))
+        given.append(one_mask(writer, lengths, stored, operator.span, nonpad.name if nonpad is not None else ""))
         causal = False
     elif mask is not None:
         given.append(mask.name)

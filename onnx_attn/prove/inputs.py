@@ -15,12 +15,12 @@ from onnx_attn.runtime import SEED
 _PASSES = frozenset("Cast Reshape Unsqueeze Squeeze Flatten Identity Slice Expand Transpose Concat".split())
 
 
-def model_inputs(proto: onnx.ModelProto, world: World, seed: int = SEED) -> dict[str, np.ndarray]:
+def model_inputs(proto: onnx.ModelProto, world: World, seed: int = SEED, padded: bool = True) -> dict[str, np.ndarray]:
     """Values for every input at the sizes of one world; another seed gives others.
 
     Floats are normal. Whole numbers that index a table (an embedding) stay inside it; others, and booleans, look like a
-    padding mask: along the last axis a run of ones, at least one long, then zeros. The first entry of several has ones alone: who
-    attends to the last keys, as behind a cache, sees nothing of a padded one.
+    padding mask: along the last axis a run of ones, at least one long, then zeros, or where nothing is `padded` ones throughout.
+    The first entry of several has ones alone: who attends to the last keys, as behind a cache, sees nothing of a padded one.
     """
     rng = np.random.default_rng([seed, len(world.sizes), *world.sizes.values()])
     weights = {tensor.name for tensor in proto.graph.initializer}
@@ -41,7 +41,7 @@ def model_inputs(proto: onnx.ModelProto, world: World, seed: int = SEED) -> dict
         elif (bound := _bound(value.name, readers, world)) is not None:
             values[value.name] = rng.integers(0, bound, shape).astype(dtype)
         else:
-            values[value.name] = _prefixes(rng, shape).astype(dtype)
+            values[value.name] = (_prefixes(rng, shape) if padded else np.ones(shape)).astype(dtype)
     return values
 
 

@@ -11,18 +11,17 @@ from onnx_attn.recognize.normaliser import is_spelled
 from onnx_attn.recognize.operator import recognize_attention_operator
 from onnx_attn.recognize.probabilities import Product, read_probabilities
 from onnx_attn.recognize.result import Stop
+from onnx_attn.recognize.runtime_operator import NOT_ATTENTION, OPERATORS, recognize_runtime_operator
 from onnx_attn.recognize.scopes import Nested, nested_nodes
 from onnx_attn.recognize.softmax import recognize_softmax
 from onnx_attn.recognize.written import recognize_written
 from onnx_attn.site import Candidate, Verdict
 
 SOFTMAXES = ("Softmax", "LogSoftmax")
+PREVIEW = "ai.onnx.preview"
+MICROSOFT = "com.microsoft"
 ENDS = ("Softmax", "Div", "Mul", "Exp")
 """The operators that a softmax ends with, in one node or in many."""
-RUNTIME_OPERATORS = frozenset(
-    "Attention MultiHeadAttention GroupQueryAttention QAttention PackedAttention PackedMultiHeadAttention "
-    "DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention LongformerAttention SparseAttention PagedAttention".split()
-)
 
 
 def recognize(view: GraphView) -> list[Candidate]:
@@ -61,7 +60,7 @@ def _in_body(view: GraphView, nested: Nested) -> Verdict | None:
 def _is_ready_made(node: gs.Node) -> bool:
     """A call of a function of ours, or an attention operator of ONNX Runtime."""
     ours = node.domain == DOMAIN and is_attention_function(node.op)
-    return ours or (node.domain == "com.microsoft" and node.op in RUNTIME_OPERATORS)
+    return ours or (node.domain == MICROSOFT and node.op in OPERATORS)
 
 
 def _candidate(view: GraphView, node: gs.Node) -> Candidate | None:
@@ -73,10 +72,14 @@ def _candidate(view: GraphView, node: gs.Node) -> Candidate | None:
             return None if readers == {"Exp"} else Stop("class-softmax", node, "LogSoftmax").verdict(label(node))
         if node.op == "Attention":
             return recognize_attention_operator(view, node)
-        if node.op in ("FlexAttention", "LinearAttention"):
+        if node.op == "LinearAttention":
             return Stop("operator-not-supported", node, node.op).verdict(label(node))
+    elif node.domain == PREVIEW and node.op == "FlexAttention":
+        return Stop("operator-not-supported", node, node.op).verdict(label(node))
     elif node.domain == DOMAIN and is_attention_function(node.op):
         return recognize_written(view, node)
-    elif node.op in RUNTIME_OPERATORS and node.domain == "com.microsoft":
-        return Stop("operator-of-a-runtime", node, f"{node.domain}.{node.op}").verdict(label(node))
+    elif node.domain == MICROSOFT and node.op in OPERATORS:
+        return recognize_runtime_operator(view, node)
+    elif node.domain == MICROSOFT and node.op in NOT_ATTENTION:
+        return Stop("operator-not-supported", node, f"{node.domain}.{node.op}").verdict(label(node))
     return None

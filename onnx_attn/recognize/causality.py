@@ -35,6 +35,8 @@ def blocks_later_keys(view: GraphView, masks: Sequence[ScoreTerm]) -> bool:
         shapes = view.shapes(term.mask)
         if shapes is None or len(shapes[0]) < 2 or min(shapes[0][-2:]) < 2:
             continue
+        if term.kind == "where" and view.elem_type(term.mask) != onnx.TensorProto.BOOL:
+            continue  # Of an operator that lays it over the scores in a way of its own.
         allowed = _ever_attended(view, term)
         if allowed is None:
             continue

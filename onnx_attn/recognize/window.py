@@ -38,6 +38,8 @@ class Groups:
 
 def read_window(view: GraphView, site: AttentionSite | Written) -> Window | None:
     """The window of a site; None where it has none, none that the graph shows, or one that its masks do not agree with."""
+    if isinstance(site, Written) and site.form != "function":
+        return None
     found = site.node.inputs[:3] if isinstance(site, Written) else [operand.tensor for operand in site.operands]
     key = tuple(tensor.name for tensor in found)
     if key not in view.windows:

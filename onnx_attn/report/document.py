@@ -41,6 +41,7 @@ def fusion_report(fusion: Fusion) -> dict[str, Any]:
         "nodes_after": fusion.nodes_after,
         "opset_raised": list(fusion.opsets) if len(fusion.opsets) > 1 else None,
         "dynamic_batch": fusion.varied.document if fusion.varied is not None else None,
+        "spelled": fusion.microsoft.document if fusion.microsoft else None,
         "search": fusion.search.document if fusion.search is not None else None,
         "seconds": {phase: round(seconds, 4) for phase, seconds in fusion.seconds.items()},
         "proof": None,
@@ -108,7 +109,7 @@ def _landing(
 def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Decision) -> dict[str, Any]:
     document = _entry(entry, fusion.target, fusion.view)
     if not isinstance(entry, Decision):
-        form = "function" if isinstance(entry, Written) else None
+        form = entry.form if isinstance(entry, Written) else None
         nothing = {"packed": False, "algebra": [], "unpacked_because": None, "notes": []}
         nothing |= {"algebra_left": {}, "changes_left": {}, "folded": []}
         return {**document, "form": form, **nothing, "certificate": None}

@@ -78,7 +78,11 @@ def _compilers_words(landing: Landing, engine: Engine) -> str:
     if landing.kernel is None:
         return "no kernel carries its name: it was merged with another, folded into a constant, or left out"
     where = f"it runs on {landing.kernel.name}"
-    if isinstance(site, Written) or not engine.pattern or (isinstance(site, Verdict) and site.scope):
+    if (
+        (isinstance(site, Written) and site.form == "function")
+        or not engine.pattern
+        or (isinstance(site, Verdict) and site.scope)
+    ):
         return where
     if not engine.pattern.isdisjoint(as_written(name)):
         return f"the compiler saw attention there and has no kernel for it; {where}"

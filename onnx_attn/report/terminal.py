@@ -24,6 +24,7 @@ def show_inspection(report: Report, console: Console) -> None:
     _show_sites(report, console)
     _show_expectations(report, console)
     _show_left_alone(report, console)
+    _show_spelled(report["spelled"], console)
 
 
 def show_fusion(report: Report, output: str, console: Console) -> None:
@@ -35,11 +36,12 @@ def show_fusion(report: Report, output: str, console: Console) -> None:
     _show_expectations(report, console)
     _show_left_alone(report, console)
     _show_changes_left(report, console)
+    _show_spelled(report["spelled"], console)
     _show_search(report["search"], console)
     _show_batch(report["dynamic_batch"], console)
     if report["nodes_after"] != report["nodes_before"]:
         console.print(f"nodes   {report['nodes_before']} → {report['nodes_after']}")
-    elif report["fused"] == 0 and report["dynamic_batch"] is None:
+    elif report["fused"] == 0 and report["dynamic_batch"] is None and not report["spelled"]:
         console.print("nothing to change")
     console.print(f"proof   {_proof_line(report)}")
     seconds = report["seconds"]
@@ -135,6 +137,18 @@ def _show_search(search: Report | None, console: Console) -> None:
     )
     console.print(f"search  {chosen} chosen; {default} by default; {export} as exported")
     console.print(f"        {_count(search['builds'], 'build')} by {search['compiler']} for SM {search['sm']}")
+
+
+def _show_spelled(spelled: Report | None, console: Console) -> None:
+    """What was done with ONNX Runtime's own operators, and which of them stay, for what reason."""
+    if spelled is None:
+        return
+    counts = [f"{count} × {escape(operator)}" for operator, count in spelled["operators"].items()]
+    if counts:
+        console.print(f"in plain nodes: {', '.join(counts)}")
+    reasons = Counter((left["operator"], left["reason"]) for left in spelled["left"])
+    for (operator, reason), count in reasons.items():
+        console.print(f"left as it is: {count} × {escape(operator)}: {escape(reason)}")
 
 
 def _show_batch(batch: Report | None, console: Console) -> None:

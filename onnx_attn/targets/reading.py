@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.scopes import nested_nodes
-from onnx_attn.site import AttentionSite, Candidate, ScoreTerm, Verdict, Written
+from onnx_attn.site import AttentionSite, Candidate, ScoreTerm, Verdict
 from onnx_attn.targets.facts import Facts
 from onnx_attn.targets.reading_quantised import quantised_facts
 
@@ -41,7 +41,7 @@ def facts_of(view: GraphView, candidate: Candidate) -> Facts:
     elif isinstance(candidate, AttentionSite):
         known |= _site(view, candidate) | quantised_facts(view, candidate)
         known |= {"code": "probabilities-used"} if candidate.shared else {}
-    elif isinstance(candidate, Written):
+    elif candidate.form == "function":
         known |= _product(view, *candidate.node.inputs[:3]) | _masks(view, candidate.masks, candidate.node.inputs[0])
         known |= {"causal": candidate.causal, "scale": _sign(candidate.scale)} | quantised_facts(view, candidate)
         parts = candidate.node.op.split("_")

@@ -16,7 +16,7 @@ ROWS = (
         MICROSOFT,
         {"operator": Is("Attention")},
         "com.microsoft.Attention is not taken",
-        "start from the model as the exporter wrote it",
+        "fuse the model: the operator is said in plain nodes then",
         {"operator": "Attention", "rank": 3},
     ),
     row(
@@ -25,7 +25,7 @@ ROWS = (
         MICROSOFT,
         {"operator": Is("MultiHeadAttention"), "fused_bias": Is(True)},
         "com.microsoft.MultiHeadAttention is not taken with the projection's bias",
-        "start from the model as the exporter wrote it",
+        "fuse the model: the operator is said in plain nodes then",
         {**MHA, "fused_bias": True},
     ),
     row(
@@ -34,7 +34,7 @@ ROWS = (
         MICROSOFT,
         {"operator": Is("MultiHeadAttention"), "packed": Is(True)},
         "com.microsoft.MultiHeadAttention is taken with 3-D query, key and value only",
-        "start from the model as the exporter wrote it",
+        "fuse the model: the operator is said in plain nodes then",
         {**MHA, "packed": True},
     ),
     row(
@@ -43,7 +43,7 @@ ROWS = (
         MICROSOFT,
         {"operator": Is("MultiHeadAttention"), "value_head": Is("other")},
         "com.microsoft.MultiHeadAttention is taken with values of the same head size as the keys only",
-        "start from the model as the exporter wrote it",
+        "fuse the model: the operator is said in plain nodes then",
         {**MHA, "value_head": "other"},
     ),
     row(

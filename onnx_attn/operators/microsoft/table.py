@@ -1,0 +1,86 @@
+"""ONNX Runtime's own operators that are said in plain nodes, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import defs
+
+from onnx_attn.graph import inference
+from onnx_attn.graph.edit import Names, Writer
+from onnx_attn.graph.world import Known
+from onnx_attn.operators.microsoft import attention, grouped, multi_head, norms, pointwise
+from onnx_attn.operators.microsoft.call import Call, NotSpelled, Spell
+
+MICROSOFT = "com.microsoft"
+LEAST_OPSET = 13
+"""Of the standard operators that they are said in."""
+
+ATTENTION: Mapping[str, Spell] = {
+    "Attention": attention.attention,
+    "QAttention": attention.quantised_attention,
+    "MultiHeadAttention": multi_head.multi_head_attention,
+    "GroupQueryAttention": grouped.grouped_attention,
+}
+
+SPELLINGS: Mapping[tuple[str, str], Spell] = {
+    **{(MICROSOFT, name): spell for name, spell in ATTENTION.items()},
+    (MICROSOFT, "SkipLayerNormalization"): norms.skip_layer_normalization,
+    (MICROSOFT, "SkipSimplifiedLayerNormalization"): norms.skip_simplified_layer_normalization,
+    (MICROSOFT, "EmbedLayerNormalization"): norms.embed_layer_normalization,
+    ("", "SimplifiedLayerNormalization"): norms.simplified_layer_normalization,
+    ("", "LayerNormalization"): norms.layer_normalization,
+    (MICROSOFT, "Gelu"): pointwise.gelu,
+    (MICROSOFT, "BiasGelu"): pointwise.bias_gelu,
+    (MICROSOFT, "FastGelu"): pointwise.fast_gelu,
+    (MICROSOFT, "QuickGelu"): pointwise.quick_gelu,
+    (MICROSOFT, "FusedMatMul"): pointwise.fused_mat_mul,
+    (MICROSOFT, "TransposeMatMul"): pointwise.fused_mat_mul,
+}
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """A node in plain nodes, which make its outputs under their names, and the constants that they read."""
+
+    nodes: Sequence[onnx.NodeProto]
+    initializers: Mapping[str, onnx.TensorProto]
+
+
+def spell(
+    names: Names, node: onnx.NodeProto, known: Sequence[tuple[Known, ...] | None], opset: int
+) -> Spelled | str | None:
+    """The node in plain nodes, or in words why it is not; None for an operator that is not of this table.
+
+    known: of each input what every world knows of it.
+    """
+    write = spelling(node, opset)
+    if write is None:
+        return None
+    if opset < LEAST_OPSET:
+        return f"it is said in operators of opset {LEAST_OPSET}, and the model's is {opset}"
+    writer = Writer(names, node.name or node.output[0])
+    try:
+        write(Call(writer, node, known, opset))
+    except NotSpelled as reason:
+        return str(reason)
+    return Spelled(writer.nodes, dict(writer.initializers))
+
+
+def spelling(node: onnx.NodeProto, opset: int) -> Spell | None:
+    """How a node of a model of this opset is said in plain nodes; None for one that the standard has there, or nobody knows."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    known = SPELLINGS.get((domain, node.op_type))
+    return known if known is not None and (domain or not defs.has(node.op_type, opset, "")) else None
+
+
+def _body(node: onnx.NodeProto, inputs: Sequence[Known | None], opset: int) -> inference.Body | None:
+    """What shape inference follows types and shapes through, in place of a schema that it does not have."""
+    known = [(entry,) if entry is not None else None for entry in inputs]
+    spelled = spell(Names(onnx.ModelProto()), node, known, opset)
+    return (spelled.nodes, tuple(spelled.initializers.values())) if isinstance(spelled, Spelled) else None
+
+
+inference.BODIES.update(dict.fromkeys(SPELLINGS, _body))
