@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
 
-from onnx_attn.graph.contradictions import check_attention, check_indices, check_reshape
+from onnx_attn.graph.contradictions import check
 from onnx_attn.graph.slim import SMALL
 from onnx_attn.graph.small_values import small_values
 from onnx_attn.graph.world import Known, Shape, World, input_shape, overridable
@@ -102,12 +102,8 @@ class Inference:
         result = self.memo[key]
         if not result and (_domain(node.domain) == "" or (node.domain, node.op_type) in BODIES):
             world.failures.append(node.name or node.output[0])
-        elif node.op_type == "Reshape":
-            check_reshape(node, inputs[0], result[0], world)
-        elif node.op_type == "Attention" and _domain(node.domain) == "":
-            check_attention(node, inputs, world, opsets[""])
-        elif node.op_type in ("Gather", "GatherND") and _domain(node.domain) == "":
-            check_indices(node, inputs, world)
+        elif result:
+            check(node, inputs, result, world, opsets.get("", 0))
         return result
 
     def _infer(
