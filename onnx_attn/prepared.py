@@ -12,7 +12,7 @@ from onnx_attn.batch.make import Varied, with_dynamic_batch
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.view import GraphView
-from onnx_attn.nested import with_functions_inlined
+from onnx_attn.nested import store_typed_constants, with_calls_inlined, with_functions_inlined
 from onnx_attn.operators.microsoft.model import Outcome, without_microsoft
 from onnx_attn.operators.microsoft.table import spelling
 from onnx_attn.operators.plain import with_plain_operators
@@ -56,12 +56,27 @@ class Prepared:
         self.varied: Varied | None = None
         self.ordered, self.embedded, self.microsoft = Ordered(), Embedded(), Outcome()
         self.spelled = False
+        self._in_place = False
+        self._only: set[str] | None = None
+        """Of what is to be taken apart: the names of sites, if not all."""
 
     @property
     def changed(self) -> bool:
         """Whether what was done is to be delivered whatever becomes of the sites."""
-        made = (self.varied, self.ordered.sites, self.embedded.changed, self.microsoft.spelled)
+        made = (self._in_place, self.varied, self.ordered.sites, self.embedded.changed, self.microsoft.spelled)
         return any(map(bool, made))
+
+    def put_calls_in_place(self) -> None:
+        """Of what is to be taken apart: calls of our functions."""
+        expansion = self._options.expansion
+        if expansion is None:
+            return
+        if expansion.sites is not None:
+            names = [candidate.name for candidate in recognize(self.view) if is_attention(candidate)]
+            self._only = {name for place, name in enumerate(names) if place in expansion.sites}
+        if with_calls_inlined(self.loaded, self._only):
+            store_typed_constants(self.loaded, GraphView(self.loaded.proto))
+            self.view, self._in_place = GraphView(self.loaded.proto), True
 
     def run_as_it_was(self) -> None:
         """What the original needs in order to be run. Raises CannotRun for one that ONNX Runtime dies of."""
@@ -77,7 +92,7 @@ class Prepared:
         if self.view.opset < LEAST_OPSET and raise_opset(self.loaded.proto, LEAST_OPSET) is None:
             self.view = GraphView(self.loaded.proto)
         proof, taken = prove_spelled(self.view.opset) if options.verify else None, options.outer or frozenset()
-        _, self.view, outcome = without_microsoft(self.loaded, self.view, proof, own=True, taken=taken)
+        _, self.view, outcome = without_microsoft(self.loaded, self.view, proof, own=True, taken=taken, only=self._only)
         self.microsoft = self.microsoft.beside(outcome)
 
     def vary_batch(self) -> None:
@@ -94,9 +109,9 @@ class Prepared:
             self.candidates = recognize(self.view)
         before = self.view
         self.loaded, self.view, self.candidates = with_plain_operators(
-            self.loaded, self.view, self.candidates, own=True
+            self.loaded, self.view, self.candidates, own=True, only=self._only
         )
-        self.spelled = self.view is not before
+        self.spelled |= self.view is not before
         self._note_opset()
         if plan is not None:
             names = [candidate.name for candidate in self.candidates if is_attention(candidate)]
@@ -151,6 +166,7 @@ class Prepared:
 def prepared(loaded: Loaded, options: Options) -> Prepared:
     """Everything that changes the model before its sites are planned."""
     ready = Prepared(loaded, options)
+    ready.take("load", ready.put_calls_in_place)
     ready.take("prove", ready.run_as_it_was, ready.spell_runtime_operators)
     ready.take("load", ready.vary_batch)
     ready.take("recognize", ready.recognize)
@@ -180,7 +196,7 @@ def _embedded(
         for candidate, choice in chosen(candidates, options.choice, options.own_choices)
         if isinstance(candidate, AttentionSite) and choice.apply and (gains if choice.rotary is None else choice.rotary)
     }
-    return embed(loaded, view, candidates, wanted, target, options.verify)
+    return embed(loaded, view, candidates, wanted, target if options.expansion is None else None, options.verify)
 
 
 def _ordered(

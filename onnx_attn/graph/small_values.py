@@ -47,6 +47,10 @@ def small_values(
         return [array] if array.size <= SMALL else nothing
     if node.op_type in ("Shape", "Size") and inputs[0] is not None and inputs[0].shape is not None:
         feed = {node.input[0]: np.broadcast_to(np.zeros((), np.float32), inputs[0].shape)}
+    elif node.op_type == "CastLike" and inputs[0] is not None and inputs[0].value is not None:
+        # Of the other input the type alone matters.
+        kind = known[0].elem_type if known[0] is not None else 0
+        return [inputs[0].value.astype(helper.tensor_dtype_to_np_dtype(kind))] if kind else nothing
     elif node.op_type in NOT_A_FUNCTION or any(name not in feed for name in node.input if name):
         return nothing
     if any(entry is None or entry.shape is None or math.prod(entry.shape) > _most(entry, most) for entry in known):

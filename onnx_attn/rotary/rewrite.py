@@ -35,18 +35,23 @@ def embed(
     view: GraphView,
     candidates: Sequence[Candidate],
     wanted: Collection[str],
-    target: Target,
+    target: Target | None,
     verify: bool,
 ) -> Embedded:
     """Write the operator where the target has it, for the sites in `wanted` (by the values that they make), and spell it where
-    not; the model of `loaded` is changed. verify: each is run before and after."""
-    takes = takes_rotary(target, RotaryFacts(opset=view.opset))
+    not; the model of `loaded` is changed. target: none has the operator where it is None. verify: each is run before and
+    after."""
+
+    def taken(facts: RotaryFacts) -> bool:
+        return target is not None and takes_rotary(target, facts)
+
+    takes = taken(RotaryFacts(opset=view.opset))
     if not (wanted and takes) and not any(map(is_operator, view.graph.nodes)):
         return Embedded()
     names, cutter = Names(loaded.proto), Cutter(view)
     edits, left, sites = dict[str, SiteEdit](), dict[str, str](), set[str]()
     for node in view.graph.nodes:
-        if is_operator(node) and not takes_rotary(target, facts_of(view, node)):
+        if is_operator(node) and not taken(facts_of(view, node)):
             try:
                 edit = write_spelled(view, names, node)
             except CannotSay:
@@ -54,9 +59,7 @@ def embed(
             if not verify or prove_piece(view, cutter, edit) is None:
                 edits[node.outputs[0].name] = edit
     found = [each for each in candidates if isinstance(each, AttentionSite) and each.output.name in wanted]
-    for site, edit in (
-        _operators(view, names, found, left) if takes_rotary(target, RotaryFacts(opset=view.opset)) else ()
-    ):
+    for site, edit in _operators(view, names, found, left) if takes else ():
         key, made = site.output.name, edit.outputs[0]
         failure = prove_piece(view, cutter, edit) if verify and made not in edits else None
         if failure is None:
