@@ -74,29 +74,31 @@ class _Decoder:
 
 
 def start(first: ort.InferenceSession, batch: int = 3, length: int = 6, memory: int = 7, seed: int = 3) -> Values:
-    """What a loop begins with: a prompt whose last row is padded on its left, an encoder's states, empty buffers."""
+    """What a loop begins with: a prompt whose last row is padded on its left, an encoder's states, pasts of no token. Buffers of
+    one size take one token at a time."""
     rng = np.random.default_rng(seed)
-    vocabulary = first.get_outputs()[0].shape[-1]
+    shapes = {given.name: given.shape for given in first.get_inputs()}
+    batch = next((shape[0] for shape in shapes.values() if len(shape) > 1 and isinstance(shape[0], int)), batch)
+    made: Values = {"cache_position": np.zeros(1, np.int64)}
+    for name, shape in shapes.items():
+        if name.startswith("past_key_values."):
+            sizes = [size if isinstance(size, int) else 0 for size in shape[1:]]
+            made[name] = np.zeros((batch, *sizes), np.float32)
+            length = 1 if made[name].size else length
+        elif name == "encoder_hidden_states":
+            made[name] = rng.standard_normal((batch, memory, shape[-1]), np.float32)
+    made["encoder_attention_mask"] = _padded(batch, memory)
+    made["attention_mask"] = _padded(batch, length)[:, ::-1]
+    made["position_ids"] = np.maximum(made["attention_mask"].cumsum(axis=1) - 1, 0)
+    made["input_ids"] = rng.integers(0, first.get_outputs()[0].shape[-1], (batch, length))
+    return made
+
+
+def _padded(batch: int, length: int) -> np.ndarray:
+    """Ones, but for the last third of the last row."""
     mask = np.ones((batch, length), np.int64)
-    mask[-1, : length // 3] = 0
-    remembered = np.ones((batch, memory), np.int64)
-    remembered[-1, memory - memory // 3 :] = 0
-    made: Values = {"attention_mask": mask, "encoder_attention_mask": remembered}
-    made["position_ids"] = np.maximum(mask.cumsum(axis=1) - 1, 0)
-    made["cache_position"] = np.zeros(1, np.int64)
-    static = False
-    for given in first.get_inputs():
-        sizes = [size if isinstance(size, int) else (0 if axis else batch) for axis, size in enumerate(given.shape)]
-        if given.name == "encoder_hidden_states":
-            made[given.name] = rng.standard_normal((batch, memory, sizes[-1]), np.float32)
-        elif given.name.startswith("past_key_values."):
-            made[given.name] = np.zeros(sizes, np.float32)
-            static = 0 not in sizes
-    length = 1 if static else length
-    made["input_ids"] = rng.integers(0, vocabulary, (batch, length))
-    batches = {given.shape[0] for given in first.get_inputs() if given.name != "cache_position"}
-    fixed = next((size for size in batches if isinstance(size, int)), batch)
-    return {name: value if name == "cache_position" else value[-fixed:] for name, value in made.items()}
+    mask[-1, length - length // 3 :] = 0
+    return mask
 
 
 def compare(before: tuple[Path, Path], after: tuple[Path, Path], steps: int = STEPS) -> Outcome:
@@ -109,10 +111,9 @@ def compare(before: tuple[Path, Path], after: tuple[Path, Path], steps: int = ST
             found = difference(value, made[1][name])
             worst = max(worst, found.max_rel if found.agrees else np.inf)
         logits = [values["logits"][:, -1] for values in made]
-        same = (
-            same and bool(np.isfinite(logits[0]).all()) and np.array_equal(*(each.argmax(axis=-1) for each in logits))
-        )
-        first, second = (decoder.advance(values) for decoder, values in zip(pair, made, strict=True))
-        same = same and np.array_equal(first, second)
-        tokens.append(first)
+        likeliest = [each.argmax(axis=-1) for each in logits]
+        chosen = [decoder.advance(values) for decoder, values in zip(pair, made, strict=True)]
+        same = same and bool(np.isfinite(logits[0]).all())
+        same = same and all(np.array_equal(first, second) for first, second in (likeliest, chosen))
+        tokens.append(chosen[0])
     return Outcome(np.stack(tokens, axis=1), same, worst)
