@@ -122,7 +122,7 @@ def _at(program: Program, numbers: Numbers, made: int) -> Place | None:
         return None
     rows = [Term(*(each.reshape(-1, shape[-1]) for each in (term.x, term.table, term.factor))) for term in terms]
     rotation = rotation_of(numbers, rows)
-    if rotation is None or rotation.first or rotation.factor != 1.0 or not rotation.whole:
+    if rotation is None or rotation.first or rotation.factor != 1.0 or rotation.x.size != terms[0].x.size:
         return None
     axes = _axes(rotation, shape)
     if axes is None:
