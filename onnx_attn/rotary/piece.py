@@ -93,7 +93,7 @@ def _place(view: GraphView, program: Program) -> Place | None:
     for count, world in enumerate(view.worlds):
         try:
             numbers = run_program(program, world, wanted)
-        except ValueError:
+        except (ValueError, LookupError):
             return None
         place = next((each for number in made if (each := _at(program, numbers, number))), None)
         if place is None or (count and place != found):
