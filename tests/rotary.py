@@ -114,23 +114,24 @@ class Rotation:
             return [net.const(np.repeat(table[None, :LENGTH], batch, 0), dtype) for table in numbers]
         if self.tables == "given":
             shape = (BATCH, LENGTH, wide.shape[1])
-            return [_once(net, name, *shape) for name in ("cos", "sin")]
+            kind = f"{shape[2]}_{'wide' if self.wide else 'own'}"
+            return [_once(net, f"{name}_{kind}", *shape, dtype=dtype) for name in ("cos", "sin")]
         positions = _once(net, "positions", BATCH, LENGTH, dtype=np.int64)
         if self.tables == "looked up":
             return [net.op("Gather", net.const(table, dtype), positions) for table in numbers]
         if self.tables == "one by one":
-            return self._one_by_one(net, numbers, positions)
+            return self._one_by_one(net, numbers, positions, dtype)
         frequencies = net.const(1 / 100 ** (np.arange(0, self.dim, 2) / self.dim), dtype)
         places = net.op("Cast", net.op("Unsqueeze", positions, net.ints(2)), to=net._type(dtype))
         found = net.op("Mul", places, frequencies)
         found = found if halves else self._doubled_value(net, found)
         return [net.op(function, found) for function in functions]
 
-    def _one_by_one(self, net: Net, numbers: list[np.ndarray], positions: str) -> list[str]:
+    def _one_by_one(self, net: Net, numbers: list[np.ndarray], positions: str, dtype: Any) -> list[str]:
         """cos and sin side by side in one table, each element picked by itself."""
         both = np.concatenate(numbers, -1)
         rows = net.op("Expand", net.op("Unsqueeze", positions, net.ints(2)), net.ints(1, 1, both.shape[1]))
-        table = net.op("Expand", net.const(both[None]), net.ints(BATCH, 1, 1))
+        table = net.op("Expand", net.const(both[None], dtype), net.ints(BATCH, 1, 1))
         picked = net.op("GatherElements", table, rows, axis=1)
         found: list[str] = net.op("Split", picked, net.ints(*[both.shape[1] // 2] * 2), outputs=2, axis=-1)
         return found
@@ -139,7 +140,8 @@ class Rotation:
         return np.concatenate([angles, angles], -1) if self.kind == "half" else np.repeat(angles, 2, -1)
 
     def _doubled_value(self, net: Net, angles: str) -> str:
-        second = net.scaled(angles, 1.5) if self.miss == "tables not alike" else angles
+        stretched = self.miss == "tables not alike"
+        second = net.op("Mul", angles, net.const(1.5, np.float32 if self.wide else None)) if stretched else angles
         if self.kind == "half":
             return net.op("Concat", angles, second, axis=-1)
         pair = [net.op("Unsqueeze", each, net.ints(-1)) for each in (angles, second)]

@@ -29,6 +29,7 @@ def expected(kind: str, dim: int, of: tuple[str, ...] = ("query", "key"), **more
         ("mistral.dynamo.18.static", expected("half", 24)),
         ("falcon.torchscript.17.static", expected("half", 24)),
         ("phi.dynamo.23.static", expected("half", 12)),
+        ("llama_decode.dynamo.23.dynamic", expected("half", 24)),
         ("gptj.dynamo.23.dynamic", expected("interleaved", 8)),
         ("cohere.dynamo.23.static.eager.half", expected("interleaved", 24)),
         ("eva02_small.torchscript.17.dynamic.eager", expected("interleaved", 24, all_tokens=False)),
@@ -72,7 +73,7 @@ def test_operands_that_are_not_alike_are_told_apart() -> None:
 
 
 def test_keys_behind_a_past() -> None:
-    assert read(block(Rotation(), Rotation(), past=True))["of"] == ["query", "key"]
+    assert read(block(Rotation(), Rotation(), past=True)) == expected("half", 24)
 
 
 MISSES = ("sign", "both signs", "partner", "tables not alike", "swapped", "another source")

@@ -63,6 +63,13 @@ def test_keys_in_front_of_a_past_are_embedded_alone() -> None:
     assert len(operators(fused(block(Rotation(), Rotation(), past=True)).model)) == 2
 
 
+def test_tables_that_are_given_may_be_too_large_for_half_precision() -> None:
+    rotation = Rotation(spelling="halves", tables="given")
+    assert len(operators(fused(block(rotation, rotation)).model)) == 2
+    result = fused(block(rotation, rotation, np.float16))
+    assert not operators(result.model) and "given" in result.report["candidates"][0]["changes_left"][CHANGE]
+
+
 @pytest.mark.parametrize("miss", ["sign", "partner", "tables not alike", "another source"])
 def test_near_misses_stay(miss: str) -> None:
     rotation = Rotation(miss=miss)

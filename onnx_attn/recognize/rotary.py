@@ -59,7 +59,7 @@ def _of_operand(view: GraphView, operand: gs.Tensor) -> Rotary | None:
             try:
                 numbers = run_program(program, world)
                 terms = [_arranged(term, moves, number) for term in numbers.terms]
-            except ValueError:
+            except (ValueError, LookupError):
                 found.append(None)
                 continue
             rotation = rotation_of(numbers, terms)

@@ -6,7 +6,7 @@ Which channel is the partner tells the kind, and the signs tell what is multipli
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ NEAR = 1e-2
 @dataclass(frozen=True)
 class Rotation:
     """Of rows of channels `(rows, H)`. kind: the partner of channel i is i + dim/2 ("half") or i ^ 1. dim: how many channels are
-    rotated, from `first` on. whole: whether all rows are. factor: that of every channel.
+    rotated, from `first` on. whole: whether all rows are that are of the same activation. factor: that of every channel.
 
     x: numbers of the elements that are rotated, `(rows, H)`, each at the place of its channel. cos, sin: those of the tables',
     `(rows, dim/2)`. All three of the rows that are rotated.
@@ -44,52 +44,55 @@ def rotation_of(numbers: Numbers, terms: Sequence[Term]) -> Rotation | None:
     """Of terms over `(rows, H)`; None where they are no rotation. Some rows at a time, which takes less memory."""
     rows, width = terms[0].x.shape
     step = max(1, MOST_AT_ONCE // width)
-    found, whole = list[Rotation](), True
+    found, rotated, beside = list[Rotation](), set[int](), set[int]()
     for start in range(0, rows, step):
-        part = [Term(*(each[start : start + step] for each in (t.x, t.table, t.factor))) for t in terms]
-        if _stays(part):
-            whole = False
-            continue
-        rotation = _of_rows(numbers, part)
-        if rotation is None:
+        part = [_rows_of(term, slice(start, start + step)) for term in terms]
+        turned = np.any([(term.factor != 0).any(1) for term in part[1:]], axis=0) if len(part) > 1 else np.array(False)
+        turned = np.broadcast_to(turned, len(part[0].x))
+        still = _rows_of(part[0], ~turned)
+        if (still.table >= 0).any() or (still.factor == 0).any():
             return None
-        found.append(rotation)
-        whole = whole and rotation.whole
-    if len({(each.kind, each.dim, each.first, each.factor) for each in found}) != 1:
+        beside |= numbers.leaves_of(still.x)
+        if turned.any():
+            rotation = _of_rows([_rows_of(term, turned) for term in part])
+            if rotation is None or not _are_angles(numbers, rotation.cos, rotation.sin):
+                return None
+            found.append(rotation)
+            columns = slice(rotation.first, rotation.first + rotation.dim)
+            rotated |= numbers.leaves_of(rotation.x[:, columns])
+    if len({(each.kind, each.dim, each.first, each.factor) for each in found}) != 1 or len(rotated) != 1:
         return None
-    arrays = [np.concatenate([getattr(each, name) for each in found]) for name in ("x", "cos", "sin")]
-    return Rotation(found[0].kind, found[0].dim, found[0].first, whole, found[0].factor, *arrays)
+    x, cos, sin = (np.concatenate([getattr(each, name) for each in found]) for name in ("x", "cos", "sin"))
+    return replace(found[0], whole=rotated.isdisjoint(beside), x=x, cos=cos, sin=sin)
 
 
-def _stays(terms: Sequence[Term]) -> bool:
-    """Whether rows are elements of activations, and nothing is rotated."""
-    return not any((term.factor != 0).any() for term in terms[1:]) and bool((terms[0].table < 0).all())
+def _rows_of(term: Term, rows: slice | np.ndarray) -> Term:
+    return Term(term.x[rows], term.table[rows], term.factor[rows])
 
 
-def _of_rows(numbers: Numbers, terms: Sequence[Term]) -> Rotation | None:
+def _of_rows(terms: Sequence[Term]) -> Rotation | None:
+    """Of rows all of which are rotated."""
     own, other = _two(terms)
     turned = other.factor != 0
-    rows, columns = turned.any(1), turned.any(0)
+    columns = turned.any(0)
     first, dim = int(columns.argmax()), int(columns.sum())
-    if not rows.any() or dim % 2 or not columns[first : first + dim].all() or not turned[np.ix_(rows, columns)].all():
+    if dim % 2 or not columns[first : first + dim].all() or not turned[:, columns].all():
         return None
-    still = ~turned & (own.factor != 0)
-    if not (turned | still).all() or (own.table[still] >= 0).any():
+    if (own.factor == 0).any() or (own.table[:, ~columns] >= 0).any():
         return None
-    part = np.ix_(rows, columns)
-    pair = [Term(term.x[part], term.table[part], term.factor[part]) for term in (own, other)]
+    pair = [Term(*_columns(term, np.flatnonzero(columns))) for term in (own, other)]
     kinds: tuple[Kind, ...] = ("half", "interleaved")
     for kind in kinds:
-        found = _rotated(numbers, pair, kind)
+        found = _rotated(pair, kind)
         if found is None:
             continue
         cos, sin, factor = found
         # What is not rotated goes along with the same factor.
-        if (own.factor[rows][:, ~columns] != np.float32(factor)).any():
+        if (own.factor[:, ~columns] != np.float32(factor)).any():
             return None
-        x = own.x[rows]
+        x = own.x.copy()
         x[:, columns] = _woven(cos.x, sin.x, kind)
-        return Rotation(kind, dim, first, bool(rows.all()), factor, x, cos.table, sin.table)
+        return Rotation(kind, dim, first, True, factor, x, cos.table, sin.table)
     return None
 
 
@@ -115,7 +118,7 @@ def _two(terms: Sequence[Term]) -> tuple[Term, Term]:
     return first, Term(*(each[1] for each in stacked))
 
 
-def _rotated(numbers: Numbers, pair: Sequence[Term], kind: Kind) -> tuple[Term, Term, float] | None:
+def _rotated(pair: Sequence[Term], kind: Kind) -> tuple[Term, Term, float] | None:
     """Channel i and its partner as `(a·cos − b·sin, b·cos + a·sin)` in every row, times one factor of either sign: a with the
     cosines, b with the sines, and the factor. None where they are something else."""
     size = np.abs(pair[0].factor.flat[0])
@@ -136,8 +139,6 @@ def _rotated(numbers: Numbers, pair: Sequence[Term], kind: Kind) -> tuple[Term, 
     fits = [(same.x, sin.x), (turned.x, cos.x), (same.table, cos.table), (turned.table, sin.table)]
     if not all(np.array_equal(a, b) for a, b in fits) or (cos.table < 0).any() or (sin.table < 0).any():
         return None
-    if not _from_one(numbers, cos.x, sin.x) or not _are_angles(numbers, cos.table, sin.table):
-        return None
     return cos, sin, float(sign * size)
 
 
@@ -152,12 +153,6 @@ def _sorted(pair: Sequence[Term], chosen: np.ndarray) -> tuple[Term, Term]:
         Term(*(np.where(chosen, a, b) for a, b in both)),
         Term(*(np.where(chosen, b, a) for a, b in both)),
     )
-
-
-def _from_one(numbers: Numbers, *elements: np.ndarray) -> bool:
-    """Whether all elements are of one activation."""
-    starts = np.sort(list(numbers.leaves.values()))
-    return len({leaf for each in elements for leaf in np.unique(np.searchsorted(starts, each, "right"))}) == 1
 
 
 def _are_angles(numbers: Numbers, cos: np.ndarray, sin: np.ndarray) -> bool:

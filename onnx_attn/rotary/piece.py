@@ -32,7 +32,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Place:
-    """A rotary embedding by entries of a program. axes: what comes first behind the batch, in `made` and in `source`, where that
+    """A rotary embedding by entries of a program. known: whether its tables are known to be cosines and sines, which are 1 at
+    most, and are not given from outside. axes: what comes first behind the batch, in `made` and in `source`, where that
     is 4-D; a 3-D source is `(B, S, N·H)`."""
 
     kind: Kind
@@ -42,6 +43,7 @@ class Place:
     source: int
     cos: Table
     sin: Table
+    known: bool
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def _place(view: GraphView, program: Program) -> Place | None:
     for count, world in enumerate(view.worlds):
         try:
             numbers = run_program(program, world, wanted)
-        except ValueError:
+        except (ValueError, LookupError):
             return None
         place = next((each for number in made if (each := _at(program, numbers, number))), None)
         if place is None or (count and place != found):
@@ -122,7 +124,7 @@ def _at(program: Program, numbers: Numbers, made: int) -> Place | None:
         return None
     rows = [Term(*(each.reshape(-1, shape[-1]) for each in (term.x, term.table, term.factor))) for term in terms]
     rotation = rotation_of(numbers, rows)
-    if rotation is None or rotation.first or rotation.factor != 1.0 or not rotation.whole:
+    if rotation is None or rotation.first or rotation.factor != 1.0 or rotation.x.size != terms[0].x.size:
         return None
     axes = _axes(rotation, shape)
     if axes is None:
@@ -132,7 +134,9 @@ def _at(program: Program, numbers: Numbers, made: int) -> Place | None:
     cos, sin = tables
     if source is None or cos is None or sin is None:
         return None
-    return Place(rotation.kind, rotation.dim, axes, made, source, cos, sin)
+    spaces = [space for table in (rotation.cos, rotation.sin) for space in numbers.spaces_of(table)]
+    known = all(space.functions or space.values is not None for space in spaces)
+    return Place(rotation.kind, rotation.dim, axes, made, source, cos, sin, known)
 
 
 def _axes(rotation: Rotation, shape: Sequence[int]) -> Axes | None:

@@ -20,7 +20,9 @@ def write_operator(view: GraphView, names: Names, site: str, piece: Piece, table
     """The edit that puts the operator in the place of a piece. Raises CannotSay."""
     elem_type = view.elem_type(piece.made)
     if elem_type not in TYPES:
-        raise CannotSay("there is no operator for its type")
+        raise CannotSay("there is no operator of its type to prove it by")
+    if TensorProto.FLOAT16 in (elem_type, view.elem_type(piece.source)) and not piece.place.known:
+        raise CannotSay("its tables are given, and may be too large for what half precision rounds")
     made, writer = tables.tables(piece), Writer(names, site)
     x, source = piece.source.name, piece.source
     if view.elem_type(source) != elem_type:

@@ -66,6 +66,11 @@ class Numbers:
         """Those that some of the numbers are of."""
         return [space for space in self.spaces if _holds(space, numbers)]
 
+    def leaves_of(self, numbers: np.ndarray) -> set[int]:
+        """The activations that elements are of, by their place among all."""
+        starts = np.sort(list(self.leaves.values()))
+        return set(np.unique(np.searchsorted(starts, numbers, "right")).tolist())
+
 
 def run_program(program: Program, world: World, keep: Set[int] = frozenset()) -> Numbers:
     """Raises ValueError where it cannot be run at the world's sizes. keep: entries whose terms are wanted too."""
