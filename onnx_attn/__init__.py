@@ -1,6 +1,6 @@
 """Find the attention in an exported ONNX model, rewrite it for fused kernels, and prove that nothing changed."""
 
-from onnx_attn.api import Result, fuse, inspect, land, verify
+from onnx_attn.api import fuse, inspect, land, verify
 from onnx_attn.codes import CODES
 from onnx_attn.errors import (
     DifferenceError,
@@ -10,6 +10,7 @@ from onnx_attn.errors import (
     OutputError,
     UsageError,
 )
+from onnx_attn.given import Result
 
 __version__ = "0.1.0"
 

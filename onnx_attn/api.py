@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,10 +14,11 @@ from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.arguments import Shapes, capability, profile_of, searched_for
 from onnx_attn.deliver import fuse_file, fuse_proto
 from onnx_attn.engine.profiles import as_range, fitted, sizes_at
-from onnx_attn.errors import ExpectationError, InputError, UsageError, one_line
+from onnx_attn.errors import ExpectationError, InputError, UsageError
 from onnx_attn.forms.adaptation import ISLANDS
+from onnx_attn.given import Model, Result, loaded_from, own_copy
 from onnx_attn.graph.inference import Inference
-from onnx_attn.graph.load import Loaded, check, load
+from onnx_attn.graph.load import load
 from onnx_attn.graph.sizes import worlds_of
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
@@ -37,36 +38,6 @@ from onnx_attn.report.reasons import headline
 from onnx_attn.runtime import refuse_crash
 from onnx_attn.targets.editions import parse_target
 
-Model: TypeAlias = "str | PathLike[str] | onnx.ModelProto | gs.Graph"
-
-
-class Result:
-    """What `fuse` gives back: `model`, `report` and `plan`.
-
-    model: a gs.Graph for a gs.Graph, else a ModelProto; where the result was saved, it is read from the file when asked
-    for, so that a large model is not held in memory for nobody. report: a dict as the JSON interface documents it.
-    plan: what was decided for each site, to be edited and given to `fuse` again.
-    """
-
-    def __init__(
-        self,
-        report: dict[str, Any],
-        plan: dict[str, Any],
-        model: onnx.ModelProto | gs.Graph | None,
-        path: Path | None = None,
-    ):
-        self.report = report
-        self.plan = plan
-        self._model = model
-        self._path = path
-
-    @property
-    def model(self) -> onnx.ModelProto | gs.Graph:
-        if self._model is None:
-            assert self._path is not None
-            self._model = onnx.load(str(self._path))
-        return self._model
-
 
 def inspect(model: Model, *, target: str = "tensorrt", target_version: str | None = None) -> dict[str, Any]:
     """Find the attention in a model and say what can be done with each candidate. Changes nothing.
@@ -74,7 +45,7 @@ def inspect(model: Model, *, target: str = "tensorrt", target_version: str | Non
     Raises InputError for what cannot be read, UsageError for an unknown target.
     """
     parsed = parse_target(target, target_version)
-    return inspect_model(_loaded(model), parsed)
+    return inspect_model(loaded_from(model), parsed)
 
 
 def fuse(
@@ -147,7 +118,7 @@ def fuse(
         options = Options(given.target, choice, expect, verify, given, dynamic_batch=given.dynamic_batch)
     if isinstance(model, str | PathLike) and output is not None:
         return Result(*fuse_file(Path(model), Path(output), options), None, Path(output))
-    loaded = _loaded(model)
+    loaded = loaded_from(model)
     if output is not None:
         raise UsageError("output needs a path as model; save the result's .model yourself")
     report, document, proto = fuse_proto(loaded.proto, loaded.name, options)
@@ -232,7 +203,7 @@ def land(
         raise UsageError("timeout is in seconds; give a number above 0")
     options = LandOptions(sm, profile_of(shapes or {}), compiler, timeout, Path(layer_info) if layer_info else None)
     found = [
-        land_model(_own(entry), Path(entry) if isinstance(entry, str | PathLike) else None, options)
+        land_model(own_copy(entry), Path(entry) if isinstance(entry, str | PathLike) else None, options)
         for entry in ([model] if baseline is None else [model, baseline])
     ]
     report = landing_report(*found)
@@ -252,29 +223,6 @@ def check_all_landed(report: dict[str, Any]) -> None:
             f"the report says why",
             report,
         )
-
-
-def _own(model: Model) -> Loaded:
-    """A loaded model that may be changed: the caller's own stays as it is."""
-    loaded = _loaded(model)
-    return loaded.copy() if isinstance(model, onnx.ModelProto) else loaded
-
-
-def _loaded(model: Model) -> Loaded:
-    if isinstance(model, str | PathLike):
-        return load(Path(model))
-    if isinstance(model, gs.Graph):
-        try:
-            proto = gs.export_onnx(model)
-        except Exception as error:
-            raise InputError(f"graph: onnx-graphsurgeon cannot export it: {one_line(error)}") from error
-    elif isinstance(model, onnx.ModelProto):
-        proto = model
-    else:
-        raise UsageError(f"a {type(model).__name__} is no model; pass a path, an onnx.ModelProto or a gs.Graph")
-    name = proto.graph.name or "model"
-    check(proto, name)
-    return Loaded(proto, name)
 
 
 def _signature(proto: onnx.ModelProto) -> set[tuple[str, int]]:
