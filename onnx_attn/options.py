@@ -15,11 +15,11 @@ from onnx_attn.targets.editions import Target, parse_target
 class Expansion:
     """What `expand` was asked for.
 
-    sites: the places of attention sites in graph order; None for all. split: Q, K and V are projected each by itself.
+    sites: the places of attention sites in graph order; None for all. opset: what the model is to be brought to.
     """
 
     sites: frozenset[int] | None = None
-    split: bool = False
+    opset: int | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_attn.batch.make import Varied
-from onnx_attn.errors import ExpectationError, UsageError
+from onnx_attn.errors import ExpectationError, InputError, UsageError
 from onnx_attn.forms.adaptation import ISLANDS
 from onnx_attn.forms.folded import compute_folds
 from onnx_attn.fusion import Fusion
@@ -20,6 +20,7 @@ from onnx_attn.graph.body import Body, names_within
 from onnx_attn.graph.compose import compose
 from onnx_attn.graph.edit import Names
 from onnx_attn.graph.inference import Inference
+from onnx_attn.graph.inline import inline_operators
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.view import GraphView
@@ -169,9 +170,10 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     worlds = view.worlds if nested else ()
     with fusion.clock("apply"):
         model = compose(ready.loaded.proto, list(fusion.edits.values()))
+    finished = _finish_expansion(loaded.name, model, options)
     inner, inner_changed = _rewrite_bodies(model, worlds, plan, options) if nested else ([], False)
     fusion.nodes_after = len(model.graph.node)
-    changed = bool(fusion.edits) or inner_changed or ready.changed or (ready.spelled and bool(fusion.kept))
+    changed = bool(fusion.edits) or inner_changed or finished or ready.changed or (ready.spelled and bool(fusion.kept))
     if not changed:  # What was raised or inlined for nothing is not delivered.
         fusion.opsets, fusion.nodes_after = fusion.opsets[:1], ready.nodes
     told = fusion.search.document if fusion.search is not None else None
@@ -184,6 +186,22 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     counted(report)
     _check_expectation(loaded.name, report, options)
     return report, trial, model
+
+
+def _finish_expansion(name: str, model: onnx.ModelProto, options: Options) -> bool:
+    """Of what is taken apart: operators that are no site of ours become what onnx's own bodies say, and the opset what was asked.
+    Returns whether anything changed."""
+    if options.expansion is None or options.outer is not None:
+        return False
+    changed = options.expansion.sites is None and inline_operators(model, ("Attention", "RotaryEmbedding"))
+    opset = options.expansion.opset
+    own = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset is None or opset == own:
+        return changed
+    reason = raise_opset(model, opset)
+    if reason is not None:
+        raise InputError(f"{name}: cannot be brought to opset {opset}: {reason}; leave --opset out")
+    return True
 
 
 def _read_for_report(view: GraphView, candidates: Sequence[Candidate]) -> None:

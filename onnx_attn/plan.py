@@ -120,7 +120,7 @@ class Choice:
     of the island around a site of float32 ("keep" for none), whether its heads may be padded, whether probabilities are to be
     rounded where Q, K and V are, where its parts go, whether probabilities that somebody else reads may be computed once
     more, whether the block around it may be computed tokens first, and its rotary embeddings be operators
-    (None: where the target gains by that)."""
+    (None: where the target gains by that), and whether Q, K and V are projected each by itself."""
 
     form: str = "auto"
     pack: bool = True
@@ -133,6 +133,7 @@ class Choice:
     recompute: bool = False
     tokens_first: bool = True
     rotary: bool | None = None
+    split: bool = False
 
 
 def make_plan(
@@ -221,6 +222,7 @@ def decide(view: GraphView, site: AttentionSite | Written, target: Target, wante
     if isinstance(packing, Packing) and site.shared and is_quantised(view, site, packing):
         packing = "what is quantised serves one reader alone"
     if isinstance(packing, Packing):
+        packing = packing.apart() if wanted.split else packing
         # The projection serves the other reader of the probabilities too: its weights stay what they are.
         identities = _useful(wanted.algebra, target) if not site.shared else ()
         algebra = choose_algebra(view, site, packing, identities)
