@@ -179,6 +179,20 @@ def _operand(net: Net, x: str, rotation: Rotation | None) -> str:
     return rotation.of(net, *(net.turn(each, 0, 2, 1, 3) for each in apart))
 
 
+def behind_channels(rotation: Rotation) -> onnx.ModelProto:
+    """One site of which the last channels of Q and K alone are rotated, those of K of one head for all and a layer's own."""
+    net, still = Net(opset=OPSET), HEAD_DIM - rotation.dim
+    x = net.input("x", BATCH, LENGTH, WIDTH)
+    q = net.split_heads(net.linear(x, HEADS * HEAD_DIM))
+    plain, turned = net.op("Split", q, net.ints(still, rotation.dim), outputs=2, axis=-1)
+    q = net.op("Concat", plain, rotation.of(net, turned), axis=-1)
+    one = rotation.of(net, net.split_heads(net.linear(x, rotation.dim), 1, rotation.dim))
+    every = net.op("Expand", one, net.ints(BATCH, HEADS, LENGTH, rotation.dim))
+    k = net.op("Concat", net.split_heads(net.linear(x, HEADS * still), HEADS, still), every, axis=-1)
+    net.output(net.merge_heads(net.sdpa(q, net.swap(k), net.split_heads(net.linear(x, HEADS * HEAD_DIM)))), 3)
+    return net.model()
+
+
 def shared(rotation: Rotation) -> onnx.ModelProto:
     """One site whose Q and K read the same tables."""
     net = Net(opset=OPSET)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import run_command
-from rotary import Rotation, block, read
+from rotary import Rotation, behind_channels, block, read
 
 import onnx_attn
 
@@ -74,6 +74,13 @@ def test_operands_that_are_not_alike_are_told_apart() -> None:
 
 def test_keys_behind_a_past() -> None:
     assert read(block(Rotation(), Rotation(), past=True)) == expected("half", 24)
+
+
+def test_channels_behind_others_and_one_head_of_keys_for_all() -> None:
+    model = behind_channels(Rotation("interleaved", 8, head_dim=8))
+    assert read(model) == expected("interleaved", 8, first=16)
+    result = onnx_attn.fuse(model, target="onnx")
+    assert result.report["proof"]["ok"] and result.report["candidates"][0]["changes"] == ["rotary-embedding"]
 
 
 MISSES = ("sign", "both signs", "partner", "tables not alike", "swapped", "another source")

@@ -55,6 +55,8 @@ class Program:
         self.view = view
         self.entries: list[Entry] = []
         self._known: dict[tuple[str, Mode], int] = {}
+        self._sums: dict[int, bool] = {}
+        self._products: dict[int, bool] = {}
         self.root = self._read(tensor, "outer")
 
     @property
@@ -81,8 +83,10 @@ class Program:
 
     def holds_sum(self, number: int) -> bool:
         """Whether an entry is made of a sum."""
-        entry = self.entries[number]
-        return entry.kind in ("sum", "rotary") or any(self.holds_sum(operand) for operand in entry.operands)
+        if number not in self._sums:
+            entry = self.entries[number]
+            self._sums[number] = entry.kind in ("sum", "rotary") or any(map(self.holds_sum, entry.operands))
+        return self._sums[number]
 
     def key(self) -> tuple[object, ...]:
         """All that decides what the program does, but for which activations it starts from."""
@@ -173,10 +177,11 @@ class Program:
 
     def _is_product(self, number: int) -> bool:
         """Whether a table has multiplied all of what an entry gives."""
-        entry = self.entries[number]
-        if entry.kind in ("move", "cast", "scale", "join"):
-            return all(self._is_product(operand) for operand in entry.operands)
-        return entry.kind == "times"
+        if number not in self._products:
+            entry = self.entries[number]
+            passes = entry.kind in ("move", "cast", "scale", "join")
+            self._products[number] = all(map(self._is_product, entry.operands)) if passes else entry.kind == "times"
+        return self._products[number]
 
     def _of_table(self, tensor: gs.Tensor, node: gs.Node) -> int | None:
         view = self.view
