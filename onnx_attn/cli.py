@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from onnx_attn import __version__, api
+from onnx_attn import __version__, apart, api
+from onnx_attn.cut_out import extract as extract_site
 from onnx_attn.engine.profiles import read_shape, read_shapes
 from onnx_attn.errors import DifferenceError, UsageError
 from onnx_attn.graph.save import data_path
 from onnx_attn.report.landed_terminal import show_landing
-from onnx_attn.report.terminal import show_fusion, show_inspection, show_verification
+from onnx_attn.report.terminal import show_expansion, show_extraction, show_fusion, show_inspection, show_verification
 from onnx_attn.shell import check_json, console, errors, write_json
 
 app = typer.Typer(
@@ -120,6 +121,46 @@ def fuse(
             write_json(result.plan, str(write_plan))
         if not write_json(result.report, json_path):
             show_fusion(result.report, str(output), console())
+
+
+Sites = Annotated[list[str] | None, typer.Option("--site", metavar="ID", help="An id of `inspect`; may be repeated.")]
+
+
+@app.command()
+def expand(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The model in plain operators.")],
+    opset: Annotated[int | None, typer.Option(metavar="N", help="Bring the model to this opset, if it can be.")] = None,
+    split_projection: Annotated[
+        bool, typer.Option("--split-projection", help="Project Q, K and V each by itself.")
+    ] = False,
+    site: Sites = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Take apart without proof.")] = False,
+    json_path: Json = None,
+) -> None:
+    """Take every attention apart into plain operators, in one canonical form, prove it, and write the model."""
+    with errors():
+        check_json(json_path, model, output, data_path(output))
+        result = apart.expand(
+            model, output, opset=opset, split_projection=split_projection, sites=site, verify=not no_verify
+        )
+        if not write_json(result.report, json_path):
+            show_expansion(result.report, str(output), console())
+
+
+@app.command()
+def extract(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The site as a model of its own.")],
+    site: Annotated[str, typer.Option("--site", metavar="ID", help="An id of `inspect`.")],
+    json_path: Json = None,
+) -> None:
+    """Cut one site out, with its projections, as a model that runs."""
+    with errors():
+        check_json(json_path, model, output, data_path(output))
+        report = extract_site(model, site, output)
+        if not write_json(report, json_path):
+            show_extraction(report, str(output), console())
 
 
 @app.command()

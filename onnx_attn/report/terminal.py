@@ -50,6 +50,27 @@ def show_fusion(report: Report, output: str, console: Console) -> None:
     console.print(f"wrote   {escape(output)}")
 
 
+def show_expansion(report: Report, output: str, console: Console) -> None:
+    asked = f" of {len(report['asked'])} asked for" if report["asked"] is not None else ""
+    console.print(f"[bold]{escape(report['model'])}[/]")
+    console.print(f"{_count(report['sites'], 'attention site')}, {report['expanded']} taken apart{asked}")
+    _show_sites(report, console)
+    _show_left_alone(report, console)
+    _show_spelled(report["spelled"], console)
+    if report["opset_raised"]:
+        console.print(f"opset   {' → '.join(map(str, report['opset_raised']))}")
+    console.print(f"nodes   {report['nodes_before']} → {report['nodes_after']}")
+    console.print(f"proof   {_proof_line(report)}")
+    console.print(f"wrote   {escape(output)}")
+
+
+def show_extraction(report: Report, output: str, console: Console) -> None:
+    console.print(f"[bold]{escape(report['site'])}[/] ({escape(report['softmax'])}) of {escape(report['model'])}")
+    console.print(f"reads   {', '.join(map(escape, report['inputs']))}")
+    console.print(f"gives   {', '.join(map(escape, report['outputs']))}, in {_count(report['nodes'], 'node')}")
+    console.print(f"wrote   {escape(output)}")
+
+
 def show_verification(report: Report, console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("output", "max_abs", "max_rel", "NaN and ±inf", ""):

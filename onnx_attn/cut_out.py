@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -85,14 +86,23 @@ def _cut(view: GraphView, site: AttentionSite) -> onnx.ModelProto:
         if not above:
             break
         start |= above
-    for value in (*cut.model.graph.input, *cut.model.graph.output):
-        dims = view.named_shape(view.tensors[value.name]) if value.name in view.tensors else []
-        for dim, size in zip(value.type.tensor_type.shape.dim, dims, strict=False):
-            if isinstance(size, int):
-                dim.dim_value = size
-            elif size != "?":
-                dim.dim_param = size
+    _name_dims(view, (*cut.model.graph.input, *cut.model.graph.output))
     return cut.model
+
+
+def _name_dims(view: GraphView, values: Sequence[onnx.ValueInfoProto]) -> None:
+    """Sizes that do not vary, and one name for all that vary alike: the model's own, where a dimension of its inputs does."""
+    own = view.worlds[0].sizes
+    names = {tuple(world.sizes[name] for world in view.worlds): name for name in own}
+    for value in values:
+        shapes = [world.shape(value.name) for world in view.worlds]
+        known = [shape for shape in shapes if shape is not None]
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim if len(known) == len(shapes) else ()):
+            sizes = tuple(shape[axis] for shape in known)
+            if len(set(sizes)) == 1:
+                dim.dim_value = sizes[0]
+            else:
+                dim.dim_param = names.setdefault(sizes, f"size_{len(names)}")
 
 
 def _depends(model: onnx.ModelProto, name: str, start: set[str]) -> bool:
