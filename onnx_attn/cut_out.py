@@ -15,7 +15,7 @@ from onnx_attn.given import Model, loaded_from
 from onnx_attn.graph.load import Loaded, check
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.graph.view import GraphView
-from onnx_attn.nested import store_typed_constants, with_calls_inlined, with_functions_inlined, with_windows_inlined
+from onnx_attn.nested import with_calls_inlined, with_functions_inlined, with_windows_inlined
 from onnx_attn.operators.microsoft.model import without_microsoft
 from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.prove.cut import Cutter
@@ -60,8 +60,7 @@ def extract(model: Model, site: str, output: str | PathLike[str]) -> dict[str, A
 def _find(loaded: Loaded, site: str) -> tuple[GraphView, Candidate]:
     """The candidate of an id, in the model as it is read."""
     loaded = with_windows_inlined(loaded).copy()
-    if with_calls_inlined(loaded, None):
-        store_typed_constants(loaded, GraphView(loaded.proto))
+    with_calls_inlined(loaded, None)
     loaded, view, _ = without_microsoft(loaded, GraphView(loaded.proto), None, own=True)
     loaded, view, candidates = with_functions_inlined(loaded, view, own=True)
     loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=True)
