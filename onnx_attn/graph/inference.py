@@ -46,9 +46,12 @@ class Inference:
         self.types: dict[tuple[int, Shape | None], onnx.TypeProto] = {}
         self.opsets = {_domain(entry.domain): entry.version for entry in proto.opset_import}
 
-    def outputs(self, node: onnx.NodeProto, inputs: list[Known | None], world: World) -> Sequence[Known | None]:
-        """What one node of the main graph makes of `inputs`, known or not; what cannot run is added to the world's failures."""
-        return self._node(node, inputs, world, self.opsets)
+    def outputs(
+        self, node: onnx.NodeProto, inputs: list[Known | None], world: World, opsets: dict[str, int] | None = None
+    ) -> Sequence[Known | None]:
+        """What one node of the main graph (or, with `opsets`, of a function) makes of `inputs`, known or not; what cannot run is
+        added to the world's failures."""
+        return self._node(node, inputs, world, self.opsets if opsets is None else opsets)
 
     def run(self, sizes: dict[str, int]) -> World:
         world = World(sizes)
@@ -209,7 +212,7 @@ class Inference:
             if entry is not None:
                 scope.known[name] = entry
         given = {a.name: a for a in (*function.attribute_proto, *node.attribute)}
-        body = [_bind(inner, given) for inner in function.node]
+        body = [bind(inner, given) for inner in function.node]
         self._nodes(body, scope, {_domain(o.domain): o.version for o in function.opset_import}, {})
         return [scope.known.get(name) for name in function.output]
 
@@ -279,7 +282,7 @@ def _check_attention(node: onnx.NodeProto, inputs: Sequence[Known | None], world
         world.failures.append(node.name or node.output[0])
 
 
-def _bind(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> onnx.NodeProto:
+def bind(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> onnx.NodeProto:
     """A function-body node with its attribute references replaced by what the call gives."""
     if not any(a.ref_attr_name for a in node.attribute):
         return node
