@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from onnx_attn.recognize.window import read_window
 from onnx_attn.row_order.order import Ordered, tokens_first
 from onnx_attn.runtime import refuse_crash
 from onnx_attn.site import AttentionSite, Candidate, Verdict
+from onnx_attn.stats.model import flow_of, short_statistics
 from onnx_attn.targets.editions import Target
 
 
@@ -37,6 +39,7 @@ class Prepared:
     loaded: the model, changed. found: the fingerprint of what was loaded. opsets: the model's own, and what it was raised to.
     stuck: why it could not be raised. spelled: operators were spelled out. ordered: what became of the windows' blocks.
     microsoft: what became of ONNX Runtime's own operators. calls: inputs on which it runs as it was, where it does not on any.
+    stats: of the model as it was; None for a body.
     """
 
     loaded: Loaded
@@ -53,6 +56,7 @@ class Prepared:
     microsoft: Outcome
     calls: list[dict[str, np.ndarray]]
     seconds: dict[str, float]
+    stats: dict[str, Any] | None
 
     @property
     def changed(self) -> bool:
@@ -71,6 +75,7 @@ def prepared(loaded: Loaded, options: Options) -> Prepared:
         refuse_crash(loaded.proto, loaded.name)
     calls = decoder_calls(view) if options.verify and options.outer is None else []
     spells = not keeps_runtime_operators(options.target, options.choices) and has_runtime_operators(view)
+    stats = stats_of(loaded, view, options, recognize(view)) if spells or options.dynamic_batch else None
     if spells and view.opset < LEAST_OPSET and raise_opset(loaded.proto, LEAST_OPSET) is None:
         view = GraphView(loaded.proto)
     view, microsoft = without_runtime_operators(loaded, view, options)
@@ -83,10 +88,13 @@ def prepared(loaded: Loaded, options: Options) -> Prepared:
         inlined, (view, inner) = view, without_runtime_operators(loaded, view, options)
         microsoft = microsoft.beside(inner)
         candidates = recognize(view) if view is not inlined else candidates
+    recognized = time.perf_counter()
+    stats = stats or stats_of(loaded, view, options, candidates)
+    measured = time.perf_counter()
     before = view
     loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=True)
     spelled = view is not before
-    recognized = time.perf_counter()
+    spelled_out = time.perf_counter()
     opsets += [view.opset] if view.opset != opsets[0] else []
     if options.plan is not None:
         check_fits(options.plan, loaded.name, found, [c.name for c in candidates if is_attention(c)])
@@ -110,8 +118,9 @@ def prepared(loaded: Loaded, options: Options) -> Prepared:
     seconds = {
         "load": loading,
         "prove": spelt - begun,
-        "recognize": recognized - imported,
-        "plan": time.perf_counter() - recognized,
+        "recognize": recognized - imported + spelled_out - measured,
+        "plan": time.perf_counter() - spelled_out,
+        "stats": measured - recognized,
     }
     return Prepared(
         loaded,
@@ -128,7 +137,17 @@ def prepared(loaded: Loaded, options: Options) -> Prepared:
         microsoft,
         calls,
         seconds,
+        stats,
     )
+
+
+def stats_of(
+    loaded: Loaded, view: GraphView, options: Options, candidates: Sequence[Candidate]
+) -> dict[str, Any] | None:
+    """The short statistics of a model that is `view`'s or was made of it; None for a body."""
+    if options.outer is not None:
+        return None
+    return short_statistics(flow_of(loaded.proto, view, candidates), loaded.proto, len(view.worlds) == 1)
 
 
 def keeps_runtime_operators(target: Target, choices: Sequence[Choice]) -> bool:

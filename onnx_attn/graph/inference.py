@@ -60,7 +60,7 @@ class Inference:
             world.known[value.name] = Known(value.type.tensor_type.elem_type, input_shape(value, sizes))
         defaults = overridable(self.proto)
         for tensor in graph.initializer:
-            world.known[tensor.name] = _stored(tensor, fixed=tensor.name not in defaults)
+            world.known[tensor.name] = stored_value(tensor, fixed=tensor.name not in defaults)
         annotated = {value.name: value for value in (*graph.value_info, *graph.output)}
         self._nodes(graph.node, world, self.opsets, annotated)
         return world
@@ -164,7 +164,7 @@ class Inference:
         scope.known = {
             name: entry for name, entry in zip(node.input, inputs, strict=True) if name and entry is not None
         }
-        scope.known |= {tensor.name: _stored(tensor) for tensor in stored}
+        scope.known |= {tensor.name: stored_value(tensor) for tensor in stored}
         self._nodes(nodes, scope, opsets, {})
         failed = {*scope.failures}
         contradicts = any(
@@ -223,7 +223,7 @@ class Inference:
                 for value in graph.input:
                     world.known[value.name] = Known(value.type.tensor_type.elem_type, input_shape(value, world.sizes))
                 for tensor in graph.initializer:
-                    world.known[tensor.name] = _stored(tensor)
+                    world.known[tensor.name] = stored_value(tensor)
                 self._nodes(graph.node, world, opsets, {v.name: v for v in (*graph.value_info, *graph.output)})
 
 
@@ -245,7 +245,7 @@ def _domain(name: str) -> str:
     return "" if name == "ai.onnx" else name
 
 
-def _stored(tensor: onnx.TensorProto, fixed: bool = True) -> Known:
+def stored_value(tensor: onnx.TensorProto, fixed: bool = True) -> Known:
     """What is known of an initializer: its value too, if it is small and nobody can replace it."""
     value = numpy_helper.to_array(tensor) if fixed and math.prod(tensor.dims) <= SMALL else None
     return Known(tensor.data_type, tuple(tensor.dims), value)

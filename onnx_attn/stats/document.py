@@ -24,6 +24,8 @@ from onnx_attn.stats.roles import ROLES, counts
 from onnx_attn.stats.symbolic import SymbolicShapes, numeric_shapes
 
 Document = dict[str, Any]
+PRIMITIVES = "primitives"
+"""How a site is written that is no node of its own."""
 GIVE_SHAPES = "the peak depends on the sizes of dimensions that vary; pass --shapes"
 
 
@@ -160,7 +162,7 @@ def _sites(flow: Flow, flops: SitesFlops, memory: MemoryFound | None) -> list[Do
                 {
                     "id": f"site-{len(found)}",
                     "softmax": region.name,
-                    "written_as": kind if kind not in SOFTMAXES else "primitives",
+                    "written_as": kind if kind not in SOFTMAXES else PRIMITIVES,
                     "operations": numbers[len(found)],
                     "operations_in_primitives": inside[number],
                     "flops": _figures(own or SiteFlops()) if flops else dict.fromkeys(("products", "elementwise", "total")),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import onnx
 
 from onnx_attn.domain import DOMAIN, is_attention_function, is_window_function
 from onnx_attn.graph.edit import reads, subgraphs
-from onnx_attn.graph.inference import BODIES, Inference, bind
+from onnx_attn.graph.inference import BODIES, Inference, bind, stored_value
 from onnx_attn.graph.world import Known, World, overridable
 from onnx_attn.recognize.candidates import MICROSOFT
 from onnx_attn.recognize.runtime_operator import OPERATORS
@@ -17,6 +17,7 @@ from onnx_attn.stats.flow import Flow, Op, Unit
 from onnx_attn.stats.operator import Readings, spelled_attention
 
 RANDOM = frozenset("RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli Multinomial".split())
+WITH_BODIES = ("If", "Loop", "Scan", "SequenceMap")
 Opsets = dict[str, int]
 
 
@@ -28,7 +29,14 @@ def flatten(proto: onnx.ModelProto, worlds: Sequence[World], readings: Readings,
     graph = proto.graph
     stored = {tensor.name for tensor in graph.initializer}
     given = {value.name for value in graph.input} - stored
-    return _Flattener(proto, worlds, readings, world or worlds[0]).flow(graph, given, stored - overridable(proto))
+    fixed = stored - overridable(proto)
+    flattener = _Flattener(proto, worlds, readings, world or worlds[0])
+    flattener.world.known.update(
+        (tensor.name, stored_value(tensor, tensor.name in fixed))
+        for tensor in graph.initializer
+        if tensor.name not in flattener.world.known
+    )
+    return flattener.flow(graph, given, fixed)
 
 
 @dataclass(frozen=True)
@@ -74,10 +82,10 @@ class _Flattener:
         role = _fixed_role(node)
         if inside is not None and not role and (node.domain, node.op_type) in self.inference.functions:
             for op in inside:  # A function of the user's counts as what it calls.
-                ops.append(replace(op, unit=len(units)))
+                ops.append(op.at(len(units)))
                 units.append(Unit(op.kind, op.label))
             return
-        ops.extend(replace(op, unit=len(units)) for op in inside or [_op(node)])
+        ops.extend(op.at(len(units)) for op in inside or [_op(node)])
         units.append(Unit(_kind(node), _label(node), role or ("other" if inside else "")))
 
     def _infer(self, node: onnx.NodeProto, world: World, opsets: Opsets) -> None:
@@ -144,11 +152,13 @@ class _Flattener:
         world.known.update((renamed(name), entry) for name, entry in inside.known.items() if name not in names)
         self.stored.update(map(renamed, inside.stored))
         return [
-            replace(
-                op,
-                label=f"{label}/{op.label}",
-                inputs=[each for each in map(renamed, op.inputs) if each],
-                outputs=[each for each in map(renamed, op.outputs) if each],
+            Op(
+                op.node,
+                op.kind,
+                f"{label}/{op.label}",
+                [each for each in map(renamed, op.inputs) if each],
+                [each for each in map(renamed, op.outputs) if each],
+                bodies=op.bodies,
             )
             for op in inside.ops
         ]
@@ -172,7 +182,7 @@ class _Flattener:
 def _op(node: onnx.NodeProto) -> Op:
     names = [name for name in node.input if name]
     bodies: Sequence[Flow] = ()
-    if any(True for _ in subgraphs(node)):
+    if node.op_type in WITH_BODIES:
         names, bodies = [name for name in reads(node) if name], _TO_READ
     return Op(node, _kind(node), _label(node), names, [name for name in node.output if name], bodies=bodies)
 

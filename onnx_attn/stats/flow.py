@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import onnx
@@ -26,7 +26,8 @@ class Unit:
 class Op:
     """One operation. kind: the operator, with its domain where that is not the standard's. unit: of its flow's units.
 
-    role, site: what it is for, and of which site of the flow; read by `stats.roles`.
+    role, site: what it is for, and of which site of the flow; read by `stats.roles`. varies: whether it has something to do when
+        the model runs.
     """
 
     node: onnx.NodeProto
@@ -38,6 +39,11 @@ class Op:
     role: str = ""
     site: int = -1
     bodies: Sequence[Flow] = ()
+    varies: bool = True
+
+    def at(self, unit: int) -> Op:
+        """The same as part of another unit."""
+        return Op(self.node, self.kind, self.label, self.inputs, self.outputs, unit, bodies=self.bodies)
 
 
 @dataclass
@@ -45,7 +51,7 @@ class Flow:
     """The operations of the main graph, or of a body of If, Loop or Scan, in the order in which they stand.
 
     known: types and shapes by name. given: its inputs. constant: values that are there before the model runs: weights, what is
-    computed from them alone, and the sizes of what does not vary. regions: its sites (`stats.regions`).
+    computed from them alone, and the sizes of what does not vary. free: these, and few whole numbers that follow from sizes. regions: its sites (`stats.regions`).
     """
 
     ops: list[Op]
@@ -53,17 +59,22 @@ class Flow:
     known: Mapping[str, Known]
     given: set[str]
     outputs: set[str]
-    constant: set[str]
+    constant: InitVar[set[str]]
     makers: dict[str, int] = field(default_factory=dict)
     readers: dict[str, list[int]] = field(default_factory=dict)
     regions: list[Any] = field(default_factory=list)
+    free: set[str] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, constant: set[str]) -> None:
+        self.free, known = set(constant), self.known
         for number, op in enumerate(self.ops):
             for name in op.outputs:
                 self.makers[name] = number
+                if name in known and known[name].value is not None:
+                    self.free.add(name)
             for name in op.inputs:
                 self.readers.setdefault(name, []).append(number)
+            op.varies = not self.free.issuperset(op.outputs)
 
     @property
     def every(self) -> Iterator[Flow]:
@@ -90,14 +101,3 @@ class Flow:
                     if flow.shape(name) is None:
                         return name
         return None
-
-    def is_free(self, name: str) -> bool:
-        """Whether a value is known before the model runs, or is a few whole numbers that follow from sizes."""
-        if name in self.constant:
-            return True
-        entry = self.known.get(name)
-        return entry is not None and entry.value is not None
-
-    def varies(self, op: Op) -> bool:
-        """Whether an operation has something to do when the model runs."""
-        return not all(map(self.is_free, op.outputs))

@@ -48,7 +48,7 @@ def count_flops(flow: Flow, shapes: Shapes, sites: SitesFlops) -> Flops:
     """
     found = Flops()
     for op in flow.ops:
-        if not flow.varies(op) and op.kind not in PRODUCTS:
+        if not op.varies and op.kind not in PRODUCTS:
             continue
         if op.bodies:
             _add(found, _body_flops(op, shapes, sites))
@@ -56,7 +56,7 @@ def count_flops(flow: Flow, shapes: Shapes, sites: SitesFlops) -> Flops:
         if op.kind in NOT_COUNTED or ("." in op.kind and not op.kind.startswith("onnx_attn.")):
             found.uncounted[op.kind] += 1
             continue
-        if not flow.varies(op):
+        if not op.varies:
             continue
         product = op.kind in PRODUCTS
         flops = (product_flops if product else elementwise_flops)(op, shapes)

@@ -63,7 +63,7 @@ def interior(flow: Flow, region: Region) -> set[str]:
     return {
         name
         for name in made
-        if name not in flow.outputs and region.ops.issuperset(flow.readers.get(name, ())) and not flow.is_free(name)
+        if name not in flow.outputs and region.ops.issuperset(flow.readers.get(name, ())) and name not in flow.free
     }
 
 
@@ -85,7 +85,7 @@ def lives(flow: Flow, regions: Sequence[Region] = (), without: frozenset[str] = 
         else:
             made = op.outputs
         for name in made:
-            if name not in without and not flow.is_free(name):
+            if name not in without and name not in flow.free:
                 first[name] = last[name] = number
     for name in flow.outputs:
         if (own := root.get(name, name)) in first:
@@ -94,14 +94,18 @@ def lives(flow: Flow, regions: Sequence[Region] = (), without: frozenset[str] = 
 
 
 def peak(flow: Flow, found: Sequence[Life], extra: Callable[[int], int] = lambda number: 0) -> Peak:
-    """extra: bytes that an operation needs while it runs, as those in its bodies."""
-    change = [0] * (len(flow.ops) + 2)
+    """extra: bytes that an operation with bodies needs while it runs."""
+    if not found:
+        return Peak()
+    start, end = min(life.first for life in found), max(life.last for life in found)
+    change = [0] * (end - start + 2)
     for life in found:
-        change[life.first] += life.size
-        change[life.last + 1] -= life.size
+        change[life.first - start] += life.size
+        change[life.last - start + 1] -= life.size
     most, living = Peak(), 0
-    for number, op in enumerate(flow.ops):
-        living += change[number]
+    for number in range(start, min(end + 1, len(flow.ops))):
+        op = flow.ops[number]
+        living += change[number - start]
         now = living + (extra(number) if op.bodies else 0)
         if now > most.bytes:
             most = Peak(now, op.label)

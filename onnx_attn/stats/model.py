@@ -16,14 +16,14 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.nested import with_functions_inlined
 from onnx_attn.site import AttentionSite, Candidate
-from onnx_attn.stats.document import exposed, nodes_document, numeric_document, symbolic_document
+from onnx_attn.stats.document import PRIMITIVES, exposed, nodes_document, numeric_document, symbolic_document
 from onnx_attn.stats.flatten import flatten
 from onnx_attn.stats.flops import FORMULAS
 from onnx_attn.stats.flow import Flow
 from onnx_attn.stats.operator import Reading, reading
 from onnx_attn.stats.parameters import parameters
 from onnx_attn.stats.regions import anchors_of
-from onnx_attn.stats.roles import assign_roles
+from onnx_attn.stats.roles import assign_roles, counts
 from onnx_attn.stats.symbolic import SymbolicShapes, third_world
 
 
@@ -76,3 +76,30 @@ def flow_of(
     flow = flatten(proto, view.worlds, read, world)
     assign_roles(flow, anchors_of(candidates))
     return flow
+
+
+def short_statistics(flow: Flow, proto: onnx.ModelProto, numeric: bool) -> dict[str, Any]:
+    """What stands in every report of `fuse`. numeric: whether sizes are static, so that FLOPs and bytes are numbers."""
+    units = [unit for each in flow.every for unit in each.units]
+    figures = numeric_document(flow) if numeric else {"flops": None, "memory": None, "sites": []}
+    flops, memory = figures["flops"], figures["memory"]
+    return {
+        "nodes": len(units),
+        "by_role": counts(units),
+        "operations_exposed": exposed(flow),
+        "parameters": parameters(proto)["count"],
+        "flops": flops and {name: flops[name] for name in ("products", "elementwise", "total")},
+        "memory": memory,
+        "scores_written": sum(site["memory"]["scores"] for site in figures["sites"] if site["written_as"] == PRIMITIVES)
+        if memory and memory["reason"] is None
+        else None,
+    }
+
+
+def compared(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Both, and what is gone: nodes of pure movement, and bytes of S×S tensors that the nodes of the model wrote out."""
+    scores = None
+    if before["scores_written"] is not None and after["scores_written"] is not None:
+        scores = before["scores_written"] - after["scores_written"]
+    movement = before["by_role"]["movement"] - after["by_role"]["movement"]
+    return {"before": before, "after": after, "removed": {"scores": scores, "movement": movement}}

@@ -94,7 +94,7 @@ def _last_product(flow: Flow, between: list[int]) -> int:
 
 def _is_product(flow: Flow, op: Op) -> bool:
     """Of two values that are computed when the model runs."""
-    return op.kind in PRODUCTS and len(op.inputs) > 1 and not any(map(flow.is_free, op.inputs[:2]))
+    return op.kind in PRODUCTS and len(op.inputs) > 1 and flow.free.isdisjoint(op.inputs[:2])
 
 
 def _product_above(flow: Flow, softmax: int) -> int | None:
@@ -103,7 +103,7 @@ def _product_above(flow: Flow, softmax: int) -> int | None:
     while queue:
         for value in flow.ops[queue.pop()].inputs:
             number = flow.makers.get(value)
-            if number is None or number in seen or flow.is_free(value):
+            if number is None or number in seen or value in flow.free:
                 continue
             seen.add(number)
             if _is_product(flow, flow.ops[number]):
@@ -153,7 +153,7 @@ def _between(flow: Flow, first: int, last: int) -> list[int]:
 
 def _through_scale(flow: Flow, region: Region, reader: int, value: str) -> Edge:
     """Take the scale on Q or K, and Kᵀ directly in front of the product, into the region; the edge on which the operand comes in."""
-    edge, turned, moved = (reader, value), False, False
+    edge, turned, moved = (reader, value), value != flow.ops[reader].inputs[1], False
     while (number := flow.makers.get(value)) is not None:
         op = flow.ops[number]
         source = _scaled(flow, op)
@@ -175,9 +175,9 @@ def _scaled(flow: Flow, op: Op) -> str | None:
     if op.kind not in ("Mul", "Div") or len(op.inputs) != 2:
         return None
     left, right = op.inputs
-    if flow.elements(right) == 1 and flow.is_free(right) and not flow.is_free(left):
+    if flow.elements(right) == 1 and right in flow.free and left not in flow.free:
         return left
-    if op.kind == "Mul" and flow.elements(left) == 1 and flow.is_free(left) and not flow.is_free(right):
+    if op.kind == "Mul" and flow.elements(left) == 1 and left in flow.free and right not in flow.free:
         return right
     return None
 

@@ -72,7 +72,7 @@ def _upwards(flow: Flow, operands: set[tuple[int, str]]) -> None:
             if scale:
                 helpers.add(number)
                 op.site = readers[0].site if len({r.site for r in readers}) == 1 else -1
-        elif flow.varies(op) and all(edge in operands or edge[0] in feeds or _asks_size(flow, edge[0]) for edge in edges):
+        elif op.varies and all(edge in operands or edge[0] in feeds or _asks_size(flow, edge[0]) for edge in edges):
             if any(edge in operands or edge[0] in feeds for edge in edges):
                 _feed(flow, number, feeds)
 
@@ -88,7 +88,7 @@ def _feed(flow: Flow, number: int, feeds: set[int]) -> None:
 
 
 def _asks_size(flow: Flow, reader: int) -> bool:
-    return flow.ops[reader].kind in ("Shape", "Size") or not flow.varies(flow.ops[reader])
+    return flow.ops[reader].kind in ("Shape", "Size") or not flow.ops[reader].varies
 
 
 def is_weighted(flow: Flow, op: Op) -> bool:
@@ -97,7 +97,7 @@ def is_weighted(flow: Flow, op: Op) -> bool:
     if least is None or len(op.inputs) < 2:
         return False
     pair = (op.inputs[0], op.inputs[3]) if op.kind == "QLinearMatMul" else op.inputs[:2]
-    weights = [name for name in pair if flow.is_free(name)]
+    weights = [name for name in pair if name in flow.free]
     return len(weights) == 1 and len(flow.shape(weights[0]) or ()) >= least
 
 
@@ -105,7 +105,7 @@ def _add_bias(flow: Flow, product: Op) -> None:
     readers = flow.readers.get(product.outputs[0], [])
     if len(readers) == 1:
         op = flow.ops[readers[0]]
-        if op.kind == "Add" and not op.role and any(map(flow.is_free, op.inputs)):
+        if op.kind == "Add" and not op.role and not flow.free.isdisjoint(op.inputs):
             op.role = "projection"
 
 
@@ -125,10 +125,10 @@ def _out_projection(flow: Flow, region: Region) -> None:
 
 
 def _moves(flow: Flow, op: Op) -> bool:
-    if not flow.varies(op) or not op.inputs:
+    if not op.varies or not op.inputs:
         return False
     if op.kind in ("Gather", "GatherND", "GatherElements"):
-        return flow.is_free(op.inputs[1]) and not flow.is_free(op.inputs[0])
+        return op.inputs[1] in flow.free and op.inputs[0] not in flow.free
     return op.kind in MOVEMENT or (op.kind == "Einsum" and len(op.inputs) == 1)
 
 
