@@ -1,6 +1,6 @@
 """Find the attention in an exported ONNX model, rewrite it for fused kernels, and prove that nothing changed."""
 
-from onnx_attn.api import Result, fuse, inspect, land, verify
+from onnx_attn.api import Result, fuse, inspect, land, stats, verify
 from onnx_attn.codes import CODES
 from onnx_attn.errors import (
     DifferenceError,
@@ -26,5 +26,6 @@ __all__ = [
     "fuse",
     "inspect",
     "land",
+    "stats",
     "verify",
 ]

@@ -22,6 +22,7 @@ from onnx_attn.engine.profiles import read_shape, read_shapes
 from onnx_attn.errors import DifferenceError, OnnxAttnError, OutputError, UsageError, one_line, printable
 from onnx_attn.graph.save import data_path
 from onnx_attn.report.landed_terminal import show_landing
+from onnx_attn.report.stats_terminal import show_stats
 from onnx_attn.report.terminal import show_fusion, show_inspection, show_verification
 
 app = typer.Typer(
@@ -187,6 +188,23 @@ def land(
             show_landing(report, _console())
         if expect_all:
             api.check_all_landed(report)
+
+
+@app.command()
+def stats(
+    model: ModelArgument,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME:1x3x224x224, once for an input that varies; else in the dimensions' names."),
+    ] = None,
+    json_path: Json = None,
+) -> None:
+    """Count nodes by role, FLOPs, parameters and memory, with attention written out and with it fused."""
+    with _errors():
+        _check_json(json_path, model)
+        report = api.stats(model, shapes=read_shapes(shapes or []))
+        if not _write_json(report, json_path):
+            show_stats(report, _console())
 
 
 @app.command()

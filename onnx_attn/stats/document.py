@@ -61,7 +61,7 @@ def numeric_document(flow: Flow) -> Document:
     return {
         "flops": found,
         "memory": _memory(flow, memory) if memory is not None else {"reason": f"the size of '{unknown}' is not known"},
-        "sites": _sites(flow, sites, memory),
+        "per_site": _sites(flow, sites, memory),
     }
 
 
@@ -88,7 +88,7 @@ def symbolic_document(flow: Flow, shapes: SymbolicShapes) -> Document:
     return {
         "flops": found,
         "memory": {**memory, "scores": every, "inputs": _inputs(flow, shapes), "reason": reason},
-        "sites": [
+        "per_site": [
             {**entry, "memory": {"peak": None, "intermediates": None, "scores": said(own)}}
             for entry, own in zip(_sites(flow, sites, None), scores, strict=True)
         ],
@@ -112,10 +112,11 @@ def _flops(flow: Flow, shapes: Any) -> tuple[Document, SitesFlops]:
     try:
         found = count_flops(flow, shapes, sites)
     except UnknownSizeError as error:
-        nothing = dict.fromkeys(("products", "elementwise", "total"))
+        nothing = dict.fromkeys(("products", "elementwise", "total", "from_weights"))
         return {**nothing, "by_role": dict.fromkeys(ROLES), "uncounted": {}, "reason": str(error)}, {}
     return {
         **_figures(found),
+        "from_weights": said(found.from_weights),
         "by_role": {role: said(found.by_role.get(role, 0)) for role in ROLES},
         "uncounted": dict(found.uncounted),
         "reason": None,
@@ -123,7 +124,11 @@ def _flops(flow: Flow, shapes: Any) -> tuple[Document, SitesFlops]:
 
 
 def _figures(found: Flops | SiteFlops) -> Document:
-    figures = {"products": found.products, "elementwise": found.elementwise, "total": found.products + found.elementwise}
+    figures = {
+        "products": found.products,
+        "elementwise": found.elementwise,
+        "total": found.products + found.elementwise,
+    }
     return {name: said(value) for name, value in figures.items()}
 
 
@@ -149,7 +154,7 @@ def _inputs(flow: Flow, shapes: SymbolicShapes) -> int | str | None:
 
 
 def _sites(flow: Flow, flops: SitesFlops, memory: MemoryFound | None) -> list[Document]:
-    found = []
+    found: list[Document] = []
     measured = iter(memory.every_site) if memory is not None else None
     numbers = exposed(flow)
     for each in flow.every:
@@ -165,7 +170,9 @@ def _sites(flow: Flow, flops: SitesFlops, memory: MemoryFound | None) -> list[Do
                     "written_as": kind if kind not in SOFTMAXES else PRIMITIVES,
                     "operations": numbers[len(found)],
                     "operations_in_primitives": inside[number],
-                    "flops": _figures(own or SiteFlops()) if flops else dict.fromkeys(("products", "elementwise", "total")),
+                    "flops": _figures(own or SiteFlops())
+                    if flops
+                    else dict.fromkeys(("products", "elementwise", "total")),
                     "memory": site and {"peak": site.peak, "intermediates": site.intermediates, "scores": site.scores},
                 }
             )

@@ -115,7 +115,9 @@ class _Flattener:
         body = BODIES[domain, node.op_type](node, inputs, self.opset)
         if body is None:
             return None
-        scope = World(world.sizes, {name: each for name, each in zip(node.input, inputs, strict=True) if each is not None})
+        scope = World(
+            world.sizes, {name: each for name, each in zip(node.input, inputs, strict=True) if each is not None}
+        )
         scope.known |= {tensor.name: Known(tensor.data_type, tuple(tensor.dims)) for tensor in body[1]}
         stored = [tensor.name for tensor in body[1]]
         ops = self._ops(body[0], scope, self.inference.opsets)
@@ -144,7 +146,9 @@ class _Flattener:
     def _placed(self, node: onnx.NodeProto, inside: _Inside, world: World) -> list[Op]:
         """The operations under names that nothing else has, but for what the node itself reads and makes."""
         prefix, label = f"{next(filter(None, node.output))}/", _label(node)
-        names = dict(zip(inside.inputs, node.input, strict=False)) | dict(zip(inside.outputs, node.output, strict=False))
+        names = dict(zip(inside.inputs, node.input, strict=False)) | dict(
+            zip(inside.outputs, node.output, strict=False)
+        )
 
         def renamed(name: str) -> str:
             return names[name] if name in names else prefix + name

@@ -30,6 +30,7 @@ FORMULAS = {
     "reductions": "1 an element of the input",
     "other arithmetic": "1 an element of the result: Add, Mul, Where, Exp, Erf and their like",
     "movement, casts, constants, sizes": "0",
+    "from_weights": "products of weights alone, which are known before the model runs: in none of the other figures",
     "If": "the branch that has more; a body of Loop or Scan once",
 }
 """As the report states them; B batch, N heads, S queries, L keys, H head size, Hv that of values."""
@@ -51,8 +52,8 @@ AN_ELEMENT = {
 NOT_COUNTED = frozenset({"LSTM", "GRU", "RNN", "DeformConv", "GridSample", "Attention", "LinearAttention"})
 """Of which the report says that they are not in its numbers."""
 NOTHING = MOVEMENT | frozenset(
-    "Constant Shape Size ConstantOfShape Range Dropout Pad ScatterND ScatterElements NonZero TopK Trilu EyeLike OneHot Cast".split()
-    + ["CastLike", "If", "Loop", "Scan"]
+    "Constant Shape Size ConstantOfShape Range Dropout Pad ScatterND ScatterElements NonZero TopK Trilu EyeLike OneHot "
+    "Cast CastLike If Loop Scan".split()
 )
 
 

@@ -50,8 +50,9 @@ class Op:
 class Flow:
     """The operations of the main graph, or of a body of If, Loop or Scan, in the order in which they stand.
 
-    known: types and shapes by name. given: its inputs. constant: values that are there before the model runs: weights, what is
-    computed from them alone, and the sizes of what does not vary. free: these, and few whole numbers that follow from sizes. regions: its sites (`stats.regions`).
+    known: types and shapes by name. given: its inputs. regions: its sites (`stats.regions`).
+    constant: values that are there before the model runs: weights, what is computed from them alone, and the sizes of what does
+        not vary. free: these, and few whole numbers that follow from sizes.
     """
 
     ops: list[Op]

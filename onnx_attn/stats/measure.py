@@ -10,6 +10,7 @@ from typing import Any
 from onnx_attn.stats.flops import NOT_COUNTED, PRODUCTS, Sizes, elementwise_flops, product_flops
 from onnx_attn.stats.flow import Flow, Op
 from onnx_attn.stats.memory import Life, Peak, interior, lives, peak
+from onnx_attn.stats.operator import REPEAT
 from onnx_attn.stats.regions import Region
 
 Shapes = Callable[[str], Sizes]
@@ -21,10 +22,12 @@ class UnknownSizeError(LookupError):
 
 @dataclass
 class Flops:
-    """Of a model or a site. uncounted: operators that have no formula, how many of each."""
+    """Of a model. from_weights: of products that are computed from weights alone, known before the model runs and in none of the
+    other figures. uncounted: operators that have no formula, how many of each."""
 
     products: Any = 0
     elementwise: Any = 0
+    from_weights: Any = 0
     by_role: dict[str, Any] = field(default_factory=dict)
     uncounted: Counter[str] = field(default_factory=Counter)
 
@@ -48,17 +51,16 @@ def count_flops(flow: Flow, shapes: Shapes, sites: SitesFlops) -> Flops:
     """
     found = Flops()
     for op in flow.ops:
-        if not op.varies and op.kind not in PRODUCTS:
-            continue
         if op.bodies:
             _add(found, _body_flops(op, shapes, sites))
             continue
-        if op.kind in NOT_COUNTED or ("." in op.kind and not op.kind.startswith("onnx_attn.")):
+        product = op.kind in PRODUCTS
+        if not op.varies:
+            found.from_weights = found.from_weights + (product_flops(op, shapes) if product else 0)
+            continue
+        if op.kind in NOT_COUNTED or ("." in op.kind and op.kind != REPEAT):
             found.uncounted[op.kind] += 1
             continue
-        if not op.varies:
-            continue
-        product = op.kind in PRODUCTS
         flops = (product_flops if product else elementwise_flops)(op, shapes)
         _count(found, op, flops, product, sites.setdefault((id(flow), op.site), SiteFlops()))
     return found
@@ -86,6 +88,7 @@ def _body_flops(op: Op, shapes: Shapes, sites: SitesFlops) -> Flops:
 def _add(found: Flops, other: Flops) -> None:
     found.products = found.products + other.products
     found.elementwise = found.elementwise + other.elementwise
+    found.from_weights = found.from_weights + other.from_weights
     found.uncounted.update(other.uncounted)
     for role, flops in other.by_role.items():
         found.by_role[role] = found.by_role.get(role, 0) + flops
@@ -146,7 +149,9 @@ def measure_memory(flow: Flow) -> MemoryFound:
             sum(life.size for life in found.values()) + sum(each.intermediates for each in inner),
         )
 
-    return MemoryFound(whole(plain, False), whole(apart, True), sites, [each for every in bodies.values() for each in every])
+    return MemoryFound(
+        whole(plain, False), whole(apart, True), sites, [each for every in bodies.values() for each in every]
+    )
 
 
 def _way(found: MemoryFound, fused: bool) -> Memory:
@@ -155,7 +160,11 @@ def _way(found: MemoryFound, fused: bool) -> Memory:
 
 def _site(flow: Flow, region: Region, plain: dict[str, Life], names: set[str]) -> SiteMemory:
     own = [plain[name] for name in names if name in plain]
-    return SiteMemory(peak(flow, own).bytes, sum(life.size for life in own), sum(plain[n].size for n in scores_of(flow, region, names, plain)))
+    return SiteMemory(
+        peak(flow, own).bytes,
+        sum(life.size for life in own),
+        sum(plain[n].size for n in scores_of(flow, region, names, plain)),
+    )
 
 
 def scores_of(flow: Flow, region: Region, names: set[str], plain: dict[str, Life]) -> list[str]:

@@ -1,9 +1,9 @@
 """Which bytes live at a time: a scan over the operations in their own order.
 
-A tensor lives from the operation that makes it to the last that reads it, outputs of the model to the end; while an operation runs, what
-it reads and what it makes are both there. Reshape, Squeeze, Unsqueeze, Flatten, Identity and Dropout at inference take no bytes of their
-own: their result is what they read, which lives on. Inputs and weights are counted by themselves; what is computed from weights alone, and
-whole numbers that follow from sizes, are there before the model runs and count nothing.
+A tensor lives from the operation that makes it to the last that reads it, outputs of the model to the end; while an operation
+runs, what it reads and what it makes are both there. Reshape, Squeeze, Unsqueeze, Flatten, Identity and Dropout at inference
+take no bytes of their own: their result is what they read, which lives on. Inputs and weights are counted by themselves; what
+is computed from weights alone, and whole numbers that follow from sizes, are there before the model runs and count nothing.
 
 Fused, nothing that is read inside a site alone takes any bytes, and what a site reads lives until its result is there.
 """
@@ -22,7 +22,7 @@ from onnx_attn.stats.operator import REPEAT
 from onnx_attn.stats.regions import Region
 
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout", REPEAT})
-BITS = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT4E2M1: 4}
+BITS: dict[int, int] = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT4E2M1: 4}
 """Types of less than a byte."""
 
 

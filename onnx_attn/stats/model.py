@@ -38,8 +38,10 @@ def statistics(loaded: Loaded, profile: Profile) -> dict[str, Any]:
     loaded, view, candidates = with_functions_inlined(loaded, GraphView(loaded.proto), own=False)
     if sizes:
         worlds = [Inference(loaded.proto).run(sizes)]
-        if worlds[0].failures:
-            raise UsageError(f"--shapes: {loaded.name} cannot run at these, at node '{worlds[0].failures[0]}'; give others")
+        if not {*worlds[0].failures} <= {*view.worlds[0].failures}:
+            raise UsageError(
+                f"--shapes: {loaded.name} cannot run at these, at node '{worlds[0].failures[0]}'; give others"
+            )
         symbolic = False
     else:
         worlds = list(view.worlds)
@@ -55,7 +57,7 @@ def statistics(loaded: Loaded, profile: Profile) -> dict[str, Any]:
         "model": loaded.name,
         "sizes": None if symbolic else worlds[0].sizes,
         "dimensions": list(dynamic_dimensions(loaded.proto.graph)),
-        "attention": len(figures["sites"]),
+        "sites": len(figures["per_site"]),
         "operations_exposed": exposed(flows[0]),
         "nodes": nodes_document(flows[0]),
         "parameters": parameters(loaded.proto),
@@ -81,7 +83,7 @@ def flow_of(
 def short_statistics(flow: Flow, proto: onnx.ModelProto, numeric: bool) -> dict[str, Any]:
     """What stands in every report of `fuse`. numeric: whether sizes are static, so that FLOPs and bytes are numbers."""
     units = [unit for each in flow.every for unit in each.units]
-    figures = numeric_document(flow) if numeric else {"flops": None, "memory": None, "sites": []}
+    figures = numeric_document(flow) if numeric else {"flops": None, "memory": None, "per_site": []}
     flops, memory = figures["flops"], figures["memory"]
     return {
         "nodes": len(units),
@@ -90,7 +92,9 @@ def short_statistics(flow: Flow, proto: onnx.ModelProto, numeric: bool) -> dict[
         "parameters": parameters(proto)["count"],
         "flops": flops and {name: flops[name] for name in ("products", "elementwise", "total")},
         "memory": memory,
-        "scores_written": sum(site["memory"]["scores"] for site in figures["sites"] if site["written_as"] == PRIMITIVES)
+        "scores_written": sum(
+            site["memory"]["scores"] for site in figures["per_site"] if site["written_as"] == PRIMITIVES
+        )
         if memory and memory["reason"] is None
         else None,
     }

@@ -72,10 +72,12 @@ def spelled_attention(
     made = f"{node.output[0]}/heads"
     operands = list(node.input[:3])
     masks = [node.input[3]] if any(term.mask is not None for term in read.terms) and mask is not None else []
-    call = helper.make_node(
-        ATTENTION, [*names, *masks], [made], node.name, domain=DOMAIN, **dict.fromkeys(_numbers(read.terms), 1.0)
-    )
-    views = [helper.make_node("Repeat", [before], [after], domain=DOMAIN) for before, after in zip(operands, names, strict=True)]
+    call = helper.make_node(ATTENTION, [*names, *masks], [made], node.name, domain=DOMAIN)
+    call.attribute.extend(helper.make_attribute(number, 1.0) for number in _numbers(read.terms))
+    views = [
+        helper.make_node("Repeat", [before], [after], domain=DOMAIN)
+        for before, after in zip(operands, names, strict=True)
+    ]
     after = [helper.make_node("Repeat", [made], [node.output[0]], domain=DOMAIN)]
     after += [
         helper.make_node("Concat", [each for each in given if each], [present], axis=2)
@@ -83,7 +85,9 @@ def spelled_attention(
         if present
     ]
     sizes = [(batch, heads, rows, width), (batch, heads, keys, width), (batch, heads, keys, value_width)]
-    known = {name: Known(entry.elem_type, size) for name, entry, size in zip(names, (query, key, value), sizes, strict=True)}
+    known = {
+        name: Known(entry.elem_type, size) for name, entry, size in zip(names, (query, key, value), sizes, strict=True)
+    }
     known[made] = Known(query.elem_type, (batch, heads, rows, value_width))
     return Call(call, function, views, after, known)
 
@@ -102,7 +106,7 @@ def _heads(entry: Known, heads: int) -> tuple[int, int, int, int] | None:
     """(B, N, S, H) of an operand that has this shape or is `(B, S, N·H)`."""
     shape = entry.shape or ()
     if len(shape) == 4:
-        return shape  # type: ignore[return-value]
+        return shape
     return (shape[0], heads, shape[1], shape[2] // heads) if len(shape) == 3 and heads else None
 
 

@@ -70,7 +70,14 @@ def as_polynomial(values: Sequence[int], sizes: Sequence[Mapping[str, int]]) -> 
     """
     if len(set(values)) == 1:
         return Poly({(): values[0]})
-    return next((found for found in _guesses(values, sizes) if all(found.at(s) == v for s, v in zip(sizes, values, strict=True))), None)
+    return next(
+        (
+            found
+            for found in _guesses(values, sizes)
+            if all(found.at(s) == v for s, v in zip(sizes, values, strict=True))
+        ),
+        None,
+    )
 
 
 def _guesses(values: Sequence[int], sizes: Sequence[Mapping[str, int]]) -> Iterator[Poly]:

@@ -23,7 +23,8 @@ Edge = tuple[int, str]
 class Region:
     """One site in a flow. between: the operations from Q·Kᵀ to the result, in order. ops: these, scale and Kᵀ.
 
-    operands: by which edges Q, K and V come in. product, end: the operations of Q·Kᵀ and of the result, −1 where they were not found.
+    operands: by which edges Q, K and V come in. product, end: the operations of Q·Kᵀ and of the result, −1 where they were not
+    found. softmax: the operation that it was found by.
     """
 
     name: str
@@ -125,7 +126,15 @@ def _product_below(flow: Flow, softmax: int) -> int | None:
                     found.append(number)
                 elif number - softmax < FARTHEST:
                     queue.append(number)
-    return min(found, default=None)
+    return _cleared(flow, min(found)) if found else None
+
+
+def _cleared(flow: Flow, product: int) -> int:
+    """Where rows that are masked throughout become 0 behind P·V, that choice is the result."""
+    readers = flow.readers.get(flow.ops[product].outputs[0], [])
+    if len(readers) != 1 or flow.ops[readers[0]].kind != "Where":
+        return product
+    return readers[0] if any(flow.elements(name) == 1 for name in flow.ops[readers[0]].inputs[1:]) else product
 
 
 FARTHEST = 256
@@ -152,7 +161,7 @@ def _between(flow: Flow, first: int, last: int) -> list[int]:
 
 
 def _through_scale(flow: Flow, region: Region, reader: int, value: str) -> Edge:
-    """Take the scale on Q or K, and Kᵀ directly in front of the product, into the region; the edge on which the operand comes in."""
+    """Take the scale on an operand, and Kᵀ right before the product, into the region; the edge on which the operand enters."""
     edge, turned, moved = (reader, value), value != flow.ops[reader].inputs[1], False
     while (number := flow.makers.get(value)) is not None:
         op = flow.ops[number]

@@ -4,7 +4,8 @@ attention   between Q·Kᵀ and the result, both products included; the scale on
 projection  products with weights whose result goes nowhere but into sites, and their biases; and of a site's result the
             product with weights that follows directly (with nothing but movement and casts between), and its bias
 mask        what makes masks and biases of sites and nothing else, from weights, sizes or inputs
-movement    Reshape, Transpose, Split, Slice, Concat, Gather by stored indices and their like, of what is computed when the model runs
+movement    Reshape, Transpose, Split, Slice, Concat, Gather by stored indices and their like, of what is computed as the
+            model runs
 other       everything else, such as norms, MLPs, arithmetic of sizes, constants
 """
 
@@ -72,8 +73,9 @@ def _upwards(flow: Flow, operands: set[tuple[int, str]]) -> None:
             if scale:
                 helpers.add(number)
                 op.site = readers[0].site if len({r.site for r in readers}) == 1 else -1
-        elif op.varies and all(edge in operands or edge[0] in feeds or _asks_size(flow, edge[0]) for edge in edges):
-            if any(edge in operands or edge[0] in feeds for edge in edges):
+        elif op.varies:
+            into = [edge in operands or edge[0] in feeds for edge in edges]
+            if any(into) and all(i or _asks_size(flow, edge[0]) for i, edge in zip(into, edges, strict=True)):
                 _feed(flow, number, feeds)
 
 

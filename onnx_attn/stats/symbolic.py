@@ -72,7 +72,9 @@ class SymbolicShapes:
             self._read[values] = as_polynomial(values, self.sizes)
         found = self._read[values]
         if found is None:
-            raise UnknownSizeError(f"a size of '{name}' is no polynomial in the dimensions ({', '.join(map(str, values))})")
+            raise UnknownSizeError(
+                f"a size of '{name}' is no polynomial in the dimensions ({', '.join(map(str, values))})"
+            )
         return found
 
     def bytes(self, name: str) -> Any:
