@@ -118,7 +118,7 @@ class _Flattener:
         scope = World(
             world.sizes, {name: each for name, each in zip(node.input, inputs, strict=True) if each is not None}
         )
-        scope.known |= {tensor.name: Known(tensor.data_type, tuple(tensor.dims)) for tensor in body[1]}
+        scope.known |= {tensor.name: stored_value(tensor) for tensor in body[1]}
         stored = [tensor.name for tensor in body[1]]
         ops = self._ops(body[0], scope, self.inference.opsets)
         return self._placed(node, _Inside(ops, scope.known, node.input, node.output, stored), world)

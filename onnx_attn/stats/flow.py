@@ -89,6 +89,10 @@ class Flow:
         entry = self.known.get(name)
         return entry.shape if entry is not None else None
 
+    def busy_readers(self, name: str) -> list[int]:
+        """Those that have something to do: others read a type or a size alone."""
+        return [number for number in self.readers.get(name, ()) if self.ops[number].varies]
+
     def elements(self, name: str) -> int | None:
         shape = self.shape(name)
         return None if shape is None else math.prod(shape)

@@ -63,7 +63,7 @@ def interior(flow: Flow, region: Region) -> set[str]:
     return {
         name
         for name in made
-        if name not in flow.outputs and region.ops.issuperset(flow.readers.get(name, ())) and name not in flow.free
+        if name not in flow.outputs and region.ops.issuperset(flow.busy_readers(name)) and name not in flow.free
     }
 
 

@@ -69,6 +69,7 @@ def _region(flow: Flow, softmax: int, name: str, site: AttentionSite | None) -> 
     product, end = ends or (_product_above(flow, softmax), _product_below(flow, softmax))
     if product is None or end is None:
         return Region(name, softmax, [softmax], {softmax}, set())
+    end = _cleared(flow, end)
     between = _between(flow, product, end)
     region = Region(name, softmax, between, {*between}, set(), product, end)
     inner = {value for number in between for value in flow.ops[number].outputs}
@@ -126,12 +127,14 @@ def _product_below(flow: Flow, softmax: int) -> int | None:
                     found.append(number)
                 elif number - softmax < FARTHEST:
                     queue.append(number)
-    return _cleared(flow, min(found)) if found else None
+    return min(found, default=None)
 
 
 def _cleared(flow: Flow, product: int) -> int:
     """Where rows that are masked throughout become 0 behind P·V, that choice is the result."""
-    readers = flow.readers.get(flow.ops[product].outputs[0], [])
+    if flow.ops[product].kind not in PRODUCTS:
+        return product
+    readers = flow.busy_readers(flow.ops[product].outputs[0])
     if len(readers) != 1 or flow.ops[readers[0]].kind != "Where":
         return product
     return readers[0] if any(flow.elements(name) == 1 for name in flow.ops[readers[0]].inputs[1:]) else product
