@@ -146,4 +146,4 @@ def test_fuse_says_what_is_gone(tmp_path: Any) -> None:
     out = run_command("fuse", STATIC, "-o", tmp_path / "fused.onnx", "--no-verify").stdout
     line = next(line for line in out.splitlines() if line.startswith("counts"))
     assert "→ 1 operations" in line
-    assert "of S×S no longer written out" in line
+    assert "of scores no longer written out" in line

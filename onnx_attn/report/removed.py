@@ -19,7 +19,7 @@ def show_removed(stats: dict[str, Any] | None, console: Console) -> None:
         f"movement {before['by_role']['movement']} → {after['by_role']['movement']} nodes",
     ]
     if removed["scores"]:
-        parts.append(f"{megabytes(removed['scores'])} of S×S no longer written out")
+        parts.append(f"{megabytes(removed['scores'])} of scores no longer written out")
     console.print(f"counts  {'; '.join(parts)}")
 
 

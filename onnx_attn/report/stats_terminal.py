@@ -79,7 +79,7 @@ def _show_memory(memory: Report, console: Console) -> None:
             figures = (each["attention_peak"], each["intermediates"])
             table.add_row(way, _bytes(each["peak"]), escape(each["peak_at"] or ""), *map(_bytes, figures))
         console.print(table)
-        console.print(f"S×S where written out {_bytes(memory['scores'])}, inputs {_bytes(memory['inputs'])}")
+        console.print(f"scores where written out {_bytes(memory['scores'])}, inputs {_bytes(memory['inputs'])}")
     if memory["reason"]:
         console.print(f"[dim]{escape(memory['reason'])}[/]")
 
@@ -100,7 +100,7 @@ def _show_sites(sites: list[Report], console: Console) -> None:
     if not groups:
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("sites", "written as", "operations", "FLOPs of products", "peak inside", "S×S"):
+    for column in ("sites", "written as", "operations", "FLOPs of products", "peak inside", "scores"):
         table.add_column(column, overflow="fold")
     for row, names in groups.items():
         table.add_row(names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}", *map(escape, row))
