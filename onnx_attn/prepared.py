@@ -144,8 +144,9 @@ def prepared(loaded: Loaded, options: Options) -> Prepared:
 def stats_of(
     loaded: Loaded, view: GraphView, options: Options, candidates: Sequence[Candidate]
 ) -> dict[str, Any] | None:
-    """The short statistics of a model that is `view`'s or was made of it; None for a body."""
-    if options.outer is not None:
+    """The short statistics of a model that is `view`'s or was made of it; None for a body, and for a model in which nothing is
+    a candidate, whose sizes nobody had to infer."""
+    if options.outer is not None or not view.is_inferred:
         return None
     return short_statistics(flow_of(loaded.proto, view, candidates), loaded.proto, len(view.worlds) == 1)
 

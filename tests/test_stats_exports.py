@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -103,6 +105,11 @@ def test_nothing_to_fuse_removes_nothing(options: dict[str, Any]) -> None:
     assert stats["removed"] == {"scores": 0, "movement": 0}
 
 
+def test_model_without_a_softmax_pays_for_nothing() -> None:
+    report = onnx_attn.fuse(next(iter(exports("convnext_tiny*"))).path, verify=False).report
+    assert report["stats"] is None
+
+
 FORMS = ("sdpa", "sdpa_mask", "sdpa_mask_bool", "sdpa_causal", "sdpa_gqa")
 """On inputs, so that no form can put its scale into weights."""
 
@@ -147,3 +154,11 @@ def test_fuse_says_what_is_gone(tmp_path: Any) -> None:
     line = next(line for line in out.splitlines() if line.startswith("counts"))
     assert "→ 1 operations" in line
     assert "of scores no longer written out" in line
+
+
+def test_table_of_models() -> None:
+    script = EXPORTS.parent.parent / "tools" / "count_table.py"
+    done = subprocess.run([sys.executable, script, STATIC], capture_output=True, text=True, check=True)
+    head, _, exported, fused = [line.split(" | ") for line in done.stdout.splitlines()]
+    assert len(head) == len(exported) == len(fused)
+    assert (exported[:3], fused[:3]) == ([STATIC.name, "186", "28"], ["fused", "82", "2"])
