@@ -75,7 +75,8 @@ def prepared(loaded: Loaded, options: Options) -> Prepared:
         refuse_crash(loaded.proto, loaded.name)
     calls = decoder_calls(view) if options.verify and options.outer is None else []
     spells = not keeps_runtime_operators(options.target, options.choices) and has_runtime_operators(view)
-    stats = stats_of(loaded, view, options, recognize(view)) if spells or options.dynamic_batch else None
+    early = options.outer is None and (spells or options.dynamic_batch)
+    stats = stats_of(loaded, view, options, recognize(view)) if early else None
     if spells and view.opset < LEAST_OPSET and raise_opset(loaded.proto, LEAST_OPSET) is None:
         view = GraphView(loaded.proto)
     view, microsoft = without_runtime_operators(loaded, view, options)

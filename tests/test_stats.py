@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -322,3 +323,10 @@ def test_command_shows_the_figures(tmp_path: Any) -> None:
     assert outcome.code == 0
     for text in ("1 attention site, 5 operations exposed", "projection", "4,004", "86,400", "materialised", "fused"):
         assert text in outcome.stdout, text
+
+
+def test_two_sets_of_sizes_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["onnx_attn.stats.model"], "third_world", lambda *_: None)
+    flops = onnx_attn.stats(small_site(sizes=("batch", 5, 5)))["flops"]
+    assert flops["products"] is None
+    assert "--shapes" in flops["reason"]

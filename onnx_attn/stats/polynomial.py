@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations_with_replacement
 from typing import Any
 
 Monomial = tuple[str, ...]
@@ -87,11 +87,12 @@ def _guesses(values: Sequence[int], sizes: Sequence[Mapping[str, int]]) -> Itera
         if step and (values[1] - values[0]) % step == 0:
             slope = (values[1] - values[0]) // step
             yield Poly({(name,): slope, (): values[0] - slope * first[name]})
-    for one, other in combinations(first, 2):
+    for one, other in combinations_with_replacement(first, 2):
         whole = first[one] * first[other]
         if whole and values[0] % whole == 0:
             yield Poly({tuple(sorted((one, other))): values[0] // whole})
-        yield Poly({(one,): 1, (other,): 1, (): values[0] - first[one] - first[other]})
+        if one != other:
+            yield Poly({(one,): 1, (other,): 1, (): values[0] - first[one] - first[other]})
 
 
 def total(parts: Sequence[Any]) -> Any:

@@ -14,6 +14,8 @@ from onnx_attn.stats.measure import UnknownSizeError
 from onnx_attn.stats.memory import bytes_of
 from onnx_attn.stats.polynomial import Poly, as_polynomial
 
+ENOUGH = 3
+"""Sets of sizes by which a polynomial is told from chance."""
 _LARGE = (113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179)
 _SMALL = (4, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59)
 
@@ -68,6 +70,8 @@ class SymbolicShapes:
         return [self._size(name, values) for values in zip(*known, strict=True)]
 
     def _size(self, name: str, values: tuple[int, ...]) -> Poly:
+        if len(values) < ENOUGH and len(set(values)) > 1:
+            raise UnknownSizeError(f"no {ENOUGH} sets of sizes were found at which the model runs; pass --shapes")
         if values not in self._read:
             self._read[values] = as_polynomial(values, self.sizes)
         found = self._read[values]
