@@ -35,6 +35,11 @@ def padding(batch: int, length: int) -> Tensor:
     return mask
 
 
+def left_padding(batch: int, length: int) -> Tensor:
+    """The same for what goes on at the end: the last row begins with a quarter of zeros."""
+    return padding(batch, length).flip(1)
+
+
 def additive_padding(batch: int, length: int) -> Tensor:
     """The padding mask as a float to add to scores, (batch, 1, 1, length): 0 or a large negative value."""
     return (1.0 - padding(batch, length).float())[:, None, None, :] * MASKED

@@ -32,7 +32,8 @@ EXPORTERS = "torchscript:17,dynamo:18,dynamo:23"
 _ROOT = Path(__file__).parents[1]
 
 
-def _exporters(text: str) -> list[tuple[Exporter, int]]:
+def exporters(text: str) -> list[tuple[Exporter, int]]:
+    """What `torchscript:17,dynamo:18` names."""
     pairs = []
     for part in text.split(","):
         name, _, opset = part.partition(":")
@@ -54,7 +55,7 @@ def common(command: str, text: str | None) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog=f"python -m models {command}", description=(text or "").splitlines()[0])
     top.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     top.add_argument("--names", type=_names, default=list(REGISTRY), help="separated by commas; default: every one")
-    top.add_argument("--exporters", type=_exporters, default=_exporters(EXPORTERS), help=f"default: {EXPORTERS}")
+    top.add_argument("--exporters", type=exporters, default=exporters(EXPORTERS), help=f"default: {EXPORTERS}")
     top.add_argument("--size", choices=("full", "tiny"), default="full")
     top.add_argument("--attn", choices=("eager", "sdpa", "both"), default="both", help="where a reference has both")
     top.add_argument("--keep", action="store_true", help="keep the exported and the fused files, in DIR/files")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -23,6 +24,11 @@ TINY_INNER = 32
 
 BATCH = "batch"
 SEQUENCE = "sequence"
+PAST = "past"
+TOTAL = "total"
+"""Of keys: the past and what is new."""
+MEMORY = "memory"
+"""Of an encoder's states."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,14 @@ class Built:
         return {name: axes for name, axes in every if axes}
 
     @property
-    def dynamic_shapes(self) -> tuple[Axes, ...]:
-        """The varying axes of each positional input, as the dynamo exporter takes them."""
-        return tuple(dict(axes) for axes in self.input_axes)
+    def dynamic_shapes(self) -> tuple[Axes | tuple[Axes, ...], ...]:
+        """The varying axes of each positional input, as the dynamo exporter takes them: those of *arguments are one tuple."""
+        axes = tuple(dict(axes) for axes in self.input_axes)
+        kinds = [parameter.kind for parameter in inspect.signature(self.module.forward).parameters.values()]
+        if inspect.Parameter.VAR_POSITIONAL not in kinds:
+            return axes
+        named = len(kinds) - 1
+        return (*axes[:named], axes[named:])
 
     def half(self) -> Built:
         """The same with floating point parameters and inputs in half precision; integers as they are."""

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 
-from models import basic, hf_models, language, multihead, swin, timm_vision, vision
+from models import (
+    basic,
+    decoders,
+    encoder_decoders,
+    hf_models,
+    language,
+    multihead,
+    static_cache,
+    swin,
+    timm_vision,
+    vision,
+)
 from models.reference import Attn, Built, Reference, Setting, Size
 from models.variation import vary
 
@@ -86,6 +97,10 @@ _REFERENCES = (
     Reference("convnext_tiny", "torchvision ConvNeXt-T: no attention", vision.convnext_tiny),
     _both("vit_qk_norm", "timm ViT-S whose Q and K are normalised", timm_vision.vit_qk_norm),
     _timm("beit_base", "beit_base_patch16_224", "relative position bias", both_ways=True),
+    _timm("eva02_small", "eva02_small_patch14_224", "rotary by height and by width", both_ways=True),
+    _timm(
+        "dinov3_small", "vit_small_patch16_dinov3", "rotary by halves, beside tokens of no place", 256, both_ways=True
+    ),
     _timm("swin_tiny", "swin_tiny_patch4_window7_224", "shifted windows", both_ways=True),
     _timm("swinv2_tiny_window8", "swinv2_tiny_window8_256", "cosine attention", 256),
     _timm("coat_lite_mini", "coat_lite_mini", "factorised, which is linear attention: no site"),
@@ -111,6 +126,24 @@ _REFERENCES = (
         )
         for name, family, note in ((n, f, hf_models.NOTES.get(n, "")) for n, f in hf_models.FAMILIES.items())
     ),
+    *(
+        _both(f"{name}_{step}", f"transformers {family.model}, 2 layers, {what}", builder(name))
+        for name, family in decoders.DECODERS.items()
+        for step, what, builder in (
+            ("prefill", "its prompt, with caches as outputs", decoders.prefill),
+            ("decode", "its next token behind a past", decoders.decode),
+            ("continue", "its next tokens behind any past, or none", partial(decoders.decode, new=4)),
+        )
+    ),
+    *(
+        _both(f"{name}_decoder_{step}", f"transformers {family.model}, 2 layers, {what}", builder(name))
+        for name, family in encoder_decoders.ENCODER_DECODERS.items()
+        for step, what, builder in (
+            ("first", "the decoder's first tokens, with caches as outputs", encoder_decoders.first),
+            ("step", "the decoder's next token, the encoder's keys cached", encoder_decoders.step),
+        )
+    ),
+    _both("llama_static", "transformers LlamaForCausalLM, 2 layers, caches of one size", static_cache.static_decode),
     Reference("no_attention", "convolutions and a softmax over classes", basic.no_attention),
 )
 

@@ -26,6 +26,7 @@ _VIT: Options = {
     "num_heads": TINY_HEADS,
     "mlp_ratio": 0.5,
 }
+_ROTARY: Options = {"use_abs_pos_emb": False, "use_rot_pos_emb": True}
 _SWIN: Options = {
     "img_size": 32,
     "patch_size": 2,
@@ -43,6 +44,12 @@ TINY: dict[str, Tiny] = {
         "beit.Beit",
         16,
         _VIT | {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "init_values": 0.1},
+    ),
+    "eva02_small_patch14_224": ("eva.Eva", 16, _VIT | _ROTARY | {"swiglu_mlp": True, "scale_mlp": True}),
+    "vit_small_patch16_dinov3": (
+        "eva.Eva",
+        16,
+        _VIT | _ROTARY | {"rope_type": "dinov3", "rope_rotate_half": True, "num_reg_tokens": 2, "no_embed_class": True},
     ),
     "swin_tiny_patch4_window7_224": ("swin_transformer.SwinTransformer", 32, _SWIN),
     "swinv2_tiny_window8_256": ("swin_transformer_v2.SwinTransformerV2", 32, _SWIN),

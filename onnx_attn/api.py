@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,10 +14,11 @@ from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.arguments import Shapes, capability, profile_of, searched_for
 from onnx_attn.deliver import fuse_file, fuse_proto
 from onnx_attn.engine.profiles import as_range, fitted, sizes_at
-from onnx_attn.errors import ExpectationError, InputError, UsageError, one_line
+from onnx_attn.errors import ExpectationError, InputError, UsageError
 from onnx_attn.forms.adaptation import ISLANDS
+from onnx_attn.given import Model, Result, loaded_from, own_copy
 from onnx_attn.graph.inference import Inference
-from onnx_attn.graph.load import Loaded, check, load
+from onnx_attn.graph.load import load
 from onnx_attn.graph.sizes import worlds_of
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
@@ -28,7 +29,7 @@ from onnx_attn.pipeline import inspect_model
 from onnx_attn.plan import Choice
 from onnx_attn.plan_file import load_plan
 from onnx_attn.prove.decoder_calls import decoder_calls
-from onnx_attn.prove.inputs import model_inputs
+from onnx_attn.prove.inputs import flags_off, model_inputs
 from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.prove.whole import compare_models, default_rtol
 from onnx_attn.report.document import verification
@@ -38,36 +39,6 @@ from onnx_attn.runtime import refuse_crash
 from onnx_attn.stats.model import statistics
 from onnx_attn.targets.editions import parse_target
 
-Model: TypeAlias = "str | PathLike[str] | onnx.ModelProto | gs.Graph"
-
-
-class Result:
-    """What `fuse` gives back: `model`, `report` and `plan`.
-
-    model: a gs.Graph for a gs.Graph, else a ModelProto; where the result was saved, it is read from the file when asked
-    for, so that a large model is not held in memory for nobody. report: a dict as the JSON interface documents it.
-    plan: what was decided for each site, to be edited and given to `fuse` again.
-    """
-
-    def __init__(
-        self,
-        report: dict[str, Any],
-        plan: dict[str, Any],
-        model: onnx.ModelProto | gs.Graph | None,
-        path: Path | None = None,
-    ):
-        self.report = report
-        self.plan = plan
-        self._model = model
-        self._path = path
-
-    @property
-    def model(self) -> onnx.ModelProto | gs.Graph:
-        if self._model is None:
-            assert self._path is not None
-            self._model = onnx.load(str(self._path))
-        return self._model
-
 
 def inspect(model: Model, *, target: str = "tensorrt", target_version: str | None = None) -> dict[str, Any]:
     """Find the attention in a model and say what can be done with each candidate. Changes nothing.
@@ -75,7 +46,7 @@ def inspect(model: Model, *, target: str = "tensorrt", target_version: str | Non
     Raises InputError for what cannot be read, UsageError for an unknown target.
     """
     parsed = parse_target(target, target_version)
-    return inspect_model(_loaded(model), parsed)
+    return inspect_model(loaded_from(model), parsed)
 
 
 def fuse(
@@ -148,7 +119,7 @@ def fuse(
         options = Options(given.target, choice, expect, verify, given, dynamic_batch=given.dynamic_batch)
     if isinstance(model, str | PathLike) and output is not None:
         return Result(*fuse_file(Path(model), Path(output), options), None, Path(output))
-    loaded = _loaded(model)
+    loaded = loaded_from(model)
     if output is not None:
         raise UsageError("output needs a path as model; save the result's .model yourself")
     report, document, proto = fuse_proto(loaded.proto, loaded.name, options)
@@ -197,7 +168,8 @@ def verify(
         raise InputError(f"{second.name}: output '{sorted(missing)[0]}' is only in one of the models")
     for each in (first, second):
         refuse_crash(each.proto, each.name)
-    found = compare_models((Path(a), first.name), (Path(b), second.name), cases, limit, atol)
+    also = flags_off(cases) if inputs is None else ()
+    found = compare_models((Path(a), first.name), (Path(b), second.name), cases, limit, atol, also=also)
     return verification(first.name, second.name, found, cases)
 
 
@@ -232,7 +204,7 @@ def land(
         raise UsageError("timeout is in seconds; give a number above 0")
     options = LandOptions(sm, profile_of(shapes or {}), compiler, timeout, Path(layer_info) if layer_info else None)
     found = [
-        land_model(_own(entry), Path(entry) if isinstance(entry, str | PathLike) else None, options)
+        land_model(own_copy(entry), Path(entry) if isinstance(entry, str | PathLike) else None, options)
         for entry in ([model] if baseline is None else [model, baseline])
     ]
     report = landing_report(*found)
@@ -250,7 +222,7 @@ def stats(model: Model, *, shapes: Shapes | None = None) -> dict[str, Any]:
 
     Raises InputError for what cannot be read, UsageError for shapes that do not fit.
     """
-    return statistics(_loaded(model), profile_of(shapes or {}))
+    return statistics(loaded_from(model), profile_of(shapes or {}))
 
 
 def check_all_landed(report: dict[str, Any]) -> None:
@@ -264,29 +236,6 @@ def check_all_landed(report: dict[str, Any]) -> None:
             f"the report says why",
             report,
         )
-
-
-def _own(model: Model) -> Loaded:
-    """A loaded model that may be changed: the caller's own stays as it is."""
-    loaded = _loaded(model)
-    return loaded.copy() if isinstance(model, onnx.ModelProto) else loaded
-
-
-def _loaded(model: Model) -> Loaded:
-    if isinstance(model, str | PathLike):
-        return load(Path(model))
-    if isinstance(model, gs.Graph):
-        try:
-            proto = gs.export_onnx(model)
-        except Exception as error:
-            raise InputError(f"graph: onnx-graphsurgeon cannot export it: {one_line(error)}") from error
-    elif isinstance(model, onnx.ModelProto):
-        proto = model
-    else:
-        raise UsageError(f"a {type(model).__name__} is no model; pass a path, an onnx.ModelProto or a gs.Graph")
-    name = proto.graph.name or "model"
-    check(proto, name)
-    return Loaded(proto, name)
 
 
 def _signature(proto: onnx.ModelProto) -> set[tuple[str, int]]:

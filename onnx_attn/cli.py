@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import json
-import math
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
-import numpy as np
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from onnx_attn import __version__, api
+from onnx_attn import __version__, apart, api
+from onnx_attn.cut_out import extract as extract_site
 from onnx_attn.engine.profiles import read_shape, read_shapes
-from onnx_attn.errors import DifferenceError, OnnxAttnError, OutputError, UsageError, one_line, printable
+from onnx_attn.errors import DifferenceError, UsageError
 from onnx_attn.graph.save import data_path
 from onnx_attn.report.landed_terminal import show_landing
 from onnx_attn.report.stats_terminal import show_stats
-from onnx_attn.report.terminal import show_fusion, show_inspection, show_verification
+from onnx_attn.report.terminal import show_expansion, show_extraction, show_fusion, show_inspection, show_verification
+from onnx_attn.shell import check_json, console, errors, write_json
 
 app = typer.Typer(
     add_completion=False,
@@ -52,11 +44,11 @@ def inspect(
     model: ModelArgument, target: Target = "tensorrt", target_version: Version = None, json_path: Json = None
 ) -> None:
     """List every softmax and attention operator: site, refused (and why), or not attention (and why)."""
-    with _errors():
-        _check_json(json_path, model)
+    with errors():
+        check_json(json_path, model)
         report = api.inspect(model, target=target, target_version=target_version)
-        if not _write_json(report, json_path):
-            show_inspection(report, _console())
+        if not write_json(report, json_path):
+            show_inspection(report, console())
 
 
 @app.command()
@@ -103,10 +95,10 @@ def fuse(
     json_path: Json = None,
 ) -> None:
     """Rewrite every attention site in the form that the target takes, prove it, and write the model."""
-    with _errors():
+    with errors():
         read = [plan] if plan is not None else []
-        _check_json(json_path, model, output, data_path(output), *read, *([write_plan] if write_plan else []))
-        _check_json(str(write_plan) if write_plan else None, model, output, data_path(output), option="--write-plan")
+        check_json(json_path, model, output, data_path(output), *read, *([write_plan] if write_plan else []))
+        check_json(str(write_plan) if write_plan else None, model, output, data_path(output), option="--write-plan")
         result = api.fuse(
             model,
             output,
@@ -127,9 +119,49 @@ def fuse(
             plan=plan,
         )
         if write_plan is not None:
-            _write_json(result.plan, str(write_plan))
-        if not _write_json(result.report, json_path):
-            show_fusion(result.report, str(output), _console())
+            write_json(result.plan, str(write_plan))
+        if not write_json(result.report, json_path):
+            show_fusion(result.report, str(output), console())
+
+
+Sites = Annotated[list[str] | None, typer.Option("--site", metavar="ID", help="An id of `inspect`; may be repeated.")]
+
+
+@app.command()
+def expand(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The model in plain operators.")],
+    opset: Annotated[int | None, typer.Option(metavar="N", help="Bring the model to this opset, if it can be.")] = None,
+    split_projection: Annotated[
+        bool, typer.Option("--split-projection", help="Project Q, K and V each by itself.")
+    ] = False,
+    site: Sites = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Take apart without proof.")] = False,
+    json_path: Json = None,
+) -> None:
+    """Take every attention apart into plain operators, in one canonical form, prove it, and write the model."""
+    with errors():
+        check_json(json_path, model, output, data_path(output))
+        result = apart.expand(
+            model, output, opset=opset, split_projection=split_projection, sites=site, verify=not no_verify
+        )
+        if not write_json(result.report, json_path):
+            show_expansion(result.report, str(output), console())
+
+
+@app.command()
+def extract(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The site as a model of its own.")],
+    site: Annotated[str, typer.Option("--site", metavar="ID", help="An id of `inspect`.")],
+    json_path: Json = None,
+) -> None:
+    """Cut one site out, with its projections, as a model that runs."""
+    with errors():
+        check_json(json_path, model, output, data_path(output))
+        report = extract_site(model, site, output)
+        if not write_json(report, json_path):
+            show_extraction(report, str(output), console())
 
 
 @app.command()
@@ -143,12 +175,12 @@ def verify(
     json_path: Json = None,
 ) -> None:
     """Run two models on the same inputs; exit 4 if an output differs."""
-    with _errors():
-        _check_json(json_path, a, b)
+    with errors():
+        check_json(json_path, a, b)
         sizes = _parse_shapes(shapes) if shapes else None
         report = api.verify(a, b, shapes=sizes, inputs=inputs, rtol=rtol, atol=atol)
-        if not _write_json(report, json_path):
-            show_verification(report, _console())
+        if not write_json(report, json_path):
+            show_verification(report, console())
         if not report["ok"]:
             raise DifferenceError(
                 f"{b}: differs from {a} (max_rel {report['max_rel']:.1e}, allowed {report['rtol']:.0e})"
@@ -174,8 +206,8 @@ def land(
     json_path: Json = None,
 ) -> None:
     """Compile with TensorRT, without a GPU, and show the kernel that every attention site reached."""
-    with _errors():
-        _check_json(json_path, model, *[path for path in (baseline, layer_info) if path is not None])
+    with errors():
+        check_json(json_path, model, *[path for path in (baseline, layer_info) if path is not None])
         report = api.land(
             model,
             baseline=baseline,
@@ -184,8 +216,8 @@ def land(
             compiler=compiler,
             layer_info=layer_info,
         )
-        if not _write_json(report, json_path):
-            show_landing(report, _console())
+        if not write_json(report, json_path):
+            show_landing(report, console())
         if expect_all:
             api.check_all_landed(report)
 
@@ -200,11 +232,11 @@ def stats(
     json_path: Json = None,
 ) -> None:
     """Count nodes by role, FLOPs, parameters and memory, with attention written out and with it fused."""
-    with _errors():
-        _check_json(json_path, model)
+    with errors():
+        check_json(json_path, model)
         report = api.stats(model, shapes=read_shapes(shapes or []))
-        if not _write_json(report, json_path):
-            show_stats(report, _console())
+        if not write_json(report, json_path):
+            show_stats(report, console())
 
 
 @app.command()
@@ -212,81 +244,8 @@ def demo() -> None:
     """Fuse a small real exported model that comes with the package, and show what happened."""
     from onnx_attn.demo import run_demo
 
-    with _errors():
-        run_demo(_console())
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Every error of ours ends as one clear line on stderr and its own exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # A terminal without → or ᵀ is no reason to fail.
-    try:
-        yield
-        sys.stdout.flush()
-    except OnnxAttnError as error:
-        _fail(str(error), error.exit_code, error)
-    except BrokenPipeError as error:
-        # The reader has gone, as `head` does; nothing is left to be said, at the interpreter's exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from error
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _fail(f"stdout: cannot be written ({one_line(error)}); free some space, or write elsewhere", 1, error)
-
-
-def _fail(message: str, code: int, cause: BaseException) -> NoReturn:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(printable(message))}", highlight=False)
-    raise typer.Exit(code) from cause
-
-
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
-
-
-def _check_json(path: str | None, *taken: Path, option: str = "--json") -> None:
-    """Before any work: the report must have a place, and not that of a model or of any file that is no report."""
-    if path is None or path == "-":
-        return
-    place = Path(path)
-    if place.resolve() in [other.resolve() for other in taken]:
-        raise UsageError(f"{option} {path}: is one of the models; give the report a name of its own")
-    try:
-        if place.is_dir() or not place.parent.is_dir():
-            raise OutputError(f"{path}: the report cannot be written there; name a file in a folder that exists")
-        if place.is_file() and place.open("rb").read(1) not in (b"", b"{"):
-            raise UsageError(
-                f"{option} {path}: holds something that is no report and would be lost; choose another name"
-            )
-    except OSError as error:
-        raise OutputError(f"{path}: the report cannot be written there ({one_line(error)})") from error
-
-
-def _write_json(report: dict[str, Any], path: str | None) -> bool:
-    """Write the report where it was asked for; True if that is stdout, which then holds nothing else."""
-    if path is None:
-        return False
-    text = json.dumps(_strict(report), indent=2, allow_nan=False)
-    if path == "-":
-        print(text)
-        return True
-    try:
-        Path(path).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: the report cannot be written ({one_line(error)}); choose another place") from error
-    return False
-
-
-def _strict(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: null stands for them."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    with errors():
+        run_demo(console())
 
 
 def _parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from onnx_attn.graph.load import Loaded, copied, load
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.options import Options
 from onnx_attn.pipeline import PlanDocument, Report, Trial, rewrite
+from onnx_attn.prove.inputs import flags_off
 from onnx_attn.prove.whole import Model, WholeProof, compare_models
 from onnx_attn.prove.whole_quantised import compare_quantised
 from onnx_attn.report.document import proof_document
@@ -74,7 +75,8 @@ def _prove_whole(report: Report, trial: Trial, before: Model, after: Model) -> N
     if trial.changed:
         try:
             named = (before, trial.name), (after, f"{trial.name} (fused)")
-            proof = compare_models(*named, trial.inputs, trial.rtol, slices=trial.slices)
+            others = flags_off(trial.inputs)
+            proof = compare_models(*named, trial.inputs, trial.rtol, slices=trial.slices, also=others)
             if not proof.ok:
                 proof = compare_quantised(*named, trial.inputs, proof, trial.slices)
         except CannotRun as error:

@@ -10,10 +10,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from onnx_attn.domain import DOMAIN, is_window_function
 from onnx_attn.graph.body import Body, bodies_of, put_back, take_out
+from onnx_attn.graph.edit import reads
 from onnx_attn.graph.inline import inline_functions
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.view import GraphView
@@ -38,6 +41,47 @@ def with_functions_inlined(loaded: Loaded, view: GraphView, own: bool) -> tuple[
     inline_functions(loaded.proto, functions)
     view = GraphView(loaded.proto)
     return loaded, view, recognize(view)
+
+
+def with_calls_inlined(loaded: Loaded, names: Collection[str] | None) -> bool:
+    """Put what our functions do where they are called, windows and all: by nodes of these names, or by every one. The model is
+    changed; returns whether it was."""
+    ours = {(f.domain, f.name): f for f in loaded.proto.functions if f.domain == DOMAIN}
+    called = [node for node in loaded.proto.graph.node if (node.domain, node.op_type) in ours]
+    wanted = [node for node in called if names is None or is_window_function(node.op_type) or node.name in names]
+    kinds = {(node.domain, node.op_type) for node in wanted}
+    if len(wanted) < len(called):
+        # The inliner takes all calls of a function: those that are wanted call one of another name.
+        for key in kinds:
+            copy = onnx.FunctionProto()
+            copy.CopyFrom(ours[key])
+            copy.name = f"{copy.name}_here"
+            loaded.proto.functions.append(copy)
+        for node in wanted:
+            node.op_type = f"{node.op_type}_here"
+        kinds = {(domain, f"{name}_here") for domain, name in kinds}
+    if kinds:
+        inline_functions(loaded.proto, kinds)
+    return bool(kinds)
+
+
+def store_typed_constants(loaded: Loaded, view: GraphView) -> None:
+    """Numbers that functions carry as float32 and cast like their operands become numbers of that type: whoever reads the
+    operands' values then is told from who asks for their type."""
+    graph = loaded.proto.graph
+    cast = {node.output[0]: value for node in graph.node if (value := _typed(view, node)) is not None}
+    if not cast:
+        return
+    kept = [node for node in graph.node if not (node.op_type == "CastLike" and node.output[0] in cast)]
+    read = {name for node in kept for name in reads(node)} | {value.name for value in graph.output}
+    kept = [node for node in kept if node.op_type != "Constant" or node.output[0] in read]
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in cast.items())
+
+
+def _typed(view: GraphView, node: onnx.NodeProto) -> np.ndarray | None:
+    return view.constant_of(node.output[0]) if node.op_type == "CastLike" and not node.domain else None
 
 
 def with_windows_inlined(loaded: Loaded) -> Loaded:

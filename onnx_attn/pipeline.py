@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_attn.batch.make import Varied
-from onnx_attn.errors import ExpectationError, UsageError
+from onnx_attn.errors import ExpectationError, InputError, UsageError
 from onnx_attn.forms.adaptation import ISLANDS
 from onnx_attn.forms.folded import compute_folds
 from onnx_attn.fusion import Fusion
@@ -20,6 +20,7 @@ from onnx_attn.graph.body import Body, names_within
 from onnx_attn.graph.compose import compose
 from onnx_attn.graph.edit import Names
 from onnx_attn.graph.inference import Inference
+from onnx_attn.graph.inline import inline_operators
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.view import GraphView
@@ -38,6 +39,7 @@ from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.options import Options
 from onnx_attn.plan import (
     LEAST_OPSET,
+    ROTARY,
     TOKENS_FIRST,
     Choice,
     Plan,
@@ -52,6 +54,7 @@ from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.slices import WHOLE, Slices
 from onnx_attn.prove.whole import default_rtol
 from onnx_attn.recognize.causality import blocks_later_keys
+from onnx_attn.recognize.rotary import read_rotary
 from onnx_attn.recognize.window import read_window
 from onnx_attn.recognize.window_masks import mask_kinds
 from onnx_attn.report.document import fusion_report, inspection
@@ -138,12 +141,14 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     ready = prepared(loaded, options)
     view, candidates, varied = ready.view, ready.candidates, ready.varied
     plan = make_plan(view, candidates, ready.target, options.choice, options.own_choices)
-    plan = plan.tokens_first(ready.ordered.sites)
+    plan = plan.prepared(ready.ordered.sites, ready.embedded.sites)
     if ready.stuck is not None:
         plan = plan.explained("opset-too-low", ready.stuck)
     fusion = Fusion(loaded.name, ready.target, view, plan, ready.nodes, opsets=tuple(ready.opsets), varied=varied)
     fusion.microsoft = ready.microsoft
-    fusion.left = {key: {TOKENS_FIRST: reason} for key, reason in ready.ordered.left.items()}
+    for change, reasons in ((TOKENS_FIRST, ready.ordered.left), (ROTARY, ready.embedded.left)):
+        for key, reason in reasons.items():
+            fusion.left.setdefault(key, {})[change] = reason
     fusion.seconds = {"prove": 0.0, "save": 0.0, **ready.seconds}
     cutter = Cutter(view)
     with fusion.clock("plan"):
@@ -166,9 +171,10 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     worlds = view.worlds if nested else ()
     with fusion.clock("apply"):
         model = compose(ready.loaded.proto, list(fusion.edits.values()))
+    finished = _finish_expansion(loaded.name, model, options)
     inner, inner_changed = _rewrite_bodies(model, worlds, plan, options) if nested else ([], False)
     fusion.nodes_after = len(model.graph.node)
-    changed = bool(fusion.edits) or inner_changed or ready.changed or (ready.spelled and bool(fusion.kept))
+    changed = bool(fusion.edits) or inner_changed or finished or ready.changed or (ready.spelled and bool(fusion.kept))
     if not changed:  # What was raised or inlined for nothing is not delivered.
         fusion.opsets, fusion.nodes_after = fusion.opsets[:1], ready.nodes
     told = fusion.search.document if fusion.search is not None else None
@@ -186,6 +192,22 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     return report, trial, model
 
 
+def _finish_expansion(name: str, model: onnx.ModelProto, options: Options) -> bool:
+    """Of what is taken apart: operators that are no site of ours become what onnx's own bodies say, and the opset what was asked.
+    Returns whether anything changed."""
+    if options.expansion is None or options.outer is not None:
+        return False
+    changed = options.expansion.sites is None and inline_operators(model, ("Attention", "RotaryEmbedding"))
+    opset = options.expansion.opset
+    own = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset is None or opset == own:
+        return changed
+    reason = raise_opset(model, opset)
+    if reason is not None:
+        raise InputError(f"{name}: cannot be brought to opset {opset}: {reason}; leave --opset out")
+    return True
+
+
 def _read_for_report(view: GraphView, candidates: Sequence[Candidate]) -> None:
     """What a report says of sites beyond what a plan needs, read while the graph is as it was, and remembered by the view."""
     for candidate in candidates:
@@ -193,6 +215,7 @@ def _read_for_report(view: GraphView, candidates: Sequence[Candidate]) -> None:
         if site is not None:
             blocks_later_keys(view, site.masks)
             mask_kinds(view, site, read_window(view, site))
+            read_rotary(view, site)
 
 
 def _island_rtol(plan: Plan, options: Options) -> float:

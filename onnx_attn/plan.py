@@ -33,6 +33,10 @@ TOKENS_FIRST = "tokens-first"
 """What they call it that the block around a site is computed with tokens first, its windows last (row_order/order.py)."""
 
 
+ROTARY = "rotary-embedding"
+"""What they call it that the rotary embeddings of its Q and K are the standard operator (rotary/rewrite.py)."""
+
+
 LEAST_OPSET = 13
 """The first in which Split and Unsqueeze take sizes and axes as inputs, as every form of ours writes them."""
 
@@ -43,7 +47,7 @@ class Decision:
 
     stays: it is the `Attention` node that it was, in the form "attention".
     adaptation: what is changed about it for the target. placement: where its parts are written.
-    ordered: the block around it is computed tokens first.
+    ordered: the block around it is computed tokens first. embedded: its rotary embeddings are written as the operator.
     """
 
     site: AttentionSite
@@ -55,6 +59,7 @@ class Decision:
     adaptation: Adaptation = AS_IT_STANDS
     placement: Placement = AUTO
     ordered: bool = False
+    embedded: bool = False
 
     @property
     def way(self) -> Way:
@@ -68,7 +73,7 @@ class Decision:
     @property
     def changes(self) -> tuple[str, ...]:
         """What is changed about the site, as plans and reports call it."""
-        more = [(RECOMPUTED, self.site.shared), (TOKENS_FIRST, self.ordered)]
+        more = [(RECOMPUTED, self.site.shared), (TOKENS_FIRST, self.ordered), (ROTARY, self.embedded)]
         return self.adaptation.names + tuple(name for name, done in more if done)
 
 
@@ -87,9 +92,15 @@ class Plan:
         """The candidates that are attention, refused ones included."""
         return tuple(entry for entry in self.entries if is_attention(entry))
 
-    def tokens_first(self, sites: Collection[str]) -> Plan:
-        """The same, where the blocks around the sites of these keys are computed tokens first."""
-        return Plan(tuple(replace(e, ordered=e.key in sites) if isinstance(e, Decision) else e for e in self.entries))
+    def prepared(self, ordered: Collection[str], embedded: Collection[str]) -> Plan:
+        """The same, where the blocks around the sites of the first keys are computed tokens first, and the rotary embeddings of
+        the second are operators."""
+        return Plan(
+            tuple(
+                replace(e, ordered=e.key in ordered, embedded=e.key in embedded) if isinstance(e, Decision) else e
+                for e in self.entries
+            )
+        )
 
     def explained(self, code: str, detail: str) -> Plan:
         """The same with a further reason for what is refused under this code."""
@@ -108,7 +119,8 @@ class Choice:
     """What is asked for a site: its form, whether to pack, which identities are allowed, or to leave it alone; the precision
     of the island around a site of float32 ("keep" for none), whether its heads may be padded, whether probabilities are to be
     rounded where Q, K and V are, where its parts go, whether probabilities that somebody else reads may be computed once
-    more, and whether the block around it may be computed tokens first."""
+    more, whether the block around it may be computed tokens first, and its rotary embeddings be operators
+    (None: where the target gains by that), and whether Q, K and V are projected each by itself."""
 
     form: str = "auto"
     pack: bool = True
@@ -120,6 +132,8 @@ class Choice:
     placement: Placement = AUTO
     recompute: bool = False
     tokens_first: bool = True
+    rotary: bool | None = None
+    split: bool = False
 
 
 def make_plan(
@@ -208,6 +222,7 @@ def decide(view: GraphView, site: AttentionSite | Written, target: Target, wante
     if isinstance(packing, Packing) and site.shared and is_quantised(view, site, packing):
         packing = "what is quantised serves one reader alone"
     if isinstance(packing, Packing):
+        packing = packing.apart() if wanted.split else packing
         # The projection serves the other reader of the probabilities too: its weights stay what they are.
         identities = _useful(wanted.algebra, target) if not site.shared else ()
         algebra = choose_algebra(view, site, packing, identities)

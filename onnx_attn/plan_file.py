@@ -28,7 +28,7 @@ from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.errors import InputError, UsageError, one_line
 from onnx_attn.forms.adaptation import ISLANDS, PADDED, QUANTISED, island_name
 from onnx_attn.forms.placement import BIASES, SCALES, SPLITS, Placement
-from onnx_attn.plan import RECOMPUTED, TOKENS_FIRST, Choice, Decision, Plan
+from onnx_attn.plan import RECOMPUTED, ROTARY, TOKENS_FIRST, Choice, Decision, Plan
 from onnx_attn.site import Verdict
 from onnx_attn.targets.editions import Target, parse_target
 from onnx_attn.targets.rows import FORMS
@@ -176,6 +176,7 @@ def _choice(site: Document, name: str, place: str) -> Choice | None:
         placement=_placement(site, name, place),
         recompute=RECOMPUTED in changes,
         tokens_first=TOKENS_FIRST in changes,
+        rotary=ROTARY in changes,
     )
 
 
@@ -194,7 +195,7 @@ def _changes(site: Document, name: str, place: str) -> tuple[str, list[str]]:
     changes = _of(site, "changes", list, name, place) if "changes" in site else []
     islands = {island_name(precision): precision for precision in ISLANDS}
     for change in changes:
-        if change not in (known := (*islands, PADDED, QUANTISED, RECOMPUTED, TOKENS_FIRST)):
+        if change not in (known := (*islands, PADDED, QUANTISED, RECOMPUTED, TOKENS_FIRST, ROTARY)):
             raise UsageError(f"{name}: {place} names the change {change!r}; choose of {', '.join(known)}")
     asked = [islands[change] for change in changes if change in islands]
     if len(asked) > 1:

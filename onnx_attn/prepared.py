@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from onnx_attn.batch.make import Varied, with_dynamic_batch
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.view import GraphView
-from onnx_attn.nested import with_functions_inlined
+from onnx_attn.nested import store_typed_constants, with_calls_inlined, with_functions_inlined
 from onnx_attn.operators.microsoft.model import Outcome, without_microsoft
 from onnx_attn.operators.microsoft.table import spelling
 from onnx_attn.operators.plain import with_plain_operators
@@ -24,122 +24,174 @@ from onnx_attn.prove.decoder_calls import decoder_calls
 from onnx_attn.prove.spelled import prove_spelled
 from onnx_attn.recognize.candidates import recognize
 from onnx_attn.recognize.window import read_window
+from onnx_attn.rotary.rewrite import Embedded, embed
 from onnx_attn.row_order.order import Ordered, tokens_first
 from onnx_attn.runtime import refuse_crash
 from onnx_attn.site import AttentionSite, Candidate, Verdict
 from onnx_attn.stats.model import flow_of, short_statistics
 from onnx_attn.targets.editions import Target
+from onnx_attn.targets.rotary import RotaryFacts, gains_by_rotary
 
 
-@dataclass
 class Prepared:
-    """A model as it will be planned: its batch varies if that was asked for, functions around attention are inlined, operators
-    spelled, the opset raised, blocks in another order of rows.
+    """A model as it will be planned: ONNX Runtime's own operators are said in plain nodes, its batch varies if that was asked
+    for, functions around attention are inlined, operators spelled, the opset raised, blocks in another order of rows, rotary
+    embeddings as the target takes them. Each step reads what the one before it made of `loaded`, `view` and `candidates`.
 
     loaded: the model, changed. found: the fingerprint of what was loaded. opsets: the model's own, and what it was raised to.
     stuck: why it could not be raised. spelled: operators were spelled out. ordered: what became of the windows' blocks.
+    embedded: what became of rotary embeddings.
     microsoft: what became of ONNX Runtime's own operators. calls: inputs on which it runs as it was, where it does not on any.
-    stats: of the model as it was; None for a body.
+    stats: of the model as it was; None for a body, and where nothing is a candidate.
     """
 
-    loaded: Loaded
-    view: GraphView
-    candidates: list[Candidate]
-    target: Target
-    found: str
-    nodes: int
-    opsets: list[int]
-    stuck: str | None
-    spelled: bool
-    varied: Varied | None
-    ordered: Ordered
-    microsoft: Outcome
-    calls: list[dict[str, np.ndarray]]
-    seconds: dict[str, float]
-    stats: dict[str, Any] | None
+    def __init__(self, loaded: Loaded, options: Options):
+        self.seconds: dict[str, float] = {}
+        with self._clock("load"):
+            self.loaded, self._options = loaded, options
+            self.nodes, self.found = len(loaded.proto.graph.node), fingerprint(loaded.proto)
+            self.view = GraphView(loaded.proto)
+            self.candidates: list[Candidate] = []
+            self.opsets = [self.view.opset]
+            self.target = options.target
+        self.calls: list[dict[str, np.ndarray]] = []
+        self.stuck: str | None = None
+        self.varied: Varied | None = None
+        self.ordered, self.embedded, self.microsoft = Ordered(), Embedded(), Outcome()
+        self.spelled = False
+        self.stats: dict[str, Any] | None = None
+        self._in_place = False
+        self._only: set[str] | None = None
+        """Of what is to be taken apart: the names of sites, if not all."""
 
     @property
     def changed(self) -> bool:
         """Whether what was done is to be delivered whatever becomes of the sites."""
-        return self.varied is not None or bool(self.ordered.sites) or bool(self.microsoft.spelled)
+        made = (self._in_place, self.varied, self.ordered.sites, self.embedded.changed, self.microsoft.spelled)
+        return any(map(bool, made))
+
+    def put_calls_in_place(self) -> None:
+        """Of what is to be taken apart: calls of our functions."""
+        expansion = self._options.expansion
+        if expansion is None:
+            return
+        if expansion.sites is not None:
+            names = [candidate.name for candidate in recognize(self.view) if is_attention(candidate)]
+            self._only = {name for place, name in enumerate(names) if place in expansion.sites}
+        if with_calls_inlined(self.loaded, self._only):
+            store_typed_constants(self.loaded, GraphView(self.loaded.proto))
+            self.view, self._in_place = GraphView(self.loaded.proto), True
+
+    def measure(self) -> None:
+        if self.stats is None:
+            self.stats = stats_of(self.loaded, self.view, self._options, self.candidates)
+
+    def measure_as_it_was(self) -> None:
+        """Before anything becomes of the model that changes its statistics."""
+        options = self._options
+        spells = has_runtime_operators(self.view) and not keeps_runtime_operators(options.target, options.choices)
+        if options.outer is None and (spells or options.dynamic_batch or options.expansion is not None):
+            self.stats = stats_of(self.loaded, self.view, options, recognize(self.view))
+
+    def run_as_it_was(self) -> None:
+        """What the original needs in order to be run. Raises CannotRun for one that ONNX Runtime dies of."""
+        if self._options.verify:
+            refuse_crash(self.loaded.proto, self.loaded.name)
+            self.calls = decoder_calls(self.view) if self._options.outer is None else []
+
+    def spell_runtime_operators(self) -> None:
+        """ONNX Runtime's own operators in plain nodes, where the target is another runtime."""
+        options = self._options
+        if keeps_runtime_operators(options.target, options.choices) or not has_runtime_operators(self.view):
+            return
+        if self.view.opset < LEAST_OPSET and raise_opset(self.loaded.proto, LEAST_OPSET) is None:
+            self.view = GraphView(self.loaded.proto)
+        proof, taken = prove_spelled(self.view.opset) if options.verify else None, options.outer or frozenset()
+        _, self.view, outcome = without_microsoft(self.loaded, self.view, proof, own=True, taken=taken, only=self._only)
+        self.microsoft = self.microsoft.beside(outcome)
+
+    def vary_batch(self) -> None:
+        if self._options.dynamic_batch:
+            self.view, self.varied = with_dynamic_batch(self.loaded, self.view)
+
+    def recognize(self) -> None:
+        """Candidates, with functions inlined around them."""
+        outside = self.view
+        self.loaded, self.view, self.candidates = with_functions_inlined(self.loaded, self.view, own=True)
+        if self.view is not outside and has_runtime_operators(self.view):
+            self.spell_runtime_operators()
+            self.candidates = recognize(self.view)
+
+    def spell_operators(self) -> None:
+        """`Attention` operators as plain ones. Raises UsageError where the plan is another model's."""
+        before, plan = self.view, self._options.plan
+        self.loaded, self.view, self.candidates = with_plain_operators(
+            self.loaded, self.view, self.candidates, own=True, only=self._only
+        )
+        self.spelled |= self.view is not before
+        self._note_opset()
+        if plan is not None:
+            names = [candidate.name for candidate in self.candidates if is_attention(candidate)]
+            check_fits(plan, self.loaded.name, self.found, names)
+
+    def raise_opset(self) -> None:
+        """To what the forms need, before anything is added: the converter would drop our functions."""
+        choices = self._options.choices
+        wanted = ATTENTION_OPSET if any(choice.form == "attention" for choice in choices) else LEAST_OPSET
+        if self._options.outer is None and self.view.opset < wanted and has_sites(self.candidates, choices):
+            self.stuck = raise_opset(self.loaded.proto, wanted)
+            if self.stuck is None:
+                self.view = GraphView(self.loaded.proto)
+                self.candidates = recognize(self.view)
+                self._note_opset()
+        self.candidates = self.microsoft.told(self.candidates)
+        self.target = self._options.target.taking(self.view.opset)
+
+    def rewrite_around(self) -> None:
+        """Blocks of windows, and rotary embeddings: what is rewritten around sites before these are."""
+        _read_windows(self.view, self.candidates)
+        self.ordered = _ordered(self.loaded, self.view, self.candidates, self.target, self._options)
+        if self.ordered.sites:
+            self._read_again()
+        self.embedded = _embedded(self.loaded, self.view, self.candidates, self.target, self._options)
+        if self.embedded.changed:
+            self._read_again()
+
+    def _read_again(self) -> None:
+        """The model that was rewritten; windows stay those that were read before."""
+        windows, self.view = self.view.windows, GraphView(self.loaded.proto)
+        self.view.windows.update(windows)
+        self.candidates = self.microsoft.told(recognize(self.view))
+
+    def _note_opset(self) -> None:
+        if self.view.opset != self.opsets[-1]:
+            self.opsets.append(self.view.opset)
+
+    @contextmanager
+    def _clock(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def take(self, phase: str, *steps: Callable[[], None]) -> None:
+        """The steps of one phase, on its clock."""
+        with self._clock(phase):
+            for step in steps:
+                step()
 
 
 def prepared(loaded: Loaded, options: Options) -> Prepared:
-    """Everything that changes the model before its sites are planned. Raises UsageError where the plan is another model's."""
-    start = time.perf_counter()
-    nodes, found = len(loaded.proto.graph.node), fingerprint(loaded.proto)
-    view = GraphView(loaded.proto)
-    opsets, stuck = [view.opset], None
-    begun = time.perf_counter()
-    if options.verify:
-        refuse_crash(loaded.proto, loaded.name)
-    calls = decoder_calls(view) if options.verify and options.outer is None else []
-    spells = not keeps_runtime_operators(options.target, options.choices) and has_runtime_operators(view)
-    early = options.outer is None and (spells or options.dynamic_batch)
-    stats = stats_of(loaded, view, options, recognize(view)) if early else None
-    if spells and view.opset < LEAST_OPSET and raise_opset(loaded.proto, LEAST_OPSET) is None:
-        view = GraphView(loaded.proto)
-    view, microsoft = without_runtime_operators(loaded, view, options)
-    spelt = time.perf_counter()
-    view, varied = with_dynamic_batch(loaded, view) if options.dynamic_batch else (view, None)
-    imported = time.perf_counter()
-    outside = view
-    loaded, view, candidates = with_functions_inlined(loaded, view, own=True)
-    if view is not outside:
-        inlined, (view, inner) = view, without_runtime_operators(loaded, view, options)
-        microsoft = microsoft.beside(inner)
-        candidates = recognize(view) if view is not inlined else candidates
-    recognized = time.perf_counter()
-    stats = stats or stats_of(loaded, view, options, candidates)
-    measured = time.perf_counter()
-    before = view
-    loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=True)
-    spelled = view is not before
-    spelled_out = time.perf_counter()
-    opsets += [view.opset] if view.opset != opsets[0] else []
-    if options.plan is not None:
-        check_fits(options.plan, loaded.name, found, [c.name for c in candidates if is_attention(c)])
-    wanted = ATTENTION_OPSET if any(choice.form == "attention" for choice in options.choices) else LEAST_OPSET
-    if options.outer is None and view.opset < wanted and has_sites(candidates, options.choices):
-        # Before anything is added: the converter would drop our functions.
-        stuck = raise_opset(loaded.proto, wanted)
-        if stuck is None:
-            view = GraphView(loaded.proto)
-            candidates = recognize(view)
-            opsets.append(view.opset)
-    candidates = microsoft.told(candidates)
-    target = options.target.taking(view.opset)
-    _read_windows(view, candidates)
-    ordered = _ordered(loaded, view, candidates, target, options)
-    if ordered.sites:
-        windows, view = view.windows, GraphView(loaded.proto)
-        view.windows.update(windows)
-        candidates = microsoft.told(recognize(view))
-    loading = begun - start + imported - spelt
-    seconds = {
-        "load": loading,
-        "prove": spelt - begun,
-        "recognize": recognized - imported + spelled_out - measured,
-        "plan": time.perf_counter() - spelled_out,
-        "stats": measured - recognized,
-    }
-    return Prepared(
-        loaded,
-        view,
-        candidates,
-        target,
-        found,
-        nodes,
-        opsets,
-        stuck,
-        spelled,
-        varied,
-        ordered,
-        microsoft,
-        calls,
-        seconds,
-        stats,
-    )
+    """Everything that changes the model before its sites are planned."""
+    ready = Prepared(loaded, options)
+    ready.take("stats", ready.measure_as_it_was)
+    ready.take("load", ready.put_calls_in_place)
+    ready.take("prove", ready.run_as_it_was, ready.spell_runtime_operators)
+    ready.take("load", ready.vary_batch)
+    ready.take("recognize", ready.recognize)
+    ready.take("stats", ready.measure)
+    ready.take("recognize", ready.spell_operators)
+    ready.take("plan", ready.raise_opset, ready.rewrite_around)
+    return ready
 
 
 def stats_of(
@@ -162,12 +214,19 @@ def has_runtime_operators(view: GraphView) -> bool:
     return any(spelling(node, LEAST_OPSET) is not None for node in view.proto.graph.node)
 
 
-def without_runtime_operators(loaded: Loaded, view: GraphView, options: Options) -> tuple[GraphView, Outcome]:
-    if keeps_runtime_operators(options.target, options.choices):
-        return view, Outcome()
-    proof = prove_spelled(view.opset) if options.verify else None
-    _, view, outcome = without_microsoft(loaded, view, proof, own=True, taken=options.outer or frozenset())
-    return view, outcome
+def _embedded(
+    loaded: Loaded, view: GraphView, candidates: Sequence[Candidate], target: Target, options: Options
+) -> Embedded:
+    """Rotary embeddings as the target takes them."""
+    if options.outer is not None:
+        return Embedded()
+    gains = gains_by_rotary(target, RotaryFacts(opset=view.opset))
+    wanted = {
+        candidate.output.name
+        for candidate, choice in chosen(candidates, options.choice, options.own_choices)
+        if isinstance(candidate, AttentionSite) and choice.apply and (gains if choice.rotary is None else choice.rotary)
+    }
+    return embed(loaded, view, candidates, wanted, target if options.expansion is None else None, options.verify)
 
 
 def _ordered(

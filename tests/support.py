@@ -56,9 +56,11 @@ class Export:
 
 
 UNPACKED = frozenset(
-    # No layer, or none of one source; heads that are normalised or turned behind their layer; 1 × 1 convolutions.
+    # No layer, or none of one source; heads that are normalised or turned behind their layer, or put behind a past; 1 × 1
+    # convolutions.
     "sdpa sdpa_scale sdpa_causal sdpa_mask sdpa_prescaled sdpa_mask_bool sdpa_gqa sdpa_mqa mha_zero_attn mha_bias_kv mha_kdim "
-    "swin_v2_t swinv2_tiny_window8 vit_qk_norm edgenext_small llama mistral falcon phi visformer_tiny".split()
+    "swin_v2_t swinv2_tiny_window8 vit_qk_norm edgenext_small llama mistral falcon phi gptj cohere eva02_small dinov3_small "
+    "visformer_tiny t5_decoder_first t5_decoder_step gpt2_prefill gpt2_decode llama_static llama_decode mistral_decode".split()
 )
 
 

@@ -27,6 +27,7 @@ FUSED = {"fused": int, "nodes_before": int, "nodes_after": int, "seconds": dict,
 READ = {
     **{"heads": int, "kv_heads": int, "head_dim": int, "value_dim": int, "scale": NUMBER, "causal": bool},
     **{"masks": list, "projection": str, "window": (dict, type(None))},
+    **{"rotary": (dict, type(None))},
 }
 VERDICT = dict.fromkeys(("code", "node", "reason", "remedy"), TEXT_OR_NONE)
 WRITTEN = {"form": TEXT_OR_NONE, "packed": bool, "certificate": (dict, type(None))}

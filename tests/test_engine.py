@@ -84,6 +84,17 @@ def test_a_line_of_another_form_is_not_passed_over() -> None:
         parse_layers("Layers:\nName: a, LayerType: kgen, Something: else")
 
 
+def test_shapes_that_an_engine_waits_for_are_copied_by_a_step_and_waited_for_by_none() -> None:
+    """Recorded with 1.7.1: a static cache of TorchScript's, whose shape is made by ScatterElements."""
+    copied, told = "DeviceToShapeHost", "TacticValue: 0x0000000000000000, StreamId: 0, Metadata: "
+    shape = "{ Name: s, Location: Device, Dimensions: [4], Datatype: Int64, Format: Format not available due to dynamic shapes }"
+    (kernel,) = parse_layers(
+        f"Layers:\nName: [trainStation1], LayerType: TrainStation, Inputs: [], Outputs: [], {told}\n"
+        f"Name: s[DevicetoShapeHostCopy], LayerType: {copied}, Inputs: [ {shape}], Outputs: [], {told}"
+    )
+    assert (kernel.layer_type, kernel.inputs, kernel.outputs) == (copied, (TensorInfo("s", (4,), "Int64"),), ())
+
+
 def test_a_missing_compiler_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(compiling.util, "find_spec", lambda name: None)
     with pytest.raises(OnnxAttnError, match=r"pip install 'onnx-attn\[tensorrt\]'"):

@@ -15,6 +15,7 @@ from support import EXPORTS, Export, exports, feeds, max_rel, run
 import onnx_attn
 
 PATTERNS = ("bert*", "gpt2*", "clip*", "vit*", "mha*", "sdpa*", "handwritten*", "swin_t*")
+SIZES = {"batch": 2, "sequence": 16, "memory": 24, "past": 15, "total": 16}
 STATED = {"mask-shape", "masked-row-differs", "type-not-supported", "probabilities-used", "scores-changed"}
 
 
@@ -31,7 +32,7 @@ def test_every_site_becomes_the_operator_or_says_why_not(export: Export, tmp_pat
         assert len(written) == len(operators)
         assert result.model.opset_import[0].version >= 23
         onnx.checker.check_model(result.model, full_check=True)
-        inputs = feeds(result.model, {"batch": 2, "sequence": 16, "memory": 24})
+        inputs = feeds(result.model, SIZES)
         expected = run(export.path, inputs, optimized=not export.half)
         assert max_rel(expected, run(result.model, inputs, optimized=not export.half)) <= (
             2e-3 if export.half else 1e-5

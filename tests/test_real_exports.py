@@ -11,7 +11,10 @@ from support import Export, exports, feeds, max_rel, run
 import onnx_attn
 
 ALL = exports()
-SIZES = ({"batch": 3, "sequence": 9, "memory": 7}, {"batch": 2, "sequence": 16, "memory": 24})
+SIZES = (
+    {"batch": 3, "sequence": 9, "memory": 7, "past": 5, "total": 6},
+    {"batch": 2, "sequence": 16, "memory": 24, "past": 15, "total": 16},
+)
 FIXED = ({"batch": 2, "sequence": 16, "memory": 24}, {"batch": 5, "sequence": 16, "memory": 24})
 
 

@@ -12,6 +12,7 @@ import pytest
 from checks import assert_same, feeds, same_bytes
 from graphs import CHANNELS, HEADS, WIDTH, Net
 from onnx import TensorProto, helper
+from pre_norm import PreNorm
 from support import EXPORTS, max_rel, run
 from window_blocks import Residual, assert_old_names_hold_old_numbers, calls, inside, operators, ordered
 from windows import ROLLS
@@ -166,6 +167,16 @@ def test_of_sequences_in_a_batch_tokens_come_first_without_windows() -> None:
     fused, done = ordered(onnx.load(path))
     assert done == [True, True]
     assert calls(fused) == []
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_keys_that_are_cached_lie_entries_first_and_so_do_their_tokens(cached: bool) -> None:
+    block = PreNorm()
+    q, k, v = block.heads(block.norm())
+    for value in (k, v) if cached else ():
+        block.net.output(value)
+    _, done = ordered(block.model(block.net.op("Add", block.x, block.out(block.attend(q, k, v)))))
+    assert done == [not cached]
 
 
 @pytest.mark.parametrize("pads", [(0, 3, 0, 2), (1, 2, 1, 1)], ids=str)

@@ -11,8 +11,9 @@ ATTENTION = re.compile(r"_*(mye\d+)?_?gem[mv]_mha")
 GENERATED = "kgen"
 """The type of generated kernels, these among them; others are called after ONNX nodes, in whose names anything may stand."""
 
-EVENTS = frozenset({"wait", "signal", "jmp", "cjmp"})
-"""Layer types that compute nothing: events of a stream, jumps of an If. (`shape_call`, `copy` and `memset` count.)"""
+EVENTS = frozenset({"wait", "signal", "jmp", "cjmp", "TrainStation"})
+"""Layer types that compute nothing: events of a stream, jumps of an If, waiting for a shape that is only known when the engine
+runs. (`shape_call`, `copy` and `memset` count.)"""
 
 BITS = {
     "Bool": 8,

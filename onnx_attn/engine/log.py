@@ -18,12 +18,13 @@ PATTERN = re.compile(r"Found (?P<node>.+) to be part of self-attention pattern\.
 _LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<layer_type>\w+), Inputs: \[(?P<inputs>.*?)\]"
     r"(?:, Constants: \[(?P<constants>.*?)\])?, Outputs: \[(?P<outputs>.*?)\]"
-    r"(?=, (?:TacticName|ParameterType|StreamId|Metadata): |$)(?P<rest>.*)$",
+    r"(?=, (?:TacticName|TacticValue|ParameterType|StreamId|Metadata): |$)(?P<rest>.*)$",
     re.DOTALL,
 )
 _TACTIC = re.compile(r", TacticName: (.*?)(?=, StreamId: |$)", re.DOTALL)
 _METADATA = re.compile(r", Metadata:\s*(.*)$", re.DOTALL)
-"""Not every layer has these: what moves a shape between host and device (`ShapeHostToDevice`) has no tactic."""
+"""Not every layer has these: what moves a shape between host and device (`ShapeHostToDevice`) has no tactic, or
+the number 0 for one."""
 _TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?)(?:, Location: \w+)?, Dimensions: \[(?P<dims>[-\d,\s]*)\].*?, Datatype: (?P<datatype>\w+)"
 )

@@ -17,6 +17,7 @@ from onnx_attn.site import AttentionSite, Operand
 from onnx_attn.views.arrange import Dim, unarranged
 from onnx_attn.views.layout import REPEAT, Digit, Layout
 from onnx_attn.views.movement import layout_of, permutation
+from onnx_attn.views.trace import scalar_factor
 
 
 def write_operands(
@@ -119,7 +120,27 @@ def _own_heads(view: GraphView, operand: Operand) -> Layout | None:
 
 
 def _written_anew(writer: Writer, view: GraphView, operand: Operand, role: str) -> str | None:
-    return _rewrite(writer, view, operand.layout, operand.trace.source, role) if operand.layout is not None else None
+    found = _rewrite(writer, view, operand.layout, operand.trace.source, role) if operand.layout is not None else None
+    if found is not None or role != "key" or operand.trace.factor == 1.0:
+        return found
+    return _key_in_front_of_its_factor(writer, view, operand)
+
+
+def _key_in_front_of_its_factor(writer: Writer, view: GraphView, operand: Operand) -> str | None:
+    """From a value on the way that holds all of K and nothing else, the one with the least left to do: where a layer makes Q and
+    V too, and what comes of K is cached, that is the present. (Q carries the scale in any case.)"""
+    found: list[tuple[int, gs.Tensor, Turn]] = []
+    for place, step in enumerate(operand.trace.steps):
+        if step.branches or scalar_factor(view, step.node) is not None:
+            break
+        shapes = view.shapes(step.output)
+        layout = layout_of(view, shapes, operand.trace.steps[place + 1 :]) if shapes is not None else None
+        plan = _plan(view, layout, step.output) if layout is not None else None
+        found += [(plan.nodes, step.output, plan)] if plan is not None else []
+    if not found:
+        return None
+    _, source, plan = min(found, key=lambda each: each[0])
+    return write_turn(writer, source.name, plan, ROLES[1])
 
 
 def _rewrite(writer: Writer, view: GraphView, layout: Layout, source: gs.Tensor, role: str) -> str | None:

@@ -84,6 +84,10 @@ class Packing:
     def members(self) -> dict[int, tuple[Group, Member]]:
         return {member.role: (group, member) for group in self.groups for member in group.members}
 
+    def apart(self) -> Packing:
+        """The same with a product for each of Q, K and V."""
+        return replace(self, groups=tuple(Group((member,)) for group in self.groups for member in group.members))
+
 
 def _is_stored(weight: gs.Tensor) -> bool:
     """Whether a weight stays as it is in the model: as it is stored, or dequantised from that."""

@@ -25,6 +25,11 @@ class Turn:
     order: list[int]
     merged: list[int] | None
 
+    @property
+    def nodes(self) -> int:
+        """How many nodes it takes."""
+        return (self.split is not None) + (self.order != sorted(self.order)) + (self.merged is not None)
+
 
 def plan_turn(
     base: Sequence[Dim], atoms: Sequence[Dim], order: Sequence[int], final: Sequence[Dim], alone: int | None = None

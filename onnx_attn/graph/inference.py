@@ -6,27 +6,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
-from onnx.reference import ReferenceEvaluator
 
+from onnx_attn.graph.contradictions import check
 from onnx_attn.graph.slim import SMALL
+from onnx_attn.graph.small_values import small_values
 from onnx_attn.graph.world import Known, Shape, World, input_shape, overridable
 
-CONSTANT_TYPES = {
-    "value": None,
-    "value_float": np.float32,
-    "value_floats": np.float32,
-    "value_int": np.int64,
-    "value_ints": np.int64,
-}
-"""Constant's attributes and the types that they stand for."""
-
-NOT_A_FUNCTION = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
-)
-"""Operators whose result does not follow from their inputs."""
+LIKE_THE_FIRST = frozenset({"RotaryEmbedding"})
+"""ONNX Runtime's own operators, unknown to onnx, whose result has the type and shape of their first input."""
 
 
 Body = tuple[Sequence[onnx.NodeProto], Sequence[onnx.TensorProto]]
@@ -39,8 +28,10 @@ BODIES: dict[tuple[str, str], Callable[[onnx.NodeProto, Sequence[Known | None], 
 class Inference:
     """Runs a model forward on types, shapes and small values. Equal nodes on equal inputs are inferred once."""
 
-    def __init__(self, proto: onnx.ModelProto):
+    def __init__(self, proto: onnx.ModelProto, most: int = SMALL):
+        """most: how many whole numbers a result may have of which each is known; of other values there are SMALL."""
         self.proto = proto
+        self.most = most
         self.functions = {(f.domain, f.name): f for f in proto.functions}
         self.memo: dict[Any, tuple[Known | None, ...]] = {}
         self.types: dict[tuple[int, Shape | None], onnx.TypeProto] = {}
@@ -89,6 +80,8 @@ class Inference:
         function = self.functions.get((node.domain, node.op_type))
         if function is not None:
             return self._function(node, function, inputs, world)
+        if node.op_type in LIKE_THE_FIRST and node.domain == "com.microsoft":
+            return [inputs[0] and Known(inputs[0].elem_type, inputs[0].shape)]
         attributes = list(node.attribute)
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in attributes):
             self._subgraphs(node, world, opsets)
@@ -112,10 +105,8 @@ class Inference:
         result = self.memo[key]
         if not result and (_domain(node.domain) == "" or (node.domain, node.op_type) in BODIES):
             world.failures.append(node.name or node.output[0])
-        elif node.op_type == "Reshape":
-            _check_reshape(node, inputs[0], result[0], world)
-        elif node.op_type == "Attention" and _domain(node.domain) == "":
-            _check_attention(node, inputs, world, opsets[""])
+        elif result:
+            check(node, inputs, result, world, opsets.get("", 0))
         return result
 
     def _infer(
@@ -146,7 +137,7 @@ class Inference:
         if schema.function_body.node and any(entry is None or entry.shape is None for entry in known):
             # Below opset 16 GreaterOrEqual and its like have a body and no inference of their own.
             known = self._function(node, schema.function_body, inputs, World({}))
-        values = self._values(node, inputs, known, opsets)
+        values = small_values(node, inputs, known, opsets, self.most)
         return tuple(
             entry if value is None or entry is None else Known(entry.elem_type, tuple(value.shape), value)
             for entry, value in zip(known, values, strict=True)
@@ -172,31 +163,6 @@ class Inference:
             for inner in nodes
         )
         return () if contradicts else tuple(scope.known.get(name) for name in node.output)
-
-    def _values(
-        self, node: onnx.NodeProto, inputs: list[Known | None], known: Sequence[Known | None], opsets: dict[str, int]
-    ) -> Sequence[np.ndarray | None]:
-        """Small results of small values, by the reference operators; Shape and Size from the shape alone."""
-        nothing = [None] * len(node.output)
-        feed = {n: e.value for n, e in zip(node.input, inputs, strict=True) if e is not None and e.value is not None}
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name in CONSTANT_TYPES:
-            # Most graphs' only constants: reading them here spares loading the reference operators.
-            value = helper.get_attribute_value(node.attribute[0])
-            is_tensor = isinstance(value, onnx.TensorProto)
-            array = (
-                numpy_helper.to_array(value) if is_tensor else np.asarray(value, CONSTANT_TYPES[node.attribute[0].name])
-            )
-            return [array] if array.size <= SMALL else nothing
-        if node.op_type in ("Shape", "Size") and inputs[0] is not None and inputs[0].shape is not None:
-            feed = {node.input[0]: np.broadcast_to(np.zeros((), np.float32), inputs[0].shape)}
-        elif node.op_type in NOT_A_FUNCTION or any(name not in feed for name in node.input if name):
-            return nothing
-        if any(entry is None or entry.shape is None or math.prod(entry.shape) > SMALL for entry in known):
-            return nothing
-        try:
-            return [np.asarray(result) for result in ReferenceEvaluator(node, opsets=opsets).run(None, feed)]
-        except Exception:  # The reference operators raise what they like; the shape is known all the same.
-            return nothing
 
     def _type(self, entry: Known) -> onnx.TypeProto:
         key = (entry.elem_type, entry.shape)
@@ -258,28 +224,6 @@ def _known(proto: onnx.TypeProto | None) -> Known | None:
     if not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in tensor.shape.dim):
         return Known(tensor.elem_type, None)
     return Known(tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim))
-
-
-def _check_reshape(node: onnx.NodeProto, before: Known | None, after: Known | None, world: World) -> None:
-    """Shape inference believes a Reshape; a size that an exporter froze shows as a count of elements that is off."""
-    if before is None or after is None or before.shape is None or after.shape is None:
-        return
-    if math.prod(before.shape) != math.prod(after.shape):
-        world.failures.append(node.name or node.output[0])
-    elif before.shape[:1] == after.shape[:1]:
-        world.kept_axes += 1
-
-
-def _check_attention(node: onnx.NodeProto, inputs: Sequence[Known | None], world: World, opset: int) -> None:
-    """Shape inference looks at Q, K and V alone: a mask has no more columns than there are keys, the past's included, and
-    before opset 24 as many."""
-    key, mask, past = ((*inputs, *[None] * 6)[place] for place in (1, 3, 4))
-    if key is None or key.shape is None or mask is None or not mask.shape:
-        return
-    keys = key.shape[-2] + (past.shape[-2] if past is not None and past.shape else 0)
-    columns = mask.shape[-1]
-    if columns > max(keys, 1) or (opset < 24 and columns not in (1, keys)):
-        world.failures.append(node.name or node.output[0])
 
 
 def bind(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> onnx.NodeProto:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 
 import onnx
-from onnx import inliner
+from onnx import inliner, shape_inference
 
 from onnx_attn.graph.slim import slim_copy
 
@@ -34,6 +34,18 @@ def inline_functions(proto: onnx.ModelProto, functions: Collection[FunctionId]) 
     proto.functions.extend(inlined.functions)
     present = {entry.domain for entry in proto.opset_import}
     proto.opset_import.extend(entry for entry in inlined.opset_import if entry.domain not in present)
+
+
+def inline_operators(proto: onnx.ModelProto, operators: Collection[str]) -> bool:
+    """Put what onnx's own definitions say in place of these operators in `proto` itself; False if it has none."""
+    if not any(node.op_type in operators and node.domain in ("", "ai.onnx") for node in proto.graph.node):
+        return False
+    slim = shape_inference.infer_shapes(slim_copy(proto), data_prop=True)
+    known = [("", operator) for operator in operators]
+    inlined = inliner.inline_selected_functions(slim, known, inline_schema_functions=True)
+    del proto.graph.node[:]
+    proto.graph.node.extend(inlined.graph.node)
+    return True
 
 
 def _restore_names(graph: onnx.GraphProto, before: Collection[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import onnx
 
 from onnx_attn.graph.inference import Inference
+from onnx_attn.graph.small_values import INDICES
 from onnx_attn.graph.world import World, symbol
 
 MOST_GUESSES = 64
@@ -28,9 +29,9 @@ def worlds_of(proto: onnx.ModelProto) -> tuple[World, ...]:
     be one world only. The assignment with the fewest contradictions is taken.
     """
     symbols = dynamic_dimensions(proto.graph)
-    inference = Inference(proto)
     if not symbols:
-        return (inference.run({}),)
+        return (Inference(proto).run({}),)
+    inference = Inference(proto, INDICES)
     best: tuple[World, ...] | None = None
     for assignment in _assignments(symbols, proto.graph):
         worlds = tuple(inference.run(sizes) for sizes in assignment)
@@ -91,12 +92,14 @@ def _assignments(symbols: dict[str, int], graph: onnx.GraphProto) -> Iterator[li
 
 
 def _sums(symbols: dict[str, int], graph: onnx.GraphProto) -> Iterator[tuple[str, str, str | int]]:
-    """Dimensions that may be the sum of two, as that of keys behind a past; the second may be a number."""
+    """Dimensions that may be the sum of two, as that of keys behind a past; the second may be a number. Those with a first axis,
+    which is a batch as a rule, come last."""
     dims = (dim for value in graph.input for dim in value.type.tensor_type.shape.dim)
     numbers = sorted({dim.dim_value for dim in dims if dim.HasField("dim_value")})
-    for total, first in itertools.permutations(symbols, 2):
-        yield from ((total, first, second) for second in symbols if first < second != total)
-        yield from ((total, first, number) for number in numbers)
+    pairs = list(itertools.permutations(symbols, 2))
+    sums: list[tuple[str, str, str | int]] = [(t, a, b) for t, a in pairs for b in symbols if a < b != t]
+    sums += [(total, first, number) for total, first in pairs for number in numbers]
+    yield from sorted(sums, key=lambda names: any(symbols.get(str(name)) == 0 for name in names))
 
 
 def _summands(name: str) -> list[str]:

@@ -44,6 +44,8 @@ class GraphView:
         """By name, what makes tensors that are read in other axes than the graph has them in (`views.arrange`)."""
         self.windows: dict[tuple[str, ...], Any] = {}
         """The windows of sites, by their operands (`recognize.window`)."""
+        self.rotaries: dict[object, Any] = {}
+        """The rotary embeddings of operands, by name and by what makes them (`recognize.rotary`)."""
         self.mask_kinds: dict[tuple[object, ...], Any] = {}
         """The kinds of sites' masks (`recognize.window_masks`)."""
         self._defaults = overridable(proto)

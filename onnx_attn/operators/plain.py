@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 
 import onnx
 
@@ -15,14 +15,14 @@ from onnx_attn.site import AttentionSite, Candidate, Verdict
 
 
 def with_plain_operators(
-    loaded: Loaded, view: GraphView, candidates: list[Candidate], own: bool
+    loaded: Loaded, view: GraphView, candidates: list[Candidate], own: bool, only: Collection[str] | None = None
 ) -> tuple[Loaded, GraphView, list[Candidate]]:
     """The model to read, and its candidates: operators that were refused for their features are spelled out where that makes
     sites of them; the others stay as they are.
 
-    own: the model may be changed; else a copy is.
+    own: the model may be changed; else a copy is. only: those of these names.
     """
-    wanted = _with_features(view, candidates)
+    wanted = _with_features(view, [each for each in candidates if only is None or each.name in only])
     if not wanted:
         return loaded, view, candidates
     if not own:

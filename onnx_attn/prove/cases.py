@@ -34,16 +34,17 @@ class Case:
     exact: bool
 
 
-def cases(view: GraphView, site: AttentionSite, cut: Cut, operator: bool = False) -> Iterator[Case]:
+def cases(view: GraphView, site: AttentionSite | None, cut: Cut, operator: bool = False) -> Iterator[Case]:
     """Every kind of case in every world (two batch sizes and lengths where these are dynamic). operator: the site is, or
-    becomes, the Attention operator."""
+    becomes, the Attention operator. Without a site, those of what has no masks."""
     # What is subtracted blocks by plus infinity.
-    signs = {real(view, term.mask).name: -1.0 if term.kind == "subtract" else 1.0 for term in site.masks if term.mask}
+    terms, tensors = (site.masks, site.mask_tensors) if site is not None else ((), ())
+    signs = {real(view, term.mask).name: -1.0 if term.kind == "subtract" else 1.0 for term in terms if term.mask}
     masks = {name: sign for name, sign in signs.items() if name in cut.inputs}
     # Masks are tried with what is hard for them, whatever they are.
-    plain = [name for name in cut.inputs if name not in {real(view, mask).name for mask in site.mask_tensors}]
+    plain = [name for name in cut.inputs if name not in {real(view, mask).name for mask in tensors}]
     # Exponentials that overflow make NaN of large logits, which one softmax does not.
-    kinds = ["random"] if site.overflows else ["random", "large"]
+    kinds = ["random"] if site is not None and site.overflows else ["random", "large"]
     if masks:
         kinds += ["blocked", "row-inf", "row-lowest"]
     for number, world in enumerate(view.worlds):

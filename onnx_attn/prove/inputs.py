@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -19,7 +19,8 @@ def model_inputs(proto: onnx.ModelProto, world: World, seed: int = SEED, padded:
     """Values for every input at the sizes of one world; another seed gives others.
 
     Floats are normal. Whole numbers that index a table (an embedding) stay inside it; others, and booleans, look like a
-    padding mask: along the last axis a run of ones, at least one long, then zeros, or where nothing is `padded` ones throughout.
+    padding mask: along the last axis a run of ones, at least one long, then zeros. The first entry of several has ones alone: who
+    attends to the last keys, as behind a cache, sees nothing of a padded one. Where nothing is `padded`, all have.
     """
     rng = np.random.default_rng([seed, len(world.sizes), *world.sizes.values()])
     weights = {tensor.name for tensor in proto.graph.initializer}
@@ -44,10 +45,24 @@ def model_inputs(proto: onnx.ModelProto, world: World, seed: int = SEED, padded:
     return values
 
 
+def flags_off(inputs: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """The same values with every flag off, for models that have one: a boolean of one element, on in what is made up, chooses
+    between the branches of a decoder with and without a past."""
+    found = []
+    for values in inputs:
+        flags = {
+            name: np.zeros_like(value) for name, value in values.items() if value.dtype == bool and value.size == 1
+        }
+        found += [{**values, **flags}] if flags else []
+    return found
+
+
 def _prefixes(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     if not shape:
         return np.ones(shape)
     lengths = rng.integers(1, shape[-1] + 1, shape[:-1]) if shape[-1] else np.zeros(shape[:-1], int)
+    if len(shape) > 1 and shape[0] > 1:
+        lengths[0] = shape[-1]
     return np.arange(shape[-1]) < lengths[..., None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import onnx
 
 from onnx_attn.prove.compare import RTOL, Difference, difference, worst
 from onnx_attn.prove.slices import WHOLE, Slices
-from onnx_attn.runtime import Session
+from onnx_attn.runtime import CannotRun, Session
 
 Model = onnx.ModelProto | str | Path
 
@@ -45,21 +46,26 @@ def compare_models(
     rtol: float,
     atol: float = 0.0,
     slices: tuple[Slices, Slices] = (WHOLE, WHOLE),
+    also: Sequence[Mapping[str, np.ndarray]] = (),
 ) -> WholeProof:
     """Run both (each with a name for messages) on every set of inputs, one after the other, never both in memory.
 
-    slices: how many entries of a batch each takes at a time, where that is fixed.
+    slices: how many entries of a batch each takes at a time, where that is fixed. also: more inputs, as far as the first model
+    runs on them.
     """
     session = Session(*before)
     outputs = session.outputs
-    expected = [slices[0].run(session, values, outputs) for values in inputs]
+    runs = [(values, slices[0].run(session, values, outputs)) for values in inputs]
+    for values in also:
+        with suppress(CannotRun):
+            runs.append((values, slices[0].run(session, values, outputs)))
     del session
     session = Session(*after)
     found: dict[str, list[Difference]] = {name: [] for name in outputs}
-    for values, wanted in zip(inputs, expected, strict=True):
+    for values, wanted in runs:
         for name, a, b in zip(outputs, wanted, slices[1].run(session, values, outputs), strict=True):
             found[name].append(difference(a, b))
-    return WholeProof({name: worst(differences) for name, differences in found.items()}, len(inputs), rtol, atol)
+    return WholeProof({name: worst(differences) for name, differences in found.items()}, len(runs), rtol, atol)
 
 
 def default_rtol(protos: Iterable[onnx.ModelProto]) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from onnx_attn.graph.edit import reads
 from onnx_attn.graph.view import GraphView
@@ -81,16 +81,17 @@ def _run(view: GraphView, tensor: gs.Tensor) -> list[np.ndarray]:
     found = _ancestors(view, tensor)
     if found is None:
         return []
-    positions, inputs, weights = found
+    positions, inputs, weights, numbers = found
     world = view.worlds[0]
     shape = world.shape(tensor.name)
     nodes = [view.proto.graph.node[position] for position in sorted(positions)]
-    made = {name for node in nodes for name in node.output}
-    if any(name and name not in made | inputs | weights for node in nodes for name in reads(node)):
+    made = {name for node in nodes for name in node.output if name not in numbers}
+    if any(name and name not in made | inputs | weights | numbers.keys() for node in nodes for name in reads(node)):
         return []
     types = {name: helper.make_tensor_value_info(name, world.elem_type(name), world.shape(name)) for name in inputs}
     output = helper.make_tensor_value_info(tensor.name, world.elem_type(tensor.name), shape)
     stored = [view.initializer(name) for name in weights]
+    stored += [numpy_helper.from_array(value, name) for name, value in numbers.items()]
     graph = helper.make_graph(nodes, "mask", list(types.values()), [output], stored)
     model = onnx.ModelProto(graph=graph, ir_version=view.proto.ir_version)
     model.opset_import.extend(view.proto.opset_import)
@@ -115,12 +116,16 @@ def _given(view: GraphView, name: str, number: int) -> np.ndarray:
     return np.full(shape, number, dtype)
 
 
-def _ancestors(view: GraphView, tensor: gs.Tensor) -> tuple[set[int], set[str], set[str]] | None:
-    """Positions of the nodes that make a tensor, the inputs and the weights that they start from. None if it is made from
-    activations, or by too many nodes."""
+Origins = tuple[set[int], set[str], set[str], dict[str, np.ndarray]]
+
+
+def _ancestors(view: GraphView, tensor: gs.Tensor) -> Origins | None:
+    """Positions of the nodes that make a tensor, the inputs and the weights that they start from, and the numbers, which sizes
+    decide: a range up to the number of keys is made from no key. None if it is made from activations, or by too many nodes."""
     positions: set[int] = set()
     inputs: set[str] = set()
     weights: set[str] = set()
+    numbers: dict[str, np.ndarray] = {}
     queue = [tensor]
     while queue:
         tensor = queue.pop()
@@ -129,9 +134,12 @@ def _ancestors(view: GraphView, tensor: gs.Tensor) -> tuple[set[int], set[str], 
             if tensor.name:
                 (weights if isinstance(tensor, gs.Constant) else inputs).add(tensor.name)
             continue
+        if (value := view.worlds[0].value(tensor.name)) is not None and view.in_main_graph(node):
+            numbers[tensor.name] = value
+            continue
         if not view.in_main_graph(node) or node.op in _COMPUTES or len(positions) > MOST_NODES:
             return None
         if view.position(node) not in positions:
             positions.add(view.position(node))
             queue.extend(node.inputs)
-    return positions, inputs, weights
+    return positions, inputs, weights, numbers

@@ -15,6 +15,7 @@ from onnx_attn.prove.compare import Difference
 from onnx_attn.prove.site import Certificate
 from onnx_attn.prove.whole import WholeProof
 from onnx_attn.recognize.causality import blocks_later_keys
+from onnx_attn.recognize.rotary import Rotary, read_rotary
 from onnx_attn.recognize.window import read_window
 from onnx_attn.recognize.window_masks import mask_kinds
 from onnx_attn.site import AttentionSite, Candidate, Verdict, Window, Written
@@ -158,13 +159,15 @@ def _site(site: AttentionSite | Written, view: GraphView) -> dict[str, Any]:
         ],
         "projection": projection,
         "window": _window(window),
+        "rotary": _rotary(*read_rotary(view, site)),
     }
 
 
 def _unread(verdict: Verdict) -> dict[str, Any]:
     unread = dict.fromkeys(("heads", "kv_heads", "head_dim", "value_dim", "scale", "causal"))
     status = "refused" if verdict.attention else "not_attention"
-    return {"softmax": verdict.name, "status": status, **unread, "masks": [], "projection": "none", "window": None}
+    nothing: dict[str, Any] = {"masks": [], "projection": "none", "window": None, "rotary": None}
+    return {"softmax": verdict.name, "status": status, **unread, **nothing}
 
 
 def _window(window: Window | None) -> dict[str, Any] | None:
@@ -173,6 +176,22 @@ def _window(window: Window | None) -> dict[str, Any] | None:
         return None
     sizes = {"size": list(window.size), "shift": list(window.shift), "grid": list(window.grid)}
     return {**sizes, "kind": window.kind, "padding": [list(each) for each in window.padding]}
+
+
+def _rotary(query: Rotary | None, key: Rotary | None) -> dict[str, Any] | None:
+    """`of`: the operands that have one; operand by operand where they are not alike. `first`: the first channel that is rotated,
+    `dim`: how many are. `all_tokens`: whether none stays as it is, as class tokens do."""
+    found = {role: rotary for role, rotary in (("query", query), ("key", key)) if rotary is not None}
+    if not found:
+        return None
+    each = {
+        role: {"kind": rotary.kind, "dim": rotary.dim, "first": rotary.first, "all_tokens": rotary.whole}
+        for role, rotary in found.items()
+    }
+    first = next(iter(each.values()))
+    if all(other == first for other in each.values()):
+        return {**first, "of": list(found)}
+    return {**dict.fromkeys(first), "of": list(found), **each}
 
 
 def _verdict(verdict: Verdict | None) -> dict[str, Any]:

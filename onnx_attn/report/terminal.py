@@ -52,6 +52,27 @@ def show_fusion(report: Report, output: str, console: Console) -> None:
     console.print(f"wrote   {escape(output)}")
 
 
+def show_expansion(report: Report, output: str, console: Console) -> None:
+    asked = f" of {len(report['asked'])} asked for" if report["asked"] is not None else ""
+    console.print(f"[bold]{escape(report['model'])}[/]")
+    console.print(f"{_count(report['sites'], 'attention site')}, {report['expanded']} taken apart{asked}")
+    _show_sites(report, console)
+    _show_left_alone(report, console)
+    _show_spelled(report["spelled"], console)
+    if report["opset_raised"]:
+        console.print(f"opset   {' → '.join(map(str, report['opset_raised']))}")
+    console.print(f"nodes   {report['nodes_before']} → {report['nodes_after']}")
+    console.print(f"proof   {_proof_line(report)}")
+    console.print(f"wrote   {escape(output)}")
+
+
+def show_extraction(report: Report, output: str, console: Console) -> None:
+    console.print(f"[bold]{escape(report['site'])}[/] ({escape(report['softmax'])}) of {escape(report['model'])}")
+    console.print(f"reads   {', '.join(map(escape, report['inputs']))}")
+    console.print(f"gives   {', '.join(map(escape, report['outputs']))}, in {_count(report['nodes'], 'node')}")
+    console.print(f"wrote   {escape(output)}")
+
+
 def show_verification(report: Report, console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("output", "max_abs", "max_rel", "NaN and ±inf", ""):
@@ -94,15 +115,16 @@ def _show_sites(report: Report, console: Console) -> None:
         groups.setdefault(_row(site), []).append(site)
     table = Table(box=None, pad_edge=False)
     fused = any(site.get("form") for site in sites)
-    windows = any(site["window"] for site in sites)
-    columns = ("sites", "heads", "size", "scale", "masks", *(("window",) if windows else ()), "projection")
+    shown = [name for name in ("window", "rotary") if any(site[name] for site in sites)]
+    columns = ("sites", "heads", "size", "scale", "masks", *shown, "projection")
     for column in (*columns, *(("form", "max_rel") if fused else ())):
         table.add_column(column, overflow="fold")
     for row, members in groups.items():
         found = [m["certificate"]["max_rel"] for m in members if m.get("certificate")]
         name = _span([member["id"] for member in members])
-        *cells, window, projection, form = row
-        cells += [window, projection] if windows else [projection]
+        *cells, window, rotary, projection, form = row
+        cells += [cell for name, cell in (("window", window), ("rotary", rotary)) if name in shown]
+        cells.append(projection)
         cells += [form, f"{max(found):.1e}" if found else ""] if fused else []
         table.add_row(name, *cells)
     console.print(table)
@@ -173,6 +195,7 @@ def _row(site: Report) -> tuple[str, ...]:
         f"{site['scale']:.6g}",
         escape(", ".join(masks)) or "none",
         _window(site["window"]),
+        _rotary(site["rotary"]),
         site["projection"] + packing,
         ", ".join([site.get("form") or "", *site["changes"]]),
     )
@@ -185,6 +208,15 @@ def _window(window: Report | None) -> str:
     kind = "" if window["kind"] == "window" else f" {window['kind']}"
     shift = f" +{','.join(map(str, window['shift']))}" if any(window["shift"]) else ""
     return "×".join(map(str, window["size"])) + kind + shift
+
+
+def _rotary(rotary: Report | None) -> str:
+    """`half 64`: the kind and how many channels of a head, operand by operand where these are not alike."""
+    if rotary is None:
+        return ""
+    if rotary["kind"] is None:
+        return ", ".join(f"{role} {rotary[role]['kind']} {rotary[role]['dim']}" for role in rotary["of"])
+    return f"{rotary['kind']} {rotary['dim']}" + (f", {rotary['of'][0]} alone" if len(rotary["of"]) == 1 else "")
 
 
 def _show_left_alone(report: Report, console: Console) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_attn.forms.owning import reads_shape
+from onnx_attn.forms.owning import is_own, reads_shape
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.recognize.origin import read_origin
 from onnx_attn.row_order.partition import Partition, read_partition, read_roll
@@ -78,7 +78,7 @@ def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | 
     left = only_read(view, home, tail[-1:], [], (landed,))
     if leaves_first is None or left is None:
         return None
-    for first, norm in _beginnings(view, into):
+    for first, norm in _beginnings(view, site, into):
         asked = _asked(view, into, first)
         if asked is not None:
             entry = into.ahead.source if into.ahead is not None else (first.inputs[0] if first else into.way.source)
@@ -96,7 +96,7 @@ def _asked(view: GraphView, into: _Into, first: gs.Node | None) -> Asked | None:
     return None if asked is None or ahead is None else [*asked, *ahead]
 
 
-def _beginnings(view: GraphView, into: _Into) -> Iterator[tuple[gs.Node | None, gs.Node | None]]:
+def _beginnings(view: GraphView, site: AttentionSite, into: _Into) -> Iterator[tuple[gs.Node | None, gs.Node | None]]:
     """What may go with the movement, the farthest first: the padding in front of it, or the norm, or neither. As the node, and
     again if it is the norm: behind a norm, zeros are zeros no more, so in front of padding it stays where it is."""
     partition, source = into.partition, into.way.source
@@ -106,11 +106,19 @@ def _beginnings(view: GraphView, into: _Into) -> Iterator[tuple[gs.Node | None, 
     norm = _norm(view, source)
     # Of one entry tokens are first already; without a norm that can carry biases the compiler copies them in any case, and where
     # the batch varies no norm carries any (ViT-B/16, batch 1 to 8: 102 kernels either way).
-    pays = partition.moves or (norm is not None and view.static(source, 0) not in (None, 1))
+    # Presents are wanted entries first: from tokens first they are moved in kernels of their own (GPT-2, batch 2: 26, not 24).
+    several = norm is not None and view.static(source, 0) not in (None, 1)
+    pays = partition.moves or (several and _is_read_alone(view, site))
     if norm is not None and pays and not any(_goes_around(view, norm, tensor) for tensor in into.windows):
         yield norm, norm
     if partition.moves:
         yield None, None
+
+
+def _is_read_alone(view: GraphView, site: AttentionSite) -> bool:
+    """Whether what the layers in front of a site make is read by the site alone; a cache reads keys and values too."""
+    operands = site.projection.operands if site.projection is not None else ()
+    return is_own(view, site, [(role, each.layer) for role, each in enumerate(operands) if each is not None])
 
 
 def _goes_around(view: GraphView, norm: gs.Node, tensor: gs.Tensor) -> bool:

@@ -172,7 +172,7 @@ def layout_of(
 
     Equal movements of equal bases, as in the layers of one model, are run once.
     """
-    key = (base, tuple(_key(view, step) for step in row_steps), tuple(_key(view, step) for step in steps))
+    key = (base, tuple(step_key(view, step) for step in row_steps), tuple(step_key(view, step) for step in steps))
     if key not in view.layouts:
         view.layouts[key] = _run_all(view, base, steps, row_steps)
     return view.layouts[key]
@@ -210,11 +210,15 @@ def index_map(
     return index
 
 
-def _key(view: GraphView, step: Step) -> tuple[object, ...]:
+def step_key(view: GraphView, step: Step) -> tuple[object, ...]:
     """All that decides what a step does."""
     node = step.node
     if step.branches:
-        return ("Concat", node.attrs["axis"], *(tuple(_key(view, each) for each in branch) for branch in step.branches))
+        return (
+            "Concat",
+            node.attrs["axis"],
+            *(tuple(step_key(view, each) for each in branch) for branch in step.branches),
+        )
     if node.op in SAME_ORDER:
         return (view.shapes(step.output),)
     details: list[object] = [node.op, view.shapes(step.output)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,13 +68,22 @@ class Outcome:
 
 
 def without_microsoft(
-    loaded: Loaded, view: GraphView, proof: Proof | None, own: bool, taken: Set[str] = frozenset()
+    loaded: Loaded,
+    view: GraphView,
+    proof: Proof | None,
+    own: bool,
+    taken: Set[str] = frozenset(),
+    only: Collection[str] | None = None,
 ) -> tuple[Loaded, GraphView, Outcome]:
     """Spell out what the table knows, each kind of node proved once; without `proof` unproved.
 
-    own: the model may be changed; else a copy is. taken: names of an enclosing model.
+    own: the model may be changed; else a copy is. taken: names of an enclosing model. only: the attention operators of these
+        names, and no others.
     """
-    wanted = [place for place, node in enumerate(view.proto.graph.node) if spelling(node, view.opset) is not None]
+    nodes = view.proto.graph.node
+    wanted = [place for place, node in enumerate(nodes) if spelling(node, view.opset) is not None]
+    if only is not None:
+        wanted = [place for place in wanted if nodes[place].op_type in ATTENTION and _called(nodes[place]) in only]
     if not wanted:
         return loaded, view, Outcome()
     loaded = loaded if own else loaded.copy()
@@ -105,7 +114,7 @@ def _spell_all(
             refused = proved.get(key)
             instead |= {place: found} if refused is None else {}
         if refused is not None:
-            left.append(Left(node.name or node.output[0], _operator(node), *refused))
+            left.append(Left(_called(node), _operator(node), *refused))
     return instead, left
 
 
@@ -120,6 +129,10 @@ def _replace(graph: onnx.GraphProto, instead: Mapping[int, Spelled]) -> None:
         fresh = [tensor for name, tensor in instead[place].initializers.items() if name not in stored]
         graph.initializer.extend(fresh)
         stored |= {tensor.name for tensor in fresh}
+
+
+def _called(node: onnx.NodeProto) -> str:
+    return node.name or node.output[0]
 
 
 def _operator(node: onnx.NodeProto) -> str:

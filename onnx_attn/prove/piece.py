@@ -1,0 +1,32 @@
+"""The proof of a piece of a graph that is written in another way: run before and after, in the model's own type."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import helper
+
+from onnx_attn.graph.edit import SiteEdit
+from onnx_attn.graph.view import GraphView
+from onnx_attn.prove.cases import cases
+from onnx_attn.prove.compare import RTOL
+from onnx_attn.prove.cut import Cutter
+from onnx_attn.prove.flips import compare
+from onnx_attn.prove.site import run_pair, typed_case, union_of
+from onnx_attn.runtime import CannotRun, Session
+
+
+def prove_piece(view: GraphView, cutter: Cutter, edit: SiteEdit) -> str | None:
+    """Why what an edit makes is not what it was; None if it is. (There is no RotaryEmbedding of float64 to run.)"""
+    start, outputs = set(edit.sources), list(edit.outputs)
+    cuts = (cutter.cut(outputs, start), cutter.cut(outputs, start, edit))
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(view.worlds[0].elem_type(outputs[0])))
+    rtol = RTOL[dtype.name]
+    try:
+        sessions = [Session(cut.model, edit.site) for cut in cuts]
+        for case in cases(view, None, union_of(*cuts)):
+            found = compare(*run_pair(sessions, cuts, typed_case(view, case)))
+            if not found.within(rtol):
+                return f"{case.name}: max_rel {found.max_rel:.1e}, allowed {rtol:.0e}"
+    except (CannotRun, ValueError) as error:
+        return f"it cannot be proved: {error}"
+    return None
