@@ -1,7 +1,7 @@
 """Find the attention in an exported ONNX model, rewrite it for fused kernels, and prove that nothing changed."""
 
 from onnx_attn.apart import expand
-from onnx_attn.api import fuse, inspect, land, verify
+from onnx_attn.api import fuse, inspect, land, stats, verify
 from onnx_attn.codes import CODES
 from onnx_attn.cut_out import extract
 from onnx_attn.errors import (
@@ -31,5 +31,6 @@ __all__ = [
     "fuse",
     "inspect",
     "land",
+    "stats",
     "verify",
 ]

@@ -36,6 +36,7 @@ from onnx_attn.report.document import verification
 from onnx_attn.report.landed import landing_report
 from onnx_attn.report.reasons import headline
 from onnx_attn.runtime import refuse_crash
+from onnx_attn.stats.model import statistics
 from onnx_attn.targets.editions import parse_target
 
 
@@ -210,6 +211,18 @@ def land(
     if expect_all:
         check_all_landed(report)
     return report
+
+
+def stats(model: Model, *, shapes: Shapes | None = None) -> dict[str, Any]:
+    """Count a model: nodes by operator and role, operations exposed per attention, FLOPs, parameters, and the bytes that live at
+    a time, with attention written out and with it fused; by site and in total. Changes nothing.
+
+    shapes: one shape for each input that varies. Without, what depends on a dimension that varies is a polynomial in its name,
+    as text, or null where that cannot be said.
+
+    Raises InputError for what cannot be read, UsageError for shapes that do not fit.
+    """
+    return statistics(loaded_from(model), profile_of(shapes or {}))
 
 
 def check_all_landed(report: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from onnx_attn.engine.profiles import read_shape, read_shapes
 from onnx_attn.errors import DifferenceError, UsageError
 from onnx_attn.graph.save import data_path
 from onnx_attn.report.landed_terminal import show_landing
+from onnx_attn.report.stats_terminal import show_stats
 from onnx_attn.report.terminal import show_expansion, show_extraction, show_fusion, show_inspection, show_verification
 from onnx_attn.shell import check_json, console, errors, write_json
 
@@ -219,6 +220,23 @@ def land(
             show_landing(report, console())
         if expect_all:
             api.check_all_landed(report)
+
+
+@app.command()
+def stats(
+    model: ModelArgument,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME:1x3x224x224, once for an input that varies; else in the dimensions' names."),
+    ] = None,
+    json_path: Json = None,
+) -> None:
+    """Count nodes by role, FLOPs, parameters and memory, with attention written out and with it fused."""
+    with errors():
+        check_json(json_path, model)
+        report = api.stats(model, shapes=read_shapes(shapes or []))
+        if not write_json(report, json_path):
+            show_stats(report, console())
 
 
 @app.command()

@@ -47,7 +47,7 @@ from onnx_attn.plan import (
     make_plan,
 )
 from onnx_attn.plan_file import plan_document
-from onnx_attn.prepared import has_runtime_operators, keeps_runtime_operators, prepared
+from onnx_attn.prepared import has_runtime_operators, keeps_runtime_operators, prepared, stats_of
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.inputs import model_inputs
@@ -62,6 +62,7 @@ from onnx_attn.runtime import CannotRun
 from onnx_attn.search.search import search
 from onnx_attn.site import Candidate, Verdict
 from onnx_attn.sites import prove_sites, write_sites
+from onnx_attn.stats.model import compared
 from onnx_attn.targets.editions import Target
 from onnx_attn.targets.reading import TYPES
 
@@ -181,7 +182,10 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     rtol = max(default_rtol([model]), _island_rtol(fusion.plan, options))
     before_after = (_slices_of(varied), WHOLE) if varied is not None else (WHOLE, WHOLE)
     trial = Trial(loaded.name, changed, whole, rtol, document, before_after)
+    with fusion.clock("stats"):
+        after = stats_of(Loaded(model, loaded.name), view, options, candidates) if changed else ready.stats
     report = fusion_report(fusion)
+    report["stats"] = compared(ready.stats, after) if ready.stats and after else None
     report["candidates"] = merged(report["candidates"], inner)
     counted(report)
     _check_expectation(loaded.name, report, options)

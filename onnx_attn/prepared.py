@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from onnx_attn.rotary.rewrite import Embedded, embed
 from onnx_attn.row_order.order import Ordered, tokens_first
 from onnx_attn.runtime import refuse_crash
 from onnx_attn.site import AttentionSite, Candidate, Verdict
+from onnx_attn.stats.model import flow_of, short_statistics
 from onnx_attn.targets.editions import Target
 from onnx_attn.targets.rotary import RotaryFacts, gains_by_rotary
 
@@ -40,6 +42,7 @@ class Prepared:
     stuck: why it could not be raised. spelled: operators were spelled out. ordered: what became of the windows' blocks.
     embedded: what became of rotary embeddings.
     microsoft: what became of ONNX Runtime's own operators. calls: inputs on which it runs as it was, where it does not on any.
+    stats: of the model as it was; None for a body, and where nothing is a candidate.
     """
 
     def __init__(self, loaded: Loaded, options: Options):
@@ -56,6 +59,7 @@ class Prepared:
         self.varied: Varied | None = None
         self.ordered, self.embedded, self.microsoft = Ordered(), Embedded(), Outcome()
         self.spelled = False
+        self.stats: dict[str, Any] | None = None
         self._in_place = False
         self._only: set[str] | None = None
         """Of what is to be taken apart: the names of sites, if not all."""
@@ -76,6 +80,17 @@ class Prepared:
             self._only = {name for place, name in enumerate(names) if place in expansion.sites}
         if with_calls_inlined(self.loaded, self._only):
             self.view, self._in_place = GraphView(self.loaded.proto), True
+
+    def measure(self) -> None:
+        if self.stats is None:
+            self.stats = stats_of(self.loaded, self.view, self._options, self.candidates)
+
+    def measure_as_it_was(self) -> None:
+        """Before anything becomes of the model that changes its statistics."""
+        options = self._options
+        spells = has_runtime_operators(self.view) and not keeps_runtime_operators(options.target, options.choices)
+        if options.outer is None and (spells or options.dynamic_batch or options.expansion is not None):
+            self.stats = stats_of(self.loaded, self.view, options, recognize(self.view))
 
     def run_as_it_was(self) -> None:
         """What the original needs in order to be run. Raises CannotRun for one that ONNX Runtime dies of."""
@@ -99,14 +114,16 @@ class Prepared:
             self.view, self.varied = with_dynamic_batch(self.loaded, self.view)
 
     def recognize(self) -> None:
-        """Candidates, with functions inlined and `Attention` operators spelled around them. Raises UsageError where the plan is
-        another model's."""
-        outside, plan = self.view, self._options.plan
+        """Candidates, with functions inlined around them."""
+        outside = self.view
         self.loaded, self.view, self.candidates = with_functions_inlined(self.loaded, self.view, own=True)
         if self.view is not outside and has_runtime_operators(self.view):
             self.spell_runtime_operators()
             self.candidates = recognize(self.view)
-        before = self.view
+
+    def spell_operators(self) -> None:
+        """`Attention` operators as plain ones. Raises UsageError where the plan is another model's."""
+        before, plan = self.view, self._options.plan
         self.loaded, self.view, self.candidates = with_plain_operators(
             self.loaded, self.view, self.candidates, own=True, only=self._only
         )
@@ -165,12 +182,25 @@ class Prepared:
 def prepared(loaded: Loaded, options: Options) -> Prepared:
     """Everything that changes the model before its sites are planned."""
     ready = Prepared(loaded, options)
+    ready.take("stats", ready.measure_as_it_was)
     ready.take("load", ready.put_calls_in_place)
     ready.take("prove", ready.run_as_it_was, ready.spell_runtime_operators)
     ready.take("load", ready.vary_batch)
     ready.take("recognize", ready.recognize)
+    ready.take("stats", ready.measure)
+    ready.take("recognize", ready.spell_operators)
     ready.take("plan", ready.raise_opset, ready.rewrite_around)
     return ready
+
+
+def stats_of(
+    loaded: Loaded, view: GraphView, options: Options, candidates: Sequence[Candidate]
+) -> dict[str, Any] | None:
+    """The short statistics of a model that is `view`'s or was made of it; None for a body, and for a model in which nothing is
+    a candidate, whose sizes nobody had to infer."""
+    if options.outer is not None or not view.is_inferred:
+        return None
+    return short_statistics(flow_of(loaded.proto, view, candidates), loaded.proto, len(view.worlds) == 1)
 
 
 def keeps_runtime_operators(target: Target, choices: Sequence[Choice]) -> bool:

@@ -32,7 +32,7 @@ READ = {
 VERDICT = dict.fromkeys(("code", "node", "reason", "remedy"), TEXT_OR_NONE)
 WRITTEN = {"form": TEXT_OR_NONE, "packed": bool, "certificate": (dict, type(None))}
 PROOF = {"ok": bool, "max_abs": NUMBER, "max_rel": NUMBER, "cases": int}
-PHASES = {"load", "recognize", "plan", "apply", "prove", "save"}
+PHASES = {"load", "recognize", "plan", "apply", "stats", "prove", "save"}
 MODELS = {"one site": (SMALLEST, 1), "masked": (MASKED, 1), "no attention": (NO_ATTENTION, 0), "two layers": (DEMO, 2)}
 
 

@@ -37,9 +37,12 @@ class Inference:
         self.types: dict[tuple[int, Shape | None], onnx.TypeProto] = {}
         self.opsets = {_domain(entry.domain): entry.version for entry in proto.opset_import}
 
-    def outputs(self, node: onnx.NodeProto, inputs: list[Known | None], world: World) -> Sequence[Known | None]:
-        """What one node of the main graph makes of `inputs`, known or not; what cannot run is added to the world's failures."""
-        return self._node(node, inputs, world, self.opsets)
+    def outputs(
+        self, node: onnx.NodeProto, inputs: list[Known | None], world: World, opsets: dict[str, int] | None = None
+    ) -> Sequence[Known | None]:
+        """What one node of the main graph (or, with `opsets`, of a function) makes of `inputs`, known or not; what cannot run is
+        added to the world's failures."""
+        return self._node(node, inputs, world, self.opsets if opsets is None else opsets)
 
     def run(self, sizes: dict[str, int]) -> World:
         world = World(sizes)
@@ -48,7 +51,7 @@ class Inference:
             world.known[value.name] = Known(value.type.tensor_type.elem_type, input_shape(value, sizes))
         defaults = overridable(self.proto)
         for tensor in graph.initializer:
-            world.known[tensor.name] = _stored(tensor, fixed=tensor.name not in defaults)
+            world.known[tensor.name] = stored_value(tensor, fixed=tensor.name not in defaults)
         annotated = {value.name: value for value in (*graph.value_info, *graph.output)}
         self._nodes(graph.node, world, self.opsets, annotated)
         return world
@@ -152,7 +155,7 @@ class Inference:
         scope.known = {
             name: entry for name, entry in zip(node.input, inputs, strict=True) if name and entry is not None
         }
-        scope.known |= {tensor.name: _stored(tensor) for tensor in stored}
+        scope.known |= {tensor.name: stored_value(tensor) for tensor in stored}
         self._nodes(nodes, scope, opsets, {})
         failed = {*scope.failures}
         contradicts = any(
@@ -175,7 +178,7 @@ class Inference:
             if entry is not None:
                 scope.known[name] = entry
         given = {a.name: a for a in (*function.attribute_proto, *node.attribute)}
-        body = [_bind(inner, given) for inner in function.node]
+        body = [bind(inner, given) for inner in function.node]
         self._nodes(body, scope, {_domain(o.domain): o.version for o in function.opset_import}, {})
         return [scope.known.get(name) for name in function.output]
 
@@ -186,7 +189,7 @@ class Inference:
                 for value in graph.input:
                     world.known[value.name] = Known(value.type.tensor_type.elem_type, input_shape(value, world.sizes))
                 for tensor in graph.initializer:
-                    world.known[tensor.name] = _stored(tensor)
+                    world.known[tensor.name] = stored_value(tensor)
                 self._nodes(graph.node, world, opsets, {v.name: v for v in (*graph.value_info, *graph.output)})
 
 
@@ -208,7 +211,7 @@ def _domain(name: str) -> str:
     return "" if name == "ai.onnx" else name
 
 
-def _stored(tensor: onnx.TensorProto, fixed: bool = True) -> Known:
+def stored_value(tensor: onnx.TensorProto, fixed: bool = True) -> Known:
     """What is known of an initializer: its value too, if it is small and nobody can replace it."""
     value = numpy_helper.to_array(tensor) if fixed and math.prod(tensor.dims) <= SMALL else None
     return Known(tensor.data_type, tuple(tensor.dims), value)
@@ -223,7 +226,7 @@ def _known(proto: onnx.TypeProto | None) -> Known | None:
     return Known(tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim))
 
 
-def _bind(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> onnx.NodeProto:
+def bind(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> onnx.NodeProto:
     """A function-body node with its attribute references replaced by what the call gives."""
     if not any(a.ref_attr_name for a in node.attribute):
         return node

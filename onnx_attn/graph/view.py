@@ -57,6 +57,11 @@ class GraphView:
         """Inferred on first use: a graph without candidates never pays for it."""
         return worlds_of(self.proto)
 
+    @property
+    def is_inferred(self) -> bool:
+        """Whether the worlds are there already."""
+        return "worlds" in self.__dict__
+
     @cached_property
     def _initializers(self) -> dict[str, onnx.TensorProto]:
         return {tensor.name: tensor for tensor in self.proto.graph.initializer}

@@ -10,6 +10,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from onnx_attn.errors import printable
+from onnx_attn.report.removed import show_removed
 
 Report = dict[str, Any]
 
@@ -43,6 +44,7 @@ def show_fusion(report: Report, output: str, console: Console) -> None:
         console.print(f"nodes   {report['nodes_before']} → {report['nodes_after']}")
     elif report["fused"] == 0 and report["dynamic_batch"] is None and not report["spelled"]:
         console.print("nothing to change")
+    show_removed(report["stats"], console)
     console.print(f"proof   {_proof_line(report)}")
     seconds = report["seconds"]
     phases = ", ".join(f"{phase} {time:.2f}" for phase, time in seconds.items())
