@@ -82,8 +82,7 @@ def _region(flow: Flow, softmax: int, name: str, site: AttentionSite | None) -> 
 
 
 def _as_read(flow: Flow, softmax: int, site: AttentionSite) -> tuple[int, int] | None:
-    """Q·Kᵀ and the result, where the graph still has them under their names, and the softmax is that of the site, not one of equal
-    name."""
+    """Q·Kᵀ and the result, where the graph still has them under their names, and the softmax is the site's own."""
     if site.product is site.node or site.node.outputs[0].name not in flow.ops[softmax].outputs:
         return None
     product = flow.makers.get(site.product.outputs[0].name)
