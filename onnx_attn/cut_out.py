@@ -15,7 +15,7 @@ from onnx_attn.given import Model, loaded_from
 from onnx_attn.graph.load import Loaded, check
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.graph.view import GraphView
-from onnx_attn.nested import store_typed_constants, with_calls_inlined, with_functions_inlined, with_windows_inlined
+from onnx_attn.nested import with_calls_inlined, with_functions_inlined, with_windows_inlined
 from onnx_attn.operators.microsoft.model import without_microsoft
 from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.prove.cut import Cutter
@@ -60,8 +60,7 @@ def extract(model: Model, site: str, output: str | PathLike[str]) -> dict[str, A
 def _find(loaded: Loaded, site: str) -> tuple[GraphView, Candidate]:
     """The candidate of an id, in the model as it is read."""
     loaded = with_windows_inlined(loaded).copy()
-    if with_calls_inlined(loaded, None):
-        store_typed_constants(loaded, GraphView(loaded.proto))
+    with_calls_inlined(loaded, None)
     loaded, view, _ = without_microsoft(loaded, GraphView(loaded.proto), None, own=True)
     loaded, view, candidates = with_functions_inlined(loaded, view, own=True)
     loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=True)
@@ -73,7 +72,7 @@ def _find(loaded: Loaded, site: str) -> tuple[GraphView, Candidate]:
 
 
 def _cut(view: GraphView, site: AttentionSite) -> onnx.ModelProto:
-    start = {tensor.name for tensor in _sources(site)}
+    start = {tensor.name for tensor in _sources(view, site)}
     masks = [real(view, term.mask) for term in site.masks if term.mask is not None]
     start |= {mask.name for mask in masks if view.producer(mask) is not None and view.constant(mask) is None}
     outputs, cutter = [_end(view, site).name], Cutter(view)
@@ -120,13 +119,30 @@ def _depends(model: onnx.ModelProto, name: str, start: set[str]) -> bool:
     return False
 
 
-def _sources(site: AttentionSite) -> list[gs.Tensor]:
-    """What the projections read, and the operands that have none."""
+MOST_NODES = 64
+"""Between a projection's source and an operand with more in it, as keys that stand behind a past."""
+
+
+def _sources(view: GraphView, site: AttentionSite) -> list[gs.Tensor]:
+    """What the projections read, and the operands that are made from none of that."""
     projected = site.projection.operands if site.projection is not None else (None, None, None)
-    return [
-        layer.layer.source if layer is not None else operand.whole.source
-        for layer, operand in zip(projected, site.operands, strict=True)
-    ]
+    own = [layer.layer.source for layer in projected if layer is not None]
+    names = {tensor.name for tensor in own}
+    others = [o.whole.source for layer, o in zip(projected, site.operands, strict=True) if layer is None]
+    return own + [tensor for tensor in others if not _made_from(view, tensor, names)]
+
+
+def _made_from(view: GraphView, tensor: gs.Tensor, names: set[str]) -> bool:
+    queue, seen = [tensor], {tensor.name}
+    while queue and len(seen) <= MOST_NODES:
+        current = queue.pop(0)
+        if current.name in names:
+            return True
+        node = view.producer(current)
+        fresh = [each for each in (node.inputs if node is not None else ()) if each.name and each.name not in seen]
+        seen.update(each.name for each in fresh)
+        queue.extend(fresh)
+    return False
 
 
 def _end(view: GraphView, site: AttentionSite) -> gs.Tensor:

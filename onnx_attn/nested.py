@@ -46,6 +46,14 @@ def with_functions_inlined(loaded: Loaded, view: GraphView, own: bool) -> tuple[
 def with_calls_inlined(loaded: Loaded, names: Collection[str] | None) -> bool:
     """Put what our functions do where they are called, windows and all: by nodes of these names, or by every one. The model is
     changed; returns whether it was."""
+    before = {output for node in loaded.proto.graph.node for output in node.output}
+    if not _inline_calls(loaded, names):
+        return False
+    _store_typed_constants(loaded, GraphView(loaded.proto), before)
+    return True
+
+
+def _inline_calls(loaded: Loaded, names: Collection[str] | None) -> bool:
     ours = {(f.domain, f.name): f for f in loaded.proto.functions if f.domain == DOMAIN}
     called = [node for node in loaded.proto.graph.node if (node.domain, node.op_type) in ours]
     wanted = [node for node in called if names is None or is_window_function(node.op_type) or node.name in names]
@@ -65,23 +73,25 @@ def with_calls_inlined(loaded: Loaded, names: Collection[str] | None) -> bool:
     return bool(kinds)
 
 
-def store_typed_constants(loaded: Loaded, view: GraphView) -> None:
+def _store_typed_constants(loaded: Loaded, view: GraphView, before: Collection[str]) -> None:
     """Numbers that functions carry as float32 and cast like their operands become numbers of that type: whoever reads the
-    operands' values then is told from who asks for their type."""
+    operands' values then is told from who asks for their type. before: the values of the model's own nodes."""
     graph = loaded.proto.graph
-    cast = {node.output[0]: value for node in graph.node if (value := _typed(view, node)) is not None}
-    if not cast:
-        return
-    kept = [node for node in graph.node if not (node.op_type == "CastLike" and node.output[0] in cast)]
+    made = [node for node in graph.node if node.output[0] not in before]
+    numbers = {node.output[0]: value for node in made if (value := _typed(view, node)) is not None}
+    kept = [node for node in graph.node if node.op_type not in _NUMBERS or node.output[0] not in numbers]
     read = {name for node in kept for name in reads(node)} | {value.name for value in graph.output}
-    kept = [node for node in kept if node.op_type != "Constant" or node.output[0] in read]
     del graph.node[:]
     graph.node.extend(kept)
-    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in cast.items())
+    stored = (numpy_helper.from_array(value, name) for name, value in numbers.items() if name in read)
+    graph.initializer.extend(stored)
+
+
+_NUMBERS = ("Constant", "CastLike")
 
 
 def _typed(view: GraphView, node: onnx.NodeProto) -> np.ndarray | None:
-    return view.constant_of(node.output[0]) if node.op_type == "CastLike" and not node.domain else None
+    return view.constant_of(node.output[0]) if node.op_type in _NUMBERS and not node.domain else None
 
 
 def with_windows_inlined(loaded: Loaded) -> Loaded:

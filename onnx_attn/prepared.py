@@ -13,7 +13,7 @@ from onnx_attn.batch.make import Varied, with_dynamic_batch
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import raise_opset
 from onnx_attn.graph.view import GraphView
-from onnx_attn.nested import store_typed_constants, with_calls_inlined, with_functions_inlined
+from onnx_attn.nested import with_calls_inlined, with_functions_inlined
 from onnx_attn.operators.microsoft.model import Outcome, without_microsoft
 from onnx_attn.operators.microsoft.table import spelling
 from onnx_attn.operators.plain import with_plain_operators
@@ -79,7 +79,6 @@ class Prepared:
             names = [candidate.name for candidate in recognize(self.view) if is_attention(candidate)]
             self._only = {name for place, name in enumerate(names) if place in expansion.sites}
         if with_calls_inlined(self.loaded, self._only):
-            store_typed_constants(self.loaded, GraphView(self.loaded.proto))
             self.view, self._in_place = GraphView(self.loaded.proto), True
 
     def measure(self) -> None:

@@ -121,14 +121,14 @@ def _own_heads(view: GraphView, operand: Operand) -> Layout | None:
 
 def _written_anew(writer: Writer, view: GraphView, operand: Operand, role: str) -> str | None:
     found = _rewrite(writer, view, operand.layout, operand.trace.source, role) if operand.layout is not None else None
-    if found is not None or role != "key" or operand.trace.factor == 1.0:
+    if found is not None or role == "value" or operand.trace.factor == 1.0:
         return found
-    return _key_in_front_of_its_factor(writer, view, operand)
+    return _in_front_of_its_factor(writer, view, operand, role)
 
 
-def _key_in_front_of_its_factor(writer: Writer, view: GraphView, operand: Operand) -> str | None:
-    """From a value on the way that holds all of K and nothing else, the one with the least left to do: where a layer makes Q and
-    V too, and what comes of K is cached, that is the present. (Q carries the scale in any case.)"""
+def _in_front_of_its_factor(writer: Writer, view: GraphView, operand: Operand, role: str) -> str | None:
+    """From a value on the way that holds all of Q or K and nothing else, the one with the least left to do: where a layer makes
+    all three, and what comes of K is cached, that is the present."""
     found: list[tuple[int, gs.Tensor, Turn]] = []
     for place, step in enumerate(operand.trace.steps):
         if step.branches or scalar_factor(view, step.node) is not None:
@@ -140,7 +140,7 @@ def _key_in_front_of_its_factor(writer: Writer, view: GraphView, operand: Operan
     if not found:
         return None
     _, source, plan = min(found, key=lambda each: each[0])
-    return write_turn(writer, source.name, plan, ROLES[1])
+    return write_turn(writer, source.name, plan, role)
 
 
 def _rewrite(writer: Writer, view: GraphView, layout: Layout, source: gs.Tensor, role: str) -> str | None:

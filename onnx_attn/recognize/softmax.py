@@ -12,6 +12,7 @@ from onnx_attn.recognize.assemble import assemble
 from onnx_attn.recognize.normaliser import read_exponentials, read_normaliser
 from onnx_attn.recognize.probabilities import Product, read_divided, read_probabilities
 from onnx_attn.recognize.result import Stop
+from onnx_attn.recognize.row_guard import with_row_guard
 from onnx_attn.recognize.scores import Scores, product_of_activations, read_scores
 from onnx_attn.site import AttentionSite, Verdict
 from onnx_attn.views.trace import trace
@@ -35,7 +36,9 @@ def recognize_softmax(view: GraphView, node: gs.Node) -> AttentionSite | Verdict
     if shared is not None:
         verdict = shared.verdict(label(softmax.node), anchor=anchor)
         return verdict if isinstance(found, Stop) else replace(verdict, recomputable=replace(found, shared=True))
-    return found if isinstance(found, AttentionSite) else found.verdict(label(softmax.node), anchor=anchor)
+    if isinstance(found, Stop):
+        return found.verdict(label(softmax.node), anchor=anchor)
+    return with_row_guard(view, found)
 
 
 def _divided(view: GraphView, node: gs.Node) -> AttentionSite | Verdict | None:

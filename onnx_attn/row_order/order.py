@@ -18,7 +18,7 @@ from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.view import GraphView
 from onnx_attn.prove.cut import Cutter
-from onnx_attn.prove.order import prove_order
+from onnx_attn.prove.piece import prove_piece
 from onnx_attn.row_order.block import Block, read_block
 from onnx_attn.row_order.functions import Movements
 from onnx_attn.row_order.region import read_region
@@ -71,7 +71,7 @@ def tokens_first(
         except CannotSay as reason:
             left[key] = str(reason)
             continue
-        failure = prove_order(view, cutter, block.site, edit) if verify else None
+        failure = prove_piece(view, cutter, edit, block.site) if verify else None
         if failure is None:
             edits[key] = edit
         else:

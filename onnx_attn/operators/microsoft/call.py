@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -36,7 +36,6 @@ class Call:
     node: onnx.NodeProto
     known: Sequence[tuple[Known, ...] | None]
     opset: int
-    _attributes: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
