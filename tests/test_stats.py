@@ -185,6 +185,16 @@ def test_products_of_weights_are_told_apart() -> None:
     assert (flops["products"], flops["from_weights"]) == (2 * 5 * 4 * 8, 2 * 4 * 6 * 8)
 
 
+def test_softmaxes_of_one_name() -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    for _ in range(2):
+        net.output(net.sdpa(q, kt, v, name="softmax"))
+    report = onnx_attn.stats(net.model())
+    assert [site["flops"]["products"] for site in report["per_site"]] == [9600, 9600]
+    assert report["nodes"]["by_role"]["attention"] == 9  # They share Kᵀ.
+
+
 def test_class_softmax_is_no_attention() -> None:
     report = onnx_attn.stats(NO_ATTENTION)
     assert (report["sites"], report["per_site"], report["operations_exposed"]) == (0, [], [])

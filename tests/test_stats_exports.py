@@ -159,6 +159,8 @@ def test_fuse_says_what_is_gone(tmp_path: Any) -> None:
 def test_table_of_models() -> None:
     script = EXPORTS.parent.parent / "tools" / "count_table.py"
     done = subprocess.run([sys.executable, script, STATIC], capture_output=True, text=True, check=True)
-    head, _, exported, fused = [line.split(" | ") for line in done.stdout.splitlines()]
-    assert len(head) == len(exported) == len(fused)
-    assert (exported[:3], fused[:3]) == ([STATIC.name, "186", "28"], ["fused", "82", "2"])
+    head, _, exported, expanded, fused = [line.split(" | ") for line in done.stdout.splitlines()]
+    assert len(head) == len(exported) == len(expanded) == len(fused)
+    assert exported[:3] == [STATIC.name, "186", "28"]
+    assert expanded[0::2][:2] == ["expanded", "10"]
+    assert fused[:3] == ["fused", "82", "2"]

@@ -1,4 +1,4 @@
-"""Nodes, attention operations, FLOPs and memory of models side by side, as exported and fused: a table in Markdown.
+"""Nodes, attention operations, FLOPs and memory of models side by side, as exported, expanded and fused: a table in Markdown.
 
     python tools/count_table.py MODEL [MODEL ...] [--shapes NAME:1x128 ...]
 
@@ -40,9 +40,12 @@ def main(words: Sequence[str]) -> int:
     print(" | ".join(["model", *(name for name, _ in COLUMNS)]))
     print("|".join(["---"] * (len(COLUMNS) + 1)))
     for path in options.models:
-        fused = onnx_attn.fuse(path, verify=False).model
-        for name, model in ((path.name, path), ("fused", fused)):
-            report = onnx_attn.stats(model, shapes=shapes)
+        for name, made in (
+            (path.name, lambda path: path),
+            ("expanded", lambda path: onnx_attn.expand(path, verify=False).model),
+            ("fused", lambda path: onnx_attn.fuse(path, verify=False).model),
+        ):
+            report = onnx_attn.stats(made(path), shapes=shapes)
             print(" | ".join([name, *(_cell(report, figure) for _, figure in COLUMNS)]), flush=True)
     return 0
 

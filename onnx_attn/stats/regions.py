@@ -65,7 +65,7 @@ def regions_of(flow: Flow, anchors: Anchors) -> list[Region]:
 
 
 def _region(flow: Flow, softmax: int, name: str, site: AttentionSite | None) -> Region:
-    ends = _as_read(flow, site) if site is not None else None
+    ends = _as_read(flow, softmax, site) if site is not None else None
     product, end = ends or (_product_above(flow, softmax), _product_below(flow, softmax))
     if product is None or end is None:
         return Region(name, softmax, [softmax], {softmax}, set())
@@ -81,9 +81,9 @@ def _region(flow: Flow, softmax: int, name: str, site: AttentionSite | None) -> 
     return region
 
 
-def _as_read(flow: Flow, site: AttentionSite) -> tuple[int, int] | None:
-    """Q·Kᵀ and the result, where the graph still has them under their names."""
-    if site.product is site.node:
+def _as_read(flow: Flow, softmax: int, site: AttentionSite) -> tuple[int, int] | None:
+    """Q·Kᵀ and the result, where the graph still has them under their names, and the softmax is the site's own."""
+    if site.product is site.node or site.node.outputs[0].name not in flow.ops[softmax].outputs:
         return None
     product = flow.makers.get(site.product.outputs[0].name)
     end = flow.makers.get(site.output.name)
