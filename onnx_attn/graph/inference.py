@@ -18,6 +18,17 @@ LIKE_THE_FIRST = frozenset({"RotaryEmbedding"})
 """ONNX Runtime's own operators, unknown to onnx, whose result has the type and shape of their first input."""
 
 
+INVALID = (
+    shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    defs.SchemaError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    KeyError,
+)
+"""What onnx raises about a node that cannot run, and what a node that nobody knows comes to."""
+
 Body = tuple[Sequence[onnx.NodeProto], Sequence[onnx.TensorProto]]
 """Plain nodes that make what a node makes, under the same names, and the constants that they read."""
 
@@ -100,7 +111,7 @@ class Inference:
         if key not in self.memo:
             try:
                 self.memo[key] = self._infer(node, inputs, opsets)
-            except (shape_inference.InferenceError, defs.SchemaError, RuntimeError, TypeError, ValueError, KeyError):
+            except INVALID:
                 self.memo[key] = ()
         result = self.memo[key]
         if not result and (_domain(node.domain) == "" or (node.domain, node.op_type) in BODIES):

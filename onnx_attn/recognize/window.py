@@ -20,7 +20,7 @@ from onnx_attn.recognize.partition import Kind, Partition, Sizes, read_partition
 from onnx_attn.recognize.pooling import pooled
 from onnx_attn.recognize.window_masks import masks_agree
 from onnx_attn.site import AttentionSite, BatchPlace, Window, Written
-from onnx_attn.views.arrange import moved, unarranged
+from onnx_attn.views.arrange import moved, real, unarranged
 from onnx_attn.views.tokens import MixesTokens, carried, one_along, reduced_axes
 
 
@@ -41,7 +41,7 @@ def read_window(view: GraphView, site: AttentionSite | Written) -> Window | None
     if isinstance(site, Written) and site.form != "function":
         return None
     found = site.node.inputs[:3] if isinstance(site, Written) else [operand.tensor for operand in site.operands]
-    key = tuple(tensor.name for tensor in found)
+    key = tuple(real(view, tensor).name for tensor in found)
     if key not in view.windows:
         window = _read(view, found)
         view.windows[key] = window if window is not None and masks_agree(view, site, window) else None
