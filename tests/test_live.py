@@ -59,7 +59,6 @@ AS_EXPORTED = (
     ("vit_b_16", "dynamo", 18, 137, 340, 12, 89),
     ("vit_b_16", "dynamo", 23, 113, 304, 12, 89),
     ("swin_t", "torchscript", 17, 177, 171, 12, 105),
-    ("swin_t", "dynamo", 18, 321, 202, 2, 106),
     ("swin_t", "dynamo", 23, 321, 202, 2, 106),
     ("swin_v2_t", "torchscript", 17, 266, 215, 12, 172),
 )

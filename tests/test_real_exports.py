@@ -1,4 +1,7 @@
-"""Every checked-in export, as its exporter wrote it: all sites found, fused and right; nothing to do a second time."""
+"""Every checked-in export, as its exporter wrote it: all sites found, fused and right; nothing to do a second time.
+
+The proof is made where numbers are the matter; what asks for structure alone goes without.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ def test_fused_model_computes_the_same(export: Export, form: str, tmp_path: Path
 def test_one_attention_node_stands_for_each_site(export: Export, tmp_path: Path) -> None:
     model = onnx.load(export.path)
     names = {c["softmax"] for c in onnx_attn.inspect(export.path)["candidates"] if c["status"] == "site"}
-    fused = onnx_attn.fuse(export.path, tmp_path / "fused.onnx").model
+    fused = onnx_attn.fuse(export.path, tmp_path / "fused.onnx", verify=False).model
     calls = [node for node in fused.graph.node if node.op_type.startswith("ScaledDotProductAttention")]
     assert {node.name for node in calls} == names
     if names:
@@ -54,7 +57,7 @@ def test_one_attention_node_stands_for_each_site(export: Export, tmp_path: Path)
 
 
 def test_projections_are_packed_into_one_product(export: Export, tmp_path: Path) -> None:
-    report = onnx_attn.fuse(export.path, tmp_path / "fused.onnx").report
+    report = onnx_attn.fuse(export.path, tmp_path / "fused.onnx", verify=False).report
     sites = [candidate for candidate in report["candidates"] if candidate["status"] == "site"]
     packed = [candidate for candidate in sites if candidate["packed"]]
     assert len(packed) == export.packable, {candidate["unpacked_because"] for candidate in sites}
@@ -63,22 +66,22 @@ def test_projections_are_packed_into_one_product(export: Export, tmp_path: Path)
 
 def test_fusing_again_changes_nothing(export: Export, tmp_path: Path) -> None:
     once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
-    first = onnx_attn.fuse(export.path, once).report
-    second = onnx_attn.fuse(once, twice).report
+    first = onnx_attn.fuse(export.path, once, verify=False).report
+    second = onnx_attn.fuse(once, twice, verify=False).report
     assert twice.read_bytes() == once.read_bytes()
     assert (second["sites"], second["fused"]) == (first["sites"], first["fused"])
 
 
 def test_primitives_again_changes_nothing(export: Export, tmp_path: Path) -> None:
     once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
-    onnx_attn.fuse(export.path, once, form="primitives")
-    onnx_attn.fuse(once, twice, form="primitives")
+    onnx_attn.fuse(export.path, once, form="primitives", verify=False)
+    onnx_attn.fuse(once, twice, form="primitives", verify=False)
     assert twice.read_bytes() == once.read_bytes()
 
 
 def test_inputs_outputs_and_names_stay(export: Export, tmp_path: Path) -> None:
     before = onnx.load(export.path)
-    after = onnx_attn.fuse(export.path, tmp_path / "fused.onnx").model
+    after = onnx_attn.fuse(export.path, tmp_path / "fused.onnx", verify=False).model
     assert list(after.graph.input) == list(before.graph.input)
     assert list(after.graph.output) == list(before.graph.output)
     onnx.checker.check_model(after, full_check=True)
