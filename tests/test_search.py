@@ -121,7 +121,7 @@ def test_fewer_kernels_are_better_and_of_equals_fewer_bytes() -> None:
     assert Cost(5, 100) < Cost(5, 900)
 
 
-SEARCHED = ["mha_cross.dynamo.18.static.half.onnx", "gqa_block.dynamo.18.static.half.onnx"]
+SEARCHED = ["mha_cross.dynamo.18.static.half.onnx"]
 
 
 @pytest.mark.parametrize("name", SEARCHED)
