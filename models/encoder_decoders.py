@@ -127,6 +127,12 @@ class Step(_Called):
         return (self.decoded(input_ids, states, mask, own, other), *presents(own))
 
 
+def _of(name: str, setting: Setting) -> tuple[Family, Any, bool]:
+    """A family, its model, and whether that takes a mask of the encoder's padding."""
+    family = ENCODER_DECODERS[name]
+    return family, configured(family, setting), len(family.inputs) == 2
+
+
 def _example(family: Family, setting: Setting, width: int, masked: bool) -> tuple[tuple[Tensor, ...], list[Axes]]:
     """The encoder's states and the mask of their padding."""
     length = setting.length
@@ -142,9 +148,7 @@ def first(name: str) -> Callable[[Setting], Built]:
     """The builder of a family's first step."""
 
     def build(setting: Setting) -> Built:
-        family = ENCODER_DECODERS[name]
-        masked = len(family.inputs) == 2
-        model = configured(family, setting)
+        family, model, masked = _of(name, setting)
         states, axes = _example(family, setting, model.config.d_model, masked)
         text: Axes = {0: BATCH, 1: SEQUENCE}
         numbers = tokens(_SEQUENCES, setting.length // 2, model.config.vocab_size)
@@ -165,9 +169,7 @@ def step(name: str) -> Callable[[Setting], Built]:
     """The builder of a family's later steps, behind as many tokens as its first one has."""
 
     def build(setting: Setting) -> Built:
-        family = ENCODER_DECODERS[name]
-        masked = len(family.inputs) == 2
-        model = configured(family, setting)
+        family, model, masked = _of(name, setting)
         states, axes = _example(family, setting, model.config.d_model, masked)
         with torch.no_grad(), quiet():
             start = tokens(_SEQUENCES, setting.length // 2, model.config.vocab_size)

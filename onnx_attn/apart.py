@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,14 +10,11 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from onnx_attn.deliver import fuse_file, fuse_proto
-from onnx_attn.errors import UsageError
-from onnx_attn.given import Model, Result, loaded_from
+from onnx_attn.given import Model, Result, loaded_from, site_place
 from onnx_attn.options import Expansion, Options
 from onnx_attn.pipeline import inspect_model
 from onnx_attn.plan import Choice
 from onnx_attn.targets.editions import parse_target
-
-ID = re.compile(r"site-(\d+)")
 
 
 def expand(
@@ -62,11 +58,8 @@ def expand(
 
 def _places(model: Model, sites: Sequence[str]) -> frozenset[int]:
     """Where the sites of these ids stand among all. Raises UsageError for one that the model does not have."""
-    known = [each["id"] for each in inspect_model(loaded_from(model), parse_target("onnx"))["candidates"]]
-    for each in sites:
-        if each not in known or ID.fullmatch(each) is None:
-            raise UsageError(f"the model has no '{each}'; `onnx-attn inspect` shows the ids of its sites")
-    return frozenset(int(each.removeprefix("site-")) for each in sites)
+    count = inspect_model(loaded_from(model), parse_target("onnx"))["sites"]
+    return frozenset(site_place(each, count) for each in sites)
 
 
 def _expansion_report(report: dict[str, Any], places: frozenset[int] | None) -> dict[str, Any]:

@@ -10,14 +10,15 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_attn.errors import InputError, UsageError
-from onnx_attn.given import Model, loaded_from
+from onnx_attn.errors import InputError
+from onnx_attn.given import Model, loaded_from, site_place
 from onnx_attn.graph.load import Loaded, check
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.graph.view import GraphView
-from onnx_attn.nested import with_calls_inlined, with_functions_inlined, with_windows_inlined
+from onnx_attn.nested import with_calls_inlined, with_functions_inlined
 from onnx_attn.operators.microsoft.model import without_microsoft
 from onnx_attn.operators.plain import with_plain_operators
+from onnx_attn.plan import is_attention
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.site import AttentionSite, Candidate, Verdict
 from onnx_attn.views.arrange import real
@@ -59,16 +60,13 @@ def extract(model: Model, site: str, output: str | PathLike[str]) -> dict[str, A
 
 def _find(loaded: Loaded, site: str) -> tuple[GraphView, Candidate]:
     """The candidate of an id, in the model as it is read."""
-    loaded = with_windows_inlined(loaded).copy()
+    loaded = loaded.copy()
     with_calls_inlined(loaded, None)
     loaded, view, _ = without_microsoft(loaded, GraphView(loaded.proto), None, own=True)
     loaded, view, candidates = with_functions_inlined(loaded, view, own=True)
     loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=True)
-    sites = [each for each in candidates if not isinstance(each, Verdict) or each.attention]
-    number = site.removeprefix("site-")
-    if not number.isdecimal() or site == number or int(number) >= len(sites):
-        raise UsageError(f"the model has no '{site}'; `onnx-attn inspect` shows the ids of its sites")
-    return view, sites[int(number)]
+    sites = [each for each in candidates if is_attention(each)]
+    return view, sites[site_place(site, len(sites))]
 
 
 def _cut(view: GraphView, site: AttentionSite) -> onnx.ModelProto:

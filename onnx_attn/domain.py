@@ -1,8 +1,10 @@
-"""The domain of our local functions and how their names tell what their bodies do."""
+"""The domains of our local functions, and how their names tell what their bodies do, and of ONNX Runtime's operators."""
 
 from __future__ import annotations
 
 DOMAIN = "onnx_attn"
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
 VERSION = 1
 ATTENTION = "ScaledDotProductAttention"
 WINDOW_PARTITION = "WindowPartition"

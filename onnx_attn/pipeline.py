@@ -22,7 +22,7 @@ from onnx_attn.graph.edit import Names
 from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.inline import inline_operators
 from onnx_attn.graph.load import Loaded
-from onnx_attn.graph.opset import raise_opset
+from onnx_attn.graph.opset import LEAST_OPSET, opset_of, raise_opset
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.nested import (
@@ -38,9 +38,6 @@ from onnx_attn.operators.microsoft.model import Outcome, without_microsoft
 from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.options import Options
 from onnx_attn.plan import (
-    LEAST_OPSET,
-    ROTARY,
-    TOKENS_FIRST,
     Choice,
     Plan,
     has_sites,
@@ -145,10 +142,7 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     if ready.stuck is not None:
         plan = plan.explained("opset-too-low", ready.stuck)
     fusion = Fusion(loaded.name, ready.target, view, plan, ready.nodes, opsets=tuple(ready.opsets), varied=varied)
-    fusion.microsoft = ready.microsoft
-    for change, reasons in ((TOKENS_FIRST, ready.ordered.left), (ROTARY, ready.embedded.left)):
-        for key, reason in reasons.items():
-            fusion.left.setdefault(key, {})[change] = reason
+    fusion.microsoft, fusion.left = ready.microsoft, ready.left
     fusion.seconds = {"prove": 0.0, "save": 0.0, **ready.seconds}
     cutter = Cutter(view)
     with fusion.clock("plan"):
@@ -199,8 +193,7 @@ def _finish_expansion(name: str, model: onnx.ModelProto, options: Options) -> bo
         return False
     changed = options.expansion.sites is None and inline_operators(model, ("Attention", "RotaryEmbedding"))
     opset = options.expansion.opset
-    own = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    if opset is None or opset == own:
+    if opset is None or opset == opset_of(model):
         return changed
     reason = raise_opset(model, opset)
     if reason is not None:

@@ -37,10 +37,6 @@ ROTARY = "rotary-embedding"
 """What they call it that the rotary embeddings of its Q and K are the standard operator (rotary/rewrite.py)."""
 
 
-LEAST_OPSET = 13
-"""The first in which Split and Unsqueeze take sizes and axes as inputs, as every form of ours writes them."""
-
-
 @dataclass(frozen=True)
 class Decision:
     """A site and how it will be written. `unpacked` says why the projection is left as it is, where it is.

@@ -11,14 +11,24 @@ import numpy as np
 
 from onnx_attn.batch.make import Varied, with_dynamic_batch
 from onnx_attn.graph.load import Loaded
-from onnx_attn.graph.opset import raise_opset
+from onnx_attn.graph.opset import LEAST_OPSET, raise_opset
 from onnx_attn.graph.view import GraphView
 from onnx_attn.nested import with_calls_inlined, with_functions_inlined
 from onnx_attn.operators.microsoft.model import Outcome, without_microsoft
 from onnx_attn.operators.microsoft.table import spelling
 from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.options import Options
-from onnx_attn.plan import ATTENTION_OPSET, LEAST_OPSET, Choice, Decision, chosen, decide, has_sites, is_attention
+from onnx_attn.plan import (
+    ATTENTION_OPSET,
+    ROTARY,
+    TOKENS_FIRST,
+    Choice,
+    Decision,
+    chosen,
+    decide,
+    has_sites,
+    is_attention,
+)
 from onnx_attn.plan_file import check_fits, fingerprint
 from onnx_attn.prove.decoder_calls import decoder_calls
 from onnx_attn.prove.spelled import prove_spelled
@@ -69,6 +79,15 @@ class Prepared:
         """Whether what was done is to be delivered whatever becomes of the sites."""
         made = (self._in_place, self.varied, self.ordered.sites, self.embedded.changed, self.microsoft.spelled)
         return any(map(bool, made))
+
+    @property
+    def left(self) -> dict[str, dict[str, str]]:
+        """Of sites, by the values that they make, which changes around them were not made, and why."""
+        found: dict[str, dict[str, str]] = {}
+        for change, reasons in ((TOKENS_FIRST, self.ordered.left), (ROTARY, self.embedded.left)):
+            for key, reason in reasons.items():
+                found.setdefault(key, {})[change] = reason
+        return found
 
     def put_calls_in_place(self) -> None:
         """Of what is to be taken apart: calls of our functions."""

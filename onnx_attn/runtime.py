@@ -12,6 +12,7 @@ from ml_dtypes import bfloat16
 from onnx import helper
 
 from onnx_attn.bfloat16 import standing_in
+from onnx_attn.domain import MICROSOFT
 from onnx_attn.errors import InputError, one_line
 from onnx_attn.graph.load import copied
 
@@ -25,7 +26,7 @@ class CannotRun(InputError):
 def refuse_crash(model: onnx.ModelProto, name: str) -> None:
     """Raise CannotRun for a model that would take the whole process down with it (ONNX Runtime 1.31.1)."""
     for node in model.graph.node:
-        if node.op_type == "Attention" and node.domain == "com.microsoft" and not "".join(node.input[2:3]):
+        if node.op_type == "Attention" and node.domain == MICROSOFT and not "".join(node.input[2:3]):
             raise CannotRun(
                 f"{name}: node '{node.name or node.output[0]}' is a com.microsoft.Attention without a bias, of which ONNX "
                 f"Runtime dies; give it a bias of zeros, or pass --no-verify to rewrite without proof"

@@ -15,12 +15,13 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 import onnx_attn
+from onnx_attn.domain import MICROSOFT
 from onnx_attn.engine.compile import compile_model
 from onnx_attn.graph.edit import Names, Writer
 from onnx_attn.operators.rotary import spell_rotary
 from onnx_attn.runtime import CannotRun, Session
 from onnx_attn.targets.editions import ONNX, ORT_CPU, RTX
-from onnx_attn.targets.rotary import MICROSOFT, ROTARY, RotaryFacts, RotaryRow
+from onnx_attn.targets.rotary import ROTARY, RotaryFacts, RotaryRow
 
 HALVES = [(False, 8, 8), (True, 8, 8), (False, 4, 8), (True, 4, 8)]
 

@@ -22,9 +22,8 @@ from onnx_attn.graph.compose import compose
 from onnx_attn.graph.edit import Names, SiteEdit, Splice
 from onnx_attn.graph.inline import inline_functions
 from onnx_attn.graph.load import Loaded
-from onnx_attn.graph.opset import raise_opset
+from onnx_attn.graph.opset import LEAST_OPSET, raise_opset
 from onnx_attn.graph.view import GraphView
-from onnx_attn.plan import LEAST_OPSET
 
 WAY_OUT = "export the model with a dynamic batch"
 

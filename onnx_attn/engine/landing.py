@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import onnx
 
 from onnx_attn.engine.kernels import Engine, Kernel
-from onnx_attn.engine.names import as_written, called
+from onnx_attn.engine.names import as_written
+from onnx_attn.graph.view import called
 from onnx_attn.site import Candidate, Verdict, Written, engine_name
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import onnx
 
 from onnx_attn.graph.edit import subgraphs
+from onnx_attn.graph.view import called
 
 UNNAMED = "node_of_"
 _UNSAFE = re.compile(r"[^\x20-\x7e]|[\[\]|]")
@@ -45,11 +46,6 @@ def make_readable(model: onnx.ModelProto) -> dict[str, str]:
                 label = written = node.name
             taken |= {label, written}
     return renamed
-
-
-def called(node: onnx.NodeProto) -> str:
-    """What users call a node: its name, or that of its first value; empty where it has neither."""
-    return node.name or next((name for name in node.output if name), "")
 
 
 def as_written(name: str) -> tuple[str, str]:

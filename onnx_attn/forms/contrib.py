@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnx_attn.algebra.choose import Algebra
+from onnx_attn.domain import MICROSOFT
 from onnx_attn.forms.attention import Refused, expanded_mask
 from onnx_attn.forms.heads import HEAD
 from onnx_attn.forms.in_proj import InProj
@@ -20,8 +21,6 @@ from onnx_attn.forms.packing import Group, Packing
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
-
-MICROSOFT = "com.microsoft"
 
 
 def contrib_refused(view: GraphView, site: AttentionSite, island: int = 0) -> Refused | None:

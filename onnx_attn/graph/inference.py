@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
 
+from onnx_attn.domain import MICROSOFT
 from onnx_attn.graph.contradictions import check
 from onnx_attn.graph.slim import SMALL
 from onnx_attn.graph.small_values import small_values
@@ -91,7 +92,7 @@ class Inference:
         function = self.functions.get((node.domain, node.op_type))
         if function is not None:
             return self._function(node, function, inputs, world)
-        if node.op_type in LIKE_THE_FIRST and node.domain == "com.microsoft":
+        if node.op_type in LIKE_THE_FIRST and node.domain == MICROSOFT:
             return [inputs[0] and Known(inputs[0].elem_type, inputs[0].shape)]
         attributes = list(node.attribute)
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in attributes):

@@ -11,7 +11,9 @@ from google.protobuf.message import DecodeError
 from onnx import defs, shape_inference
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from onnx_attn.domain import MICROSOFT
 from onnx_attn.errors import InputError, one_line
+from onnx_attn.graph.opset import opset_of
 from onnx_attn.graph.slim import slim_copy
 
 PROTOBUF_LIMIT = 2**31 - 1
@@ -114,7 +116,7 @@ some or at none."""
 
 def _with_foreign_marked(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     """The model to check, and whether it is a copy in which such operators are in a domain of their own, which nobody checks."""
-    opset = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    opset = opset_of(proto)
 
     def is_foreign(node: onnx.NodeProto) -> bool:
         own = node.op_type in FOREIGN and node.domain in ("", "ai.onnx")
@@ -124,9 +126,9 @@ def _with_foreign_marked(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]
         return proto, False
     copy = slim_copy(proto)
     for node in filter(is_foreign, copy.graph.node):
-        node.domain = "com.microsoft"
-    if all(entry.domain != "com.microsoft" for entry in copy.opset_import):
-        copy.opset_import.add(domain="com.microsoft", version=1)
+        node.domain = MICROSOFT
+    if all(entry.domain != MICROSOFT for entry in copy.opset_import):
+        copy.opset_import.add(domain=MICROSOFT, version=1)
     return copy, True
 
 

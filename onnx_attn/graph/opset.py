@@ -15,6 +15,14 @@ from onnx_attn.errors import one_line
 from onnx_attn.graph.edit import subgraphs
 from onnx_attn.graph.slim import slim_copy
 
+LEAST_OPSET = 13
+"""The first in which Split and Unsqueeze take sizes and axes as inputs, as all that is written here has them."""
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """Of the standard's domain, which has two names; 0 where the model says none."""
+    return max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
 
 def raise_opset(proto: onnx.ModelProto, opset: int) -> str | None:
     """Raise `proto` in place; None if done, else in words why the model was left as it is."""

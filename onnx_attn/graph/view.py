@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.edit import named_outside
+from onnx_attn.graph.opset import opset_of
 from onnx_attn.graph.sizes import worlds_of
 from onnx_attn.graph.world import Shape, World, overridable
 
@@ -17,6 +18,11 @@ from onnx_attn.graph.world import Shape, World, overridable
 def label(node: gs.Node) -> str:
     """A node's name for people; the name of its first value stands in for a node without one."""
     return node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op)
+
+
+def called(node: onnx.NodeProto) -> str:
+    """What users call a node: its name, or that of its first value; empty where it has neither."""
+    return node.name or next((name for name in node.output if name), "")
 
 
 STANDARD = ("", "ai.onnx", None)
@@ -29,8 +35,7 @@ class GraphView:
     def __init__(self, proto: onnx.ModelProto, graph: gs.Graph | None = None):
         self.proto = proto
         self.graph = graph if graph is not None else gs.import_onnx(proto)
-        standard = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
-        self.opset: int = max(standard, default=0)
+        self.opset = opset_of(proto)
         self._shapes: dict[str, tuple[Shape, ...] | None] = {}
         self.layouts: dict[object, Any] = {}
         """What movements were found to do (`views.movement`)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Sequence
 
 import onnx
 
@@ -10,6 +10,7 @@ from onnx_attn.graph.edit import Names, Writer
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.operators.spell import Operator, spell
+from onnx_attn.operators.spelled import Spelled, put_in_place
 from onnx_attn.recognize.candidates import recognize
 from onnx_attn.site import AttentionSite, Candidate, Verdict
 
@@ -29,7 +30,7 @@ def with_plain_operators(
         loaded = loaded.copy()
     nodes, stored = list(loaded.proto.graph.node), len(loaded.proto.graph.initializer)
     while True:
-        _spell(loaded.proto, view, nodes, wanted)
+        _spell(loaded.proto, nodes, wanted)
         plain = GraphView(loaded.proto)
         found = recognize(plain)
         sites = {candidate.name for candidate in found if isinstance(candidate, AttentionSite)}
@@ -55,20 +56,11 @@ def _with_features(view: GraphView, candidates: Sequence[Candidate]) -> Wanted:
     return found
 
 
-def _spell(proto: onnx.ModelProto, view: GraphView, nodes: Sequence[onnx.NodeProto], wanted: Wanted) -> None:
+def _spell(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], wanted: Wanted) -> None:
     """Put `nodes` into the graph, those that are wanted spelled out."""
-    names, written = Names(proto), list[onnx.NodeProto]()
-    stored: Set[str] = {tensor.name for tensor in proto.graph.initializer}
-    for position, node in enumerate(nodes):
-        if position not in wanted:
-            written.append(node)
-            continue
-        name, operator = wanted[position]
+    names, instead = Names(proto), dict[int, Spelled]()
+    for position, (name, operator) in wanted.items():
         writer = Writer(names, name)
         spell(writer, operator, name)
-        written.extend(writer.nodes)
-        fresh = [tensor for key, tensor in writer.initializers.items() if key not in stored]
-        proto.graph.initializer.extend(fresh)
-        stored |= {tensor.name for tensor in fresh}
-    del proto.graph.node[:]
-    proto.graph.node.extend(written)
+        instead[position] = Spelled(writer.nodes, writer.initializers)
+    put_in_place(proto.graph, nodes, instead)

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnx_attn.domain import MICROSOFT
 from onnx_attn.forms.attention import is_operator
-from onnx_attn.forms.contrib import MICROSOFT
 from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.prove.cases import LARGE, Case, cases

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from onnx_attn.domain import MICROSOFT
 from onnx_attn.graph.world import World
 from onnx_attn.operators.microsoft.table import Spelled
 from onnx_attn.prove.compare import RTOL, difference
@@ -124,7 +125,7 @@ def _models(trial: Trial, spelled: Spelled, opset: int) -> list[onnx.ModelProto]
         for name, place in trial.names.items()
     ]
     outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, 1)]
     bodies: tuple[tuple[Sequence[onnx.NodeProto], list[onnx.TensorProto]], ...] = (
         ([node], []),
         (spelled.nodes, list(spelled.initializers.values())),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from onnx_attn.codes import CODES
-from onnx_attn.domain import DOMAIN, is_attention_function
+from onnx_attn.domain import DOMAIN, MICROSOFT, is_attention_function
 from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.recognize.normaliser import is_spelled
 from onnx_attn.recognize.operator import recognize_attention_operator
@@ -19,7 +19,6 @@ from onnx_attn.site import Candidate, Verdict
 
 SOFTMAXES = ("Softmax", "LogSoftmax")
 PREVIEW = "ai.onnx.preview"
-MICROSOFT = "com.microsoft"
 ENDS = ("Softmax", "Div", "Mul", "Exp")
 """The operators that a softmax ends with, in one node or in many."""
 

@@ -12,16 +12,15 @@ from functools import partial
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_attn.domain import MICROSOFT
 from onnx_attn.graph.edit import Names, SiteEdit, Splice, Writer
+from onnx_attn.graph.opset import LEAST_OPSET
 from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.operators.rotary import look_up, spell_rotary
 from onnx_attn.rotary.tables import CannotSay
 from onnx_attn.targets.reading import TYPES
-from onnx_attn.targets.rotary import MICROSOFT, RotaryFacts
 from onnx_attn.targets.rotary import STANDARD as ONNX
-
-LEAST_OPSET = 13
-"""The first in which Split and Unsqueeze take sizes and axes as inputs."""
+from onnx_attn.targets.rotary import RotaryFacts
 
 
 def is_operator(node: gs.Node) -> bool:

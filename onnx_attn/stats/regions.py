@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from onnx_attn.site import AttentionSite, Candidate, Verdict
@@ -101,33 +101,33 @@ def _is_product(flow: Flow, op: Op) -> bool:
 
 def _product_above(flow: Flow, softmax: int) -> int | None:
     """The nearest one: what it multiplies comes in through masks, casts and movement."""
+
+    def makers(op: Op) -> Iterator[int]:
+        return (flow.makers[value] for value in op.inputs if value in flow.makers and value not in flow.free)
+
+    return max(_products_near(flow, softmax, makers), default=None)
+
+
+def _product_below(flow: Flow, softmax: int) -> int | None:
+    def readers(op: Op) -> Iterator[int]:
+        return (number for value in op.outputs for number in flow.readers.get(value, ()))
+
+    return min(_products_near(flow, softmax, readers), default=None)
+
+
+def _products_near(flow: Flow, softmax: int, beside: Callable[[Op], Iterator[int]]) -> list[int]:
+    """The first products on every way from a softmax, not farther than FARTHEST operations."""
     queue, seen, found = [softmax], {softmax}, list[int]()
     while queue:
-        for value in flow.ops[queue.pop()].inputs:
-            number = flow.makers.get(value)
-            if number is None or number in seen or value in flow.free:
+        for number in beside(flow.ops[queue.pop()]):
+            if number in seen:
                 continue
             seen.add(number)
             if _is_product(flow, flow.ops[number]):
                 found.append(number)
-            elif softmax - number < FARTHEST:
+            elif abs(number - softmax) < FARTHEST:
                 queue.append(number)
-    return max(found, default=None)
-
-
-def _product_below(flow: Flow, softmax: int) -> int | None:
-    queue, seen, found = [softmax], {softmax}, list[int]()
-    while queue:
-        for value in flow.ops[queue.pop()].outputs:
-            for number in flow.readers.get(value, ()):
-                if number in seen:
-                    continue
-                seen.add(number)
-                if _is_product(flow, flow.ops[number]):
-                    found.append(number)
-                elif number - softmax < FARTHEST:
-                    queue.append(number)
-    return min(found, default=None)
+    return found
 
 
 def _cleared(flow: Flow, product: int) -> int:

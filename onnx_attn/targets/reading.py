@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from onnx_attn.domain import MICROSOFT
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.recognize.scopes import nested_nodes
 from onnx_attn.site import AttentionSite, Candidate, ScoreTerm, Verdict
@@ -71,7 +72,7 @@ def standing_form(view: GraphView, candidate: Candidate) -> str:
 
 def form_of_node(node: gs.Node) -> str:
     """The form that a candidate's own node, its softmax or operator, tells."""
-    if node.domain == "com.microsoft":
+    if node.domain == MICROSOFT:
         return "contrib"
     if node.domain not in ("", "ai.onnx", None):
         return "function"

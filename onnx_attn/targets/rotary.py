@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from onnx_attn.domain import MICROSOFT
 from onnx_attn.targets.editions import (
     EVERY,
     ONNX,
@@ -33,7 +34,7 @@ from onnx_attn.targets.tensorrt_versions import CHANGELOG
 
 OPSET = 23
 """The first with the standard operator."""
-STANDARD, MICROSOFT = "ai.onnx", "com.microsoft"
+STANDARD = "ai.onnx"
 CONTRIB = Documented(
     "https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.RotaryEmbedding"
 )

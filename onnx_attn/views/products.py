@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_attn.domain import MICROSOFT
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.views.folding import constant_value, is_fixed
 from onnx_attn.views.movement import Step, handed_on, moves, repeats, step_key
@@ -150,7 +151,7 @@ class Program:
     def _of_activation(self, tensor: gs.Tensor, node: gs.Node, mode: Mode) -> int | None:
         if mode == "inner":
             return None
-        if node.op == "RotaryEmbedding" and node.domain in (*STANDARD, "com.microsoft"):
+        if node.op == "RotaryEmbedding" and node.domain in (*STANDARD, MICROSOFT):
             return self._operator(tensor, node)
         if node.domain not in STANDARD:
             return None
@@ -165,7 +166,7 @@ class Program:
 
     def _operator(self, tensor: gs.Tensor, node: gs.Node) -> int | None:
         """Inputs of the standard operator: x, cos, sin, position_ids; of ONNX Runtime's: x, position_ids, cos, sin."""
-        own = node.domain == "com.microsoft"
+        own = node.domain == MICROSOFT
         x, cos, sin = (node.inputs[place] for place in ((0, 2, 3) if own else (0, 1, 2)))
         if self.view.shapes(tensor) is None or any(self.view.shapes(each) is None for each in (cos, sin)):
             return None

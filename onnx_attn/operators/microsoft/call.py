@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from onnx_attn.graph.edit import Writer
+from onnx_attn.graph.view import called
 from onnx_attn.graph.world import Known, Shape
 
 
@@ -44,7 +45,7 @@ class Call:
     @property
     def name(self) -> str:
         """What the node that it becomes is called."""
-        return self.node.name or self.node.output[0]
+        return called(self.node)
 
     def attribute(self, name: str, default: Any) -> Any:
         value = self.attributes.get(name, default)

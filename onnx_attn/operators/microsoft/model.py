@@ -9,12 +9,14 @@ from typing import Any
 
 import onnx
 
+from onnx_attn.domain import MICROSOFT
 from onnx_attn.graph.edit import Names
 from onnx_attn.graph.load import Loaded
-from onnx_attn.graph.view import GraphView
+from onnx_attn.graph.view import GraphView, called
 from onnx_attn.graph.world import Known, World
 from onnx_attn.operators.microsoft.call import ContradictionError
-from onnx_attn.operators.microsoft.table import ATTENTION, MICROSOFT, Spelled, spell, spelling
+from onnx_attn.operators.microsoft.table import ATTENTION, spell, spelling
+from onnx_attn.operators.spelled import Spelled, put_in_place
 from onnx_attn.site import AttentionSite, Candidate, Verdict
 
 Proof = Callable[[onnx.NodeProto, Spelled, Sequence[World]], tuple[str, str] | None]
@@ -83,7 +85,7 @@ def without_microsoft(
     nodes = view.proto.graph.node
     wanted = [place for place, node in enumerate(nodes) if spelling(node, view.opset) is not None]
     if only is not None:
-        wanted = [place for place in wanted if nodes[place].op_type in ATTENTION and _called(nodes[place]) in only]
+        wanted = [place for place in wanted if nodes[place].op_type in ATTENTION and called(nodes[place]) in only]
     if not wanted:
         return loaded, view, Outcome()
     loaded = loaded if own else loaded.copy()
@@ -92,7 +94,7 @@ def without_microsoft(
     outcome = Outcome(dict(spelled), left)
     if not instead:
         return loaded, view, outcome
-    _replace(loaded.proto.graph, instead)
+    put_in_place(loaded.proto.graph, list(loaded.proto.graph.node), instead)
     return loaded, GraphView(loaded.proto), outcome
 
 
@@ -114,25 +116,8 @@ def _spell_all(
             refused = proved.get(key)
             instead |= {place: found} if refused is None else {}
         if refused is not None:
-            left.append(Left(_called(node), _operator(node), *refused))
+            left.append(Left(called(node), _operator(node), *refused))
     return instead, left
-
-
-def _replace(graph: onnx.GraphProto, instead: Mapping[int, Spelled]) -> None:
-    nodes, stored = list(graph.node), {tensor.name for tensor in graph.initializer}
-    del graph.node[:]
-    for place, node in enumerate(nodes):
-        if place not in instead:
-            graph.node.append(node)
-            continue
-        graph.node.extend(instead[place].nodes)
-        fresh = [tensor for name, tensor in instead[place].initializers.items() if name not in stored]
-        graph.initializer.extend(fresh)
-        stored |= {tensor.name for tensor in fresh}
-
-
-def _called(node: onnx.NodeProto) -> str:
-    return node.name or node.output[0]
 
 
 def _operator(node: onnx.NodeProto) -> str:

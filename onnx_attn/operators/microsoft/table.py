@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import onnx
 from onnx import defs
 
+from onnx_attn.domain import MICROSOFT
 from onnx_attn.graph import inference
 from onnx_attn.graph.edit import Names, Writer
+from onnx_attn.graph.opset import LEAST_OPSET
+from onnx_attn.graph.view import called
 from onnx_attn.graph.world import Known
 from onnx_attn.operators.microsoft import attention, grouped, multi_head, norms, pointwise
 from onnx_attn.operators.microsoft.call import Call, NotSpelled, Spell
-
-MICROSOFT = "com.microsoft"
-LEAST_OPSET = 13
-"""Of the standard operators that they are said in."""
+from onnx_attn.operators.spelled import Spelled
 
 ATTENTION: Mapping[str, Spell] = {
     "Attention": attention.attention,
@@ -41,14 +40,6 @@ SPELLINGS: Mapping[tuple[str, str], Spell] = {
 }
 
 
-@dataclass(frozen=True)
-class Spelled:
-    """A node in plain nodes, which make its outputs under their names, and the constants that they read."""
-
-    nodes: Sequence[onnx.NodeProto]
-    initializers: Mapping[str, onnx.TensorProto]
-
-
 def spell(
     names: Names, node: onnx.NodeProto, known: Sequence[tuple[Known, ...] | None], opset: int
 ) -> Spelled | str | None:
@@ -61,7 +52,7 @@ def spell(
         return None
     if opset < LEAST_OPSET:
         return f"it is said in operators of opset {LEAST_OPSET}, and the model's is {opset}"
-    writer = Writer(names, node.name or node.output[0])
+    writer = Writer(names, called(node))
     try:
         write(Call(writer, node, known, opset))
     except NotSpelled as reason:
