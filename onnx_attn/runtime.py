@@ -60,6 +60,8 @@ class Session:
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.disable_prepacking", "1")
+        # Threads that wait for the next run by spinning take the cores from whoever works beside.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
