@@ -10,10 +10,10 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from onnx_attn.deliver import fuse_file, fuse_proto
-from onnx_attn.given import Model, Result, loaded_from, site_place
-from onnx_attn.options import Expansion, Options
-from onnx_attn.pipeline import inspect_model
+from onnx_attn.given import Model, Result, loaded_from
+from onnx_attn.options import Address, Expansion, Options
 from onnx_attn.plan import Choice
+from onnx_attn.reading import find_sites, site_of
 from onnx_attn.targets.editions import parse_target
 
 
@@ -36,38 +36,38 @@ def expand(
     Raises InputError, OutputError, UsageError, DifferenceError; nothing is written then.
     """
     target = parse_target("onnx")
-    places = _places(model, sites) if sites is not None else None
+    wanted = _wanted(model, sites) if sites is not None else None
     choice = Choice(
         "primitives",
         algebra=(),
-        apply=places is None,
+        apply=sites is None,
         heads="kept",
         tokens_first=False,
-        rotary=False,
         split=split_projection,
     )
-    options = Options(target, choice, verify=verify, expansion=Expansion(places, opset))
+    options = Options(target, choice, verify=verify, expansion=Expansion(wanted, opset))
     if isinstance(model, str | PathLike) and output is not None:
         report, document = fuse_file(Path(model), Path(output), options)
-        return Result(_expansion_report(report, places), document, None, Path(output))
+        return Result(_expansion_report(report, sites), document, None, Path(output))
     loaded = loaded_from(model)
     report, document, proto = fuse_proto(loaded.proto, loaded.name, options)
     made = gs.import_onnx(proto) if isinstance(model, gs.Graph) else proto
-    return Result(_expansion_report(report, places), document, made)
+    return Result(_expansion_report(report, sites), document, made)
 
 
-def _places(model: Model, sites: Sequence[str]) -> frozenset[int]:
-    """Where the sites of these ids stand among all. Raises UsageError for one that the model does not have."""
-    count = inspect_model(loaded_from(model), parse_target("onnx"))["sites"]
-    return frozenset(site_place(each, count) for each in sites)
+def _wanted(model: Model, sites: Sequence[str]) -> dict[Address, str]:
+    """Where the sites of these ids lie, and their names. Raises UsageError for one that the model does not have."""
+    all_sites = find_sites(loaded_from(model), parse_target("onnx"))
+    found = [site_of(each, all_sites) for each in sites]
+    return {each.address: each.name for each in found}
 
 
-def _expansion_report(report: dict[str, Any], places: frozenset[int] | None) -> dict[str, Any]:
+def _expansion_report(report: dict[str, Any], sites: Sequence[str] | None) -> dict[str, Any]:
     """The report of `fuse` with what was taken apart in place of what was fused; sites that were left out say nothing."""
     expanded = report.pop("fused")
     for key in ("target", "target_version", "search", "dynamic_batch"):
         report.pop(key)
-    asked = [f"site-{place}" for place in sorted(places)] if places is not None else None
+    asked = sorted(set(sites), key=lambda site: int(site.removeprefix("site-"))) if sites is not None else None
     if asked is not None:
         report["candidates"] = [each for each in report["candidates"] if each["id"] in asked]
         report["refused"] = sum(each["status"] == "refused" for each in report["candidates"])

@@ -11,16 +11,14 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_attn.errors import InputError
-from onnx_attn.given import Model, loaded_from, site_place
-from onnx_attn.graph.load import Loaded, check
+from onnx_attn.given import Model, loaded_from
+from onnx_attn.graph.load import check
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.graph.view import GraphView
-from onnx_attn.nested import with_calls_inlined, with_functions_inlined
-from onnx_attn.operators.microsoft.model import without_microsoft
-from onnx_attn.operators.plain import with_plain_operators
-from onnx_attn.plan import is_attention
 from onnx_attn.prove.cut import Cutter
-from onnx_attn.site import AttentionSite, Candidate, Verdict
+from onnx_attn.reading import find_sites, open_site, site_of
+from onnx_attn.site import AttentionSite, Verdict
+from onnx_attn.targets.editions import parse_target
 from onnx_attn.views.arrange import real
 from onnx_attn.views.linear import weight_tensor
 from onnx_attn.views.movement import REARRANGE
@@ -33,7 +31,8 @@ def extract(model: Model, site: str, output: str | PathLike[str]) -> dict[str, A
     Raises InputError, OutputError; UsageError for an id that the model does not have.
     """
     loaded = loaded_from(model)
-    view, candidate = _find(loaded, site)
+    target = parse_target("onnx")
+    view, candidate = open_site(loaded, site_of(site, find_sites(loaded, target)).address, target)
     if isinstance(candidate, Verdict) and candidate.recomputable is not None:
         candidate = candidate.recomputable
     if not isinstance(candidate, AttentionSite):
@@ -56,17 +55,6 @@ def extract(model: Model, site: str, output: str | PathLike[str]) -> dict[str, A
         "outputs": names["output"],
         "nodes": len(made.graph.node),
     }
-
-
-def _find(loaded: Loaded, site: str) -> tuple[GraphView, Candidate]:
-    """The candidate of an id, in the model as it is read."""
-    loaded = loaded.copy()
-    with_calls_inlined(loaded, None)
-    loaded, view, _ = without_microsoft(loaded, GraphView(loaded.proto), None, own=True)
-    loaded, view, candidates = with_functions_inlined(loaded, view, own=True)
-    loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=True)
-    sites = [each for each in candidates if is_attention(each)]
-    return view, sites[site_place(site, len(sites))]
 
 
 def _cut(view: GraphView, site: AttentionSite) -> onnx.ModelProto:

@@ -43,14 +43,6 @@ class Result:
         return self._model
 
 
-def site_place(site: str, count: int) -> int:
-    """Where the site of an id of `inspect` stands among the `count` that a model has. Raises UsageError where there is none."""
-    number = site.removeprefix("site-")
-    if site == number or not number.isdecimal() or int(number) >= count:
-        raise UsageError(f"the model has no '{site}'; `onnx-attn inspect` shows the ids of its sites")
-    return int(number)
-
-
 def own_copy(model: Model) -> Loaded:
     """A loaded model that may be changed: the caller's own stays as it is."""
     loaded = loaded_from(model)

@@ -173,12 +173,12 @@ def counted(report: dict[str, Any]) -> None:
 def replace_bodies(
     model: onnx.ModelProto,
     found: Sequence[Block],
-    rewrite: Callable[[Body], tuple[list[Entry], onnx.ModelProto | None]],
+    rewrite: Callable[[int, Body], tuple[list[Entry], onnx.ModelProto | None]],
 ) -> tuple[list[tuple[Block, list[Entry]]], bool]:
-    """Rewrite each body; a body that changed is put back. Returns its candidates, and whether any did."""
+    """Rewrite each body, given with its number; one that changed is put back. Returns its candidates, and whether any did."""
     results, changed = [], False
-    for block in found:
-        own, after = rewrite(block.body)
+    for number, block in enumerate(found):
+        own, after = rewrite(number, block.body)
         results.append((block, own))
         if after is not None:
             put_back(model, block.body, after)

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from onnx_attn.plan import Choice
 from onnx_attn.plan_file import ReadPlan
 from onnx_attn.search.search import Asked
 from onnx_attn.targets.editions import Target, parse_target
 
+Address: TypeAlias = tuple[int, ...]
+"""Where an attention site lies: its place among those of the main graph; or the number of a body, and its address in there."""
+
 
 @dataclass(frozen=True)
 class Expansion:
     """What `expand` was asked for.
 
-    sites: the places of attention sites in graph order; None for all. opset: what the model is to be brought to.
+    sites: where those lie that are asked for, and their names; None for all. opset: what the model is to be brought to.
     """
 
-    sites: frozenset[int] | None = None
+    sites: Mapping[Address, str] | None = None
     opset: int | None = None
+
+    @property
+    def names(self) -> set[str] | None:
+        """Of the sites that are asked for in this graph itself; None for all."""
+        return {name for at, name in self.sites.items() if len(at) == 1} if self.sites is not None else None
+
+    def inside(self, number: int) -> Expansion:
+        """What is asked for in a body of this graph."""
+        sites = self.sites
+        own = (
+            {at[1:]: name for at, name in sites.items() if at[0] == number and len(at) > 1}
+            if sites is not None
+            else None
+        )
+        return Expansion(own)
 
 
 @dataclass(frozen=True)
@@ -42,9 +61,9 @@ class Options:
     def own_choices(self) -> Sequence[Choice | None]:
         """What a plan asks for each attention site by itself, in graph order."""
         if self.expansion is not None and self.expansion.sites is not None:
-            last, left = max(self.expansion.sites, default=-1), replace(self.choice, apply=False)
-            applied = replace(self.choice, apply=True)
-            return [applied if place in self.expansion.sites else left for place in range(last + 1)]
+            sites, left = self.expansion.sites, replace(self.choice, apply=False)
+            last = max((at[0] for at in sites if len(at) == 1), default=-1)
+            return [replace(left, apply=(place,) in sites) for place in range(last + 1)]
         return self.plan.choices if self.plan is not None else ()
 
     @property

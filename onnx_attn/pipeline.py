@@ -22,7 +22,7 @@ from onnx_attn.graph.edit import Names
 from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.inline import inline_operators
 from onnx_attn.graph.load import Loaded
-from onnx_attn.graph.opset import LEAST_OPSET, opset_of, raise_opset
+from onnx_attn.graph.opset import opset_of, raise_opset
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.nested import (
@@ -31,25 +31,20 @@ from onnx_attn.nested import (
     counted,
     merged,
     replace_bodies,
-    with_functions_inlined,
-    with_windows_inlined,
 )
-from onnx_attn.operators.microsoft.model import Outcome, without_microsoft
-from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.options import Options
 from onnx_attn.plan import (
-    Choice,
     Plan,
-    has_sites,
     make_plan,
 )
 from onnx_attn.plan_file import plan_document
-from onnx_attn.prepared import has_runtime_operators, keeps_runtime_operators, prepared, stats_of
+from onnx_attn.prepared import prepared, stats_of
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.inputs import model_inputs
 from onnx_attn.prove.slices import WHOLE, Slices
 from onnx_attn.prove.whole import default_rtol
+from onnx_attn.reading import read_model
 from onnx_attn.recognize.causality import blocks_later_keys
 from onnx_attn.recognize.rotary import read_rotary
 from onnx_attn.recognize.window import read_window
@@ -85,34 +80,18 @@ class Trial:
 
 def inspect_model(loaded: Loaded, target: Target) -> Report:
     """Recognise and plan, nothing more."""
-    loaded = with_windows_inlined(loaded)
-    view, outcome = GraphView(loaded.proto), Outcome()
-    if not keeps_runtime_operators(target, [Choice()]) and has_runtime_operators(view):
-        raised = _raised(loaded) if view.opset < LEAST_OPSET else None
-        if raised is not None:
-            return inspect_model(raised, target)
-        loaded, view, outcome = without_microsoft(loaded, view, None, own=False)
-    loaded, view, candidates = with_functions_inlined(loaded, view, own=False)
-    loaded, view, candidates = with_plain_operators(loaded, view, candidates, own=False)
-    if view.opset < LEAST_OPSET and has_sites(candidates):
-        raised = _raised(loaded)
-        if raised is not None:
-            return inspect_model(raised, target)
+    reading = read_model(loaded, target)
+    view, outcome = reading.view, reading.outcome
     taking = target.taking(view.opset)
-    plan = make_plan(view, outcome.told(candidates), taking)
+    plan = make_plan(view, reading.candidates, taking)
     report = inspection(loaded.name, taking, view, plan)
     report["spelled"] = outcome.document if outcome else None
-    found = blocks(loaded.proto, view.worlds, plan.entries) if _is_nested(plan.entries) else []
-    inner = [(block, inspect_model(Loaded(block.body.model, loaded.name), target)["candidates"]) for block in found]
+    inner = [
+        (block, inspect_model(Loaded(block.body.model, loaded.name), target)["candidates"]) for block in reading.blocks
+    ]
     report["candidates"] = merged(report["candidates"], inner)
     counted(report)
     return report
-
-
-def _raised(loaded: Loaded) -> Loaded | None:
-    """A copy of a higher opset; None where that cannot be had."""
-    raised = loaded.copy()
-    return raised if raise_opset(raised.proto, LEAST_OPSET) is None else None
 
 
 def _is_nested(entries: Sequence[object]) -> bool:
@@ -222,7 +201,7 @@ def _rewrite_bodies(
 ) -> tuple[list[tuple[Block, list[Report]]], bool]:
     """Rewrite the bodies of the model in which attention lies, each as a model of its own."""
 
-    def rewritten(body: Body) -> tuple[list[Report], onnx.ModelProto | None]:
+    def rewritten(number: int, body: Body) -> tuple[list[Report], onnx.ModelProto | None]:
         # A body that shares weights with others packs none: they would be stored twice.
         choice = replace(options.choice, pack=options.choice.pack and not body.shared)
         if choice.form == "auto":
@@ -235,6 +214,7 @@ def _rewrite_bodies(
             expect=None,
             dynamic_batch=False,
             outer=frozenset(names_within(model)),
+            expansion=options.expansion.inside(number) if options.expansion is not None else None,
         )
         report, trial, changed = rewrite(Loaded(body.model, body.attribute), inside)
         return report["candidates"], changed if trial.changed else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,9 +95,7 @@ class Prepared:
         expansion = self._options.expansion
         if expansion is None:
             return
-        if expansion.sites is not None:
-            names = [candidate.name for candidate in recognize(self.view) if is_attention(candidate)]
-            self._only = {name for place, name in enumerate(names) if place in expansion.sites}
+        self._only = expansion.names
         if with_calls_inlined(self.loaded, self._only):
             self.view, self._in_place = GraphView(self.loaded.proto), True
 
@@ -171,9 +170,12 @@ class Prepared:
         self.ordered = _ordered(self.loaded, self.view, self.candidates, self.target, self._options)
         if self.ordered.sites:
             self._read_again()
-        self.embedded = _embedded(self.loaded, self.view, self.candidates, self.target, self._options)
-        if self.embedded.changed:
-            self._read_again()
+        # What is to be taken apart is written as the operator first, where the opset has it: so all spellings become one.
+        for target in (self.target, None) if self._options.expansion is not None else (self.target,):
+            embedded = _embedded(self.loaded, self.view, self.candidates, target, self._options)
+            self.embedded = replace(embedded, changed=self.embedded.changed or embedded.changed)
+            if embedded.changed:
+                self._read_again()
 
     def _read_again(self) -> None:
         """The model that was rewritten; windows stay those that were read before."""
@@ -233,18 +235,18 @@ def has_runtime_operators(view: GraphView) -> bool:
 
 
 def _embedded(
-    loaded: Loaded, view: GraphView, candidates: Sequence[Candidate], target: Target, options: Options
+    loaded: Loaded, view: GraphView, candidates: Sequence[Candidate], target: Target | None, options: Options
 ) -> Embedded:
-    """Rotary embeddings as the target takes them."""
+    """Rotary embeddings as the target takes them; without one as plain nodes."""
     if options.outer is not None:
         return Embedded()
-    gains = gains_by_rotary(target, RotaryFacts(opset=view.opset))
+    gains = target is not None and gains_by_rotary(target, RotaryFacts(opset=view.opset))
     wanted = {
         candidate.output.name
         for candidate, choice in chosen(candidates, options.choice, options.own_choices)
         if isinstance(candidate, AttentionSite) and choice.apply and (gains if choice.rotary is None else choice.rotary)
     }
-    return embed(loaded, view, candidates, wanted, target if options.expansion is None else None, options.verify)
+    return embed(loaded, view, candidates, wanted, target, options.verify)
 
 
 def _ordered(
