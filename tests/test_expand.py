@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 from canonical import canonical
-from checks import assert_same
+from checks import assert_same, feeds
 from commands import run_command
-from graphs import HEAD_DIM, HEADS, Net
+from graphs import HEAD_DIM, HEADS, Net, heads_in
+from onnx import TensorProto, helper
 from runtime_nodes import ATTENTION_CASES, N
 from support import EXPORTS
 
@@ -22,15 +24,9 @@ from onnx_attn.prove.inputs import model_inputs
 
 FILES = [
     "bert.torchscript.17.dynamic",
-    "decoder_layer_pre.dynamo.23.static",
-    "gpt2.dynamo.23.static",
     "gpt2_prefill.torchscript.17.dynamic",
-    "llama_static.dynamo.18.static",
     "mha_bias_kv.torchscript.17.dynamic",
-    "mha_mask_bool.torchscript.20.static",
-    "mha_zero_attn.dynamo.23.dynamic",
     "sdpa_mask.dynamo.23.static",
-    "swin_t.dynamo.18.static.half",
     "t5_encoder.dynamo.23.static",
     "vit_b_16.dynamo.18.dynamic",
 ]
@@ -41,27 +37,41 @@ def load(name: str) -> onnx.ModelProto:
 
 
 def fused(model: onnx.ModelProto) -> onnx.ModelProto:
-    found = onnx_attn.fuse(model, target="onnx", algebra=False).model
+    """Without proof, as `expanded`: structure is what is compared, and numbers have tests of their own."""
+    found = onnx_attn.fuse(model, target="onnx", algebra=False, verify=False).model
     assert isinstance(found, onnx.ModelProto)
     return found
 
 
 def expanded(model: onnx.ModelProto) -> onnx.ModelProto:
-    result = onnx_attn.expand(model)
-    assert result.report["proof"] is None or result.report["proof"]["ok"]
-    assert isinstance(result.model, onnx.ModelProto)
-    return result.model
+    found = onnx_attn.expand(model, verify=False).model
+    assert isinstance(found, onnx.ModelProto)
+    return found
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_what_is_put_together_again_is_the_same(name: str) -> None:
-    model = load(name)
+@pytest.mark.parametrize("path", sorted(EXPORTS.glob("*.onnx")), ids=lambda path: path.stem)
+def test_what_is_put_together_again_is_the_same(path: Path) -> None:
+    model = onnx.load(path)
     together, apart = fused(model), expanded(model)
-    assert not any(node.domain or node.op_type == "Attention" for node in apart.graph.node)
+    assert not any(node.domain or node.op_type in ("Attention", "RotaryEmbedding") for node in apart.graph.node)
     assert apart.opset_import[0].version == model.opset_import[0].version
     assert canonical(fused(expanded(together))) == canonical(together)
     assert canonical(expanded(fused(apart))) == canonical(apart)
     assert canonical(expanded(apart)) == canonical(apart)
+
+
+@pytest.mark.parametrize("path", sorted(EXPORTS.glob("mha_*.dynamic.onnx")), ids=lambda path: path.stem)
+def test_layers_of_torch_are_taken_apart_for_every_size(path: Path) -> None:
+    """Lengths of cross-attention, padding, added keys, boolean masks, biases by themselves, the sequence first, weights given
+    away: at sizes that no proof has tried."""
+    model = onnx.load(path)
+    result = onnx_attn.expand(model, verify=False)
+    assert result.report["sites"] == 1
+    assert result.report["expanded"] == (not path.name.startswith("mha_weights"))
+    # TorchScript freezes the lengths that the layer saw.
+    length, keys = (16, 24) if ".torchscript." in path.name else (9, 11)
+    sizes = {"batch": 3, "sequence": length, "memory": keys}
+    assert_same(model, result.model, feeds(model, sizes))
 
 
 def test_sites_read_alike_before_and_after() -> None:
@@ -103,6 +113,89 @@ def test_some_sites_alone() -> None:
     assert_same(model, some)
     with pytest.raises(onnx_attn.UsageError, match="no 'site-2'"):
         onnx_attn.expand(model, sites=["site-2"])
+
+
+def site_in_a_branch(net: Net, q: str, kt: str, v: str) -> str:
+    """A choice between attention and its negated values; the scale, of the main graph, stands behind Q·Kᵀ."""
+    inner = Net()
+    yes = inner.sdpa(q, kt, v, name="inside", scores=lambda scores: inner.op("Mul", scores, "half"))
+    no = helper.make_node("Neg", [v], ["no"])
+    made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, HEADS, 5, HEAD_DIM]) for name in (yes, "no")]
+    net.const(0.5, name="half")
+    bodies = {
+        "then_branch": helper.make_graph(inner.nodes, "yes", [], made[:1]),
+        "else_branch": helper.make_graph([no], "no", [], made[1:]),
+    }
+    return str(net.op("If", net.input("flag", dtype=bool), name="choice", **bodies))
+
+
+def test_ids_count_the_sites_of_bodies() -> None:
+    """One site in a branch, one behind the branches: each is asked for by the id that `inspect` gives it."""
+    net = Net()
+    q, kt, v = heads_in(net)
+    found = site_in_a_branch(net, q, kt, v)
+    net.output(net.sdpa(found, kt, v, name="outside", scores=lambda scores: net.op("Mul", scores, "half")))
+    model = net.model()
+    ids = {each["softmax"]: each["id"] for each in onnx_attn.inspect(model)["candidates"]}
+    assert ids == {"inside": "site-0", "outside": "site-1"}
+    for name, scaled in (("inside", [False, True]), ("outside", [True, False])):
+        result = onnx_attn.expand(model, sites=[ids[name]])
+        assert [each["id"] for each in result.report["candidates"]] == [ids[name]]
+        (choice,) = (node for node in result.model.graph.node if node.op_type == "If")
+        (inside,) = (each.g.node for each in choice.attribute if each.name == "then_branch")
+        assert [scales_scores(nodes) for nodes in (inside, result.model.graph.node)] == scaled
+        for flag in (True, False):
+            assert_same(model, result.model, {**feeds(model), "flag": np.asarray(flag)})
+
+
+def scales_scores(nodes: Iterable[onnx.NodeProto]) -> bool:
+    """Whether the scale stands behind Q·Kᵀ still; what was written anew has it on Q."""
+    products = {node.output[0] for node in nodes if node.op_type == "MatMul"}
+    return any(node.op_type == "Mul" and node.input[0] in products for node in nodes)
+
+
+def test_a_site_of_a_body_is_cut_out(tmp_path: Path) -> None:
+    net = Net()
+    net.output(site_in_a_branch(net, *heads_in(net)))
+    report = onnx_attn.extract(net.model(), "site-0", tmp_path / "site.onnx")
+    assert report["softmax"] == "inside"
+    assert onnx_attn.inspect(tmp_path / "site.onnx")["candidates"][0]["heads"] == HEADS
+
+
+TRIANGLES = {
+    "of queries and keys": ({}, True),
+    "the diagonal above": ({"above": 1}, False),
+    "the upper one": ({"upper": 1}, False),
+    "of keys and queries": ({"lengths": "kq"}, False),
+    "of queries alone": ({"lengths": "qq"}, False),
+    "of twos": ({"ones": 2.0}, False),
+    "what it names is blocked": ({"turned": True}, False),
+    "a low number and not none": ({"fill": -1e4}, False),
+}
+
+
+@pytest.mark.parametrize("name", TRIANGLES)
+def test_a_triangle_of_the_lengths_is_causality_by_position(name: str) -> None:
+    """As the primitives of a site with is_causal spell it, where lengths vary; every near miss stays a mask."""
+    knobs, causal = TRIANGLES[name]
+    net = Net()
+    q, kt, v = heads_in(net, "batch", "sequence", "sequence")
+    lengths = [net.op("Shape", each, start=-2, end=-1) for each in knobs.get("lengths", "qk")]
+    ones = net.op("Expand", net.const(knobs.get("ones", 1.0)), net.op("Concat", *lengths, axis=0))
+    above = [net.const(knobs["above"], np.int64)] if "above" in knobs else []
+    lower = net.op("Trilu", ones, *above, upper=knobs.get("upper", 0))
+    mask, fill = net.op("Cast", lower, to=TensorProto.BOOL), net.const(knobs.get("fill", -np.inf))
+
+    def masked(scores: str) -> str:
+        sides = (net.scaled(scores), fill)
+        return str(net.op("Where", mask, *(sides[::-1] if knobs.get("turned") else sides)))
+
+    net.output(net.sdpa(q, kt, v, scores=masked))
+    model = net.model()
+    fused = onnx_attn.fuse(model, target="onnx", algebra=False)
+    calls = [node.op_type for node in fused.model.graph.node if node.domain]
+    assert [call.endswith("_Causal") for call in calls] == [causal]
+    assert_same(model, fused.model)
 
 
 @pytest.mark.parametrize("name", ["vit_b_16.dynamo.18.dynamic", "bert.torchscript.17.dynamic"])
@@ -154,7 +247,7 @@ def test_command_takes_apart_and_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "low.onnx").exists()
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if "zero" not in name][::2])
+@pytest.mark.parametrize("name", FILES)
 def test_one_site_runs_by_itself(name: str, tmp_path: Path) -> None:
     path = tmp_path / "site.onnx"
     report = onnx_attn.extract(EXPORTS / f"{name}.onnx", "site-0", path)

@@ -7,8 +7,12 @@ function inputs nor overloads.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from onnx import AttributeProto as Attribute
 from onnx import helper, numpy_helper
 
@@ -16,6 +20,7 @@ from onnx_attn.domain import ATTENTION, DOMAIN
 from onnx_attn.forms.body import AXES_OPSET, FIXED, Signature, Spelling, numbers, signature, write_body
 from onnx_attn.forms.moves import written
 from onnx_attn.forms.quantizers import dtype_of, quantizer_names
+from onnx_attn.forms.triangle import stored_triangle
 from onnx_attn.graph.edit import Names, Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, ScoreTerm
@@ -32,10 +37,14 @@ def write_function_call(
     scaled_scores: bool = False,
 ) -> onnx.FunctionProto:
     """Append the call to `writer` and return the function that it calls."""
+    triangle = stored_triangle(writer, view, site)
+    if triangle:
+        blocked = ScoreTerm("where", gs.Variable(triangle), -math.inf)
+        site = replace(site, terms=tuple(blocked if term.kind == "causal" else term for term in site.terms))
     form = signature(view, site, rank, scaled_scores)
     attributes = {role: _attribute(float(number), form) for role, number in numbers(view, site, scale).items()}
     function = _function(writer.names, form, site.terms, list(attributes), view.opset)
-    masks = [written(writer, view, mask, "mask") for mask in site.mask_tensors]
+    masks = [triangle if mask.name == triangle else written(writer, view, mask, "mask") for mask in site.mask_tensors]
     steps = [quantizer_names(writer, step, dtype_of(view, site.value)) for step in site.quantizers]
     writer.add(
         function.name,

@@ -32,12 +32,12 @@ def write_operands(
     """The names of Q, K and V and the scale that is left to apply; `packed` has those that are written already, by role. shared:
     K and V are given without the copies of their heads (`shares_heads`).
 
-    An operand that is read as it stands keeps its tensor. One that the graph has in other axes, and a Q or K that carries part
-    of the scale, are written anew from their source, so that the scale is applied once; where that cannot be said in ONNX (two
-    dynamic sizes in one Reshape), the factor stays where it is. In the form `primitives`, where Q carries the scale
-    afterwards (and K, where it is split), it is always written anew: writing a site twice must say the same.
+    An operand that is read as it stands keeps its tensor, or that in front of its last factors, so that the scale is applied
+    once. One that the graph has in other axes, and a Q or K with factors farther up, are written anew from their source; where
+    that cannot be said in ONNX (two dynamic sizes in one Reshape), those factors stay where they are. In the form `primitives`
+    a K that carries half of the scale afterwards is always written anew: writing a site twice must say the same.
     """
-    carry = () if form != "primitives" else ("query", "key") if split else ("query",)
+    carry = ("key",) if form == "primitives" and split else ()
     scale, names = site.scores_scale, []
     ready = {**(_shared(writer, view, site, packed) if shared else {}), **packed}
     for role, (hint, operand) in enumerate(zip(ROLES, site.operands, strict=True)):
@@ -45,24 +45,44 @@ def write_operands(
             scale *= operand.trace.factor
             names.append(ready[role])
             continue
-        scaled = operand.trace.factor != 1.0
-        stands = operand.tensor is operand.read and (not scaled or hint == "value")
-        if stands and hint not in carry:
-            names.append(operand.tensor.name)
-            continue
+        tensor, factor = operand.tensor, 1.0
+        if hint != "value" and operand.tensor is operand.read:
+            tensor, factor = _before_its_last_factors(view, operand)
         # V's factor is no part of the scale.
-        turned = not scaled and hint not in carry[1:] and _before_its_transpose(view, operand) is not None
+        stands = operand.tensor is operand.read and (hint == "value" or factor == operand.trace.factor)
+        if stands and hint not in carry:
+            names.append(written(writer, view, tensor, hint))
+            scale *= factor
+            continue
+        scaled = _has_factors(view, operand)
+        turned = not scaled and hint not in carry and _before_its_transpose(view, operand) is not None
         stays = (scaled and hint == "value") or turned
         name = None if stays else _written_anew(writer, view, operand, hint)
         if name is not None:
             scale *= operand.trace.factor
+        elif factor != 1.0:
+            name, scale = written(writer, view, tensor, hint), scale * factor
         names.append(name or _as_it_stands(writer, view, operand, hint))
     return (names[0], names[1], names[2]), scale
+
+
+def _has_factors(view: GraphView, operand: Operand) -> bool:
+    """Whether something multiplies it on the way, be it by 1."""
+    return any(scalar_factor(view, step.node) is not None for step in operand.trace.steps)
 
 
 def _as_it_stands(writer: Writer, view: GraphView, operand: Operand, role: str) -> str:
     """The operand from what the product reads; of a K that was transposed for it, what was transposed."""
     return _before_its_transpose(view, operand) or written(writer, view, operand.tensor, role)
+
+
+def _before_its_last_factors(view: GraphView, operand: Operand) -> tuple[gs.Tensor, float]:
+    """What stands in front of the factors that are applied last, and their product."""
+    tensor, product = operand.read, 1.0
+    while (node := view.producer(tensor)) is not None and (found := scalar_factor(view, node)) is not None:
+        tensor, factor = found
+        product *= factor
+    return tensor, product
 
 
 def _before_its_transpose(view: GraphView, operand: Operand) -> str | None:
@@ -121,7 +141,7 @@ def _own_heads(view: GraphView, operand: Operand) -> Layout | None:
 
 def _written_anew(writer: Writer, view: GraphView, operand: Operand, role: str) -> str | None:
     found = _rewrite(writer, view, operand.layout, operand.trace.source, role) if operand.layout is not None else None
-    if found is not None or role == "value" or operand.trace.factor == 1.0:
+    if found is not None or role == "value" or not _has_factors(view, operand):
         return found
     return _in_front_of_its_factor(writer, view, operand, role)
 

@@ -37,7 +37,7 @@ from onnx_attn.forms.repeat import own_heads, repeat_heads
 from onnx_attn.forms.served import serves, write_served
 from onnx_attn.forms.shapes import redirect_shapes
 from onnx_attn.forms.way import Way
-from onnx_attn.graph.edit import Names, SiteEdit, Splice, Writer
+from onnx_attn.graph.edit import Names, RoundedScale, SiteEdit, Splice, Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, ScoreTerm
 
@@ -81,7 +81,7 @@ def write_site(
         packing is not None,
         algebra.names,
         writer.exact,
-        body.rounding,
+        body.scale,
         tuple(name for fold in folds for name in fold.outputs),
         site.rests_on_mask or (way.form == "attention" and rests_on_constant(view, site)),
         way.adaptation.elem_type,
@@ -104,10 +104,10 @@ def _packed_by_operator(view: GraphView, site: AttentionSite, form: str, packing
 
 @dataclass(frozen=True)
 class _Body:
-    """The functions that a site calls, and by how much, relatively, its scale was rounded."""
+    """The functions that a site calls, and its scale where that had to be rounded."""
 
     functions: tuple[onnx.FunctionProto, ...] = ()
-    rounding: float = 0.0
+    scale: RoundedScale | None = None
 
 
 def _write_body(
@@ -155,11 +155,16 @@ def _write_form(
         key = writer.add("Mul", [operands[1], writer.constant(np.asarray(1 / root, dtype), "half")], "key_scaled")
         operands, scale = (operands[0], key, operands[2]), scale / root
         site = replace(site, terms=(ScoreTerm("scale", fill=SPLIT), *site.terms))
+    elem_type = way.adaptation.elem_type or view.elem_type(site.query.tensor)
+    with np.errstate(over="ignore"):
+        stored = float(np.asarray(scale, helper.tensor_dtype_to_np_dtype(elem_type)))
+    rounded = np.float32(stored) != np.float32(scale)  # By more than the attributes of any node do.
     if way.form == "function":
-        return _Body((write_function_call(writer, site, operands, scale, rank, output, view, behind),))
+        function = write_function_call(writer, site, operands, stored, rank, output, view, behind)
+        return _Body((function,), RoundedScale(scale) if rounded else None)
     if way.form == "primitives":
-        elem_type = way.adaptation.elem_type or view.elem_type(site.query.tensor)
-        return _Body(rounding=write_primitives(writer, view, site, operands, scale, rank, output, elem_type, behind))
+        constant = write_primitives(writer, view, site, operands, stored, rank, output, elem_type, behind)
+        return _Body(scale=RoundedScale(scale, constant) if rounded else None)
     if way.form == "attention":
         write_attention(writer, view, site, operands, scale, rank, output)
     else:

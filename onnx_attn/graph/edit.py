@@ -36,6 +36,15 @@ class Splice:
 
 
 @dataclass(frozen=True)
+class RoundedScale:
+    """A scale that the operands' type does not hold. exact: as it was before it was rounded. constant: the name of what holds it,
+    or "" where it is the attribute `scale` of a function's call."""
+
+    exact: float
+    constant: str = ""
+
+
+@dataclass(frozen=True)
 class SiteEdit:
     """All that the rewriting of one site puts into the model. Original nodes that nobody needs any more go by themselves.
 
@@ -43,7 +52,7 @@ class SiteEdit:
     packed: Q, K and V, or K and V, come from one projection afterwards.
     algebra: the exact identities that were applied.
     exact: weights in float64, before they were rounded to be written, by name.
-    rounding: by how much, relatively, the scale had to be rounded to be written in the operands' type.
+    scale: set where the scale had to be rounded to be written in the operands' type.
     folded: values that were computed and are stored now.
     rests_on_mask: the numbers of a constant mask decided how the site is written.
     added: the scales of quantisation steps that the site did not have.
@@ -58,7 +67,7 @@ class SiteEdit:
     packed: bool
     algebra: tuple[str, ...] = ()
     exact: Mapping[str, Exact] = field(default_factory=dict)
-    rounding: float = 0.0
+    scale: RoundedScale | None = None
     folded: tuple[str, ...] = ()
     rests_on_mask: bool = False
     island: int = 0

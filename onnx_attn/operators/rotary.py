@@ -19,12 +19,13 @@ def spell_rotary(
     interleaved: bool,
     dim: int,
     head_dim: int,
+    heads_axis: int = 1,
     output: str | None = None,
 ) -> str:
-    """x `(B, N, S, H)`, rotated; `head_dim`: H. cos and sin: `(B or 1, S, dim/2)`, of x's type. `output`: the name to take
-    over. (Opset 13 and later.)"""
+    """x `(B, N, S, H)`, rotated, or with heads_axis 2 `(B, S, N, H)`; `head_dim`: H. cos and sin: `(B or 1, S, dim/2)`, of x's
+    type. `output`: the name to take over. (Opset 13 and later.)"""
     add, half = writer.add, dim // 2
-    angles = [add("Unsqueeze", [table, writer.shape(1)], hint) for table, hint in ((cos, "cos"), (sin, "sin"))]
+    angles = [add("Unsqueeze", [table, writer.shape(heads_axis)], hint) for table, hint in ((cos, "cos"), (sin, "sin"))]
     if interleaved:
         first, second, rest = _interleaved(writer, x, dim, head_dim)
     else:

@@ -7,7 +7,7 @@ numbers such as √(1/√H) as the model's own type rounds them: half precision 
 
 from __future__ import annotations
 
-from collections import ChainMap, Counter
+from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,30 +39,30 @@ def boundary(view: GraphView, site: AttentionSite, edit: SiteEdit) -> set[str]:
 
 
 def same_nodes(before: Cut, after: Cut) -> bool:
-    """True if two cuts consist of the same operators with the same attributes and constants: nothing to rewrite."""
-    return _contents(before.model.graph) == _contents(after.model.graph)
+    """True if two cuts compute their results by the same operators with the same attributes and constants, in the same order:
+    nothing to rewrite."""
+    known: dict[tuple[object, ...], int] = {}
+    return _numbered(before.model.graph, known) == _numbered(after.model.graph, known)
 
 
-def _contents(graph: onnx.GraphProto) -> Counter[tuple[str | bytes, ...]]:
-    weights = {tensor.name: tensor for tensor in graph.initializer}
+def _numbered(graph: onnx.GraphProto, known: dict[tuple[object, ...], int]) -> list[int]:
+    """The outputs by numbers that stand for what is computed: the same number in `known` for the same computation."""
 
-    def content(name: str) -> bytes:
-        if name not in weights:
-            return b""
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(weights[name])
-        tensor.ClearField("name")
-        return tensor.SerializeToString(deterministic=True)
+    def number(*content: object) -> int:
+        return known.setdefault(content, len(known))
 
-    return Counter(
-        (
-            node.domain,
-            node.op_type,
-            *(a.SerializeToString(deterministic=True) for a in node.attribute),
-            *map(content, node.input),
-        )
-        for node in graph.node
-    )
+    values = {value.name: number("input", value.name) for value in graph.input}
+    for tensor in graph.initializer:
+        nameless = onnx.TensorProto()
+        nameless.CopyFrom(tensor)
+        nameless.ClearField("name")
+        values[tensor.name] = number("weight", nameless.SerializeToString(deterministic=True))
+    for node in graph.node:
+        attributes = sorted(each.SerializeToString(deterministic=True) for each in node.attribute)
+        inputs = [values[name] if name else None for name in node.input]
+        for place, name in enumerate(node.output):
+            values[name] = number(node.domain, node.op_type, *attributes, *inputs, place)
+    return [values[value.name] for value in graph.output]
 
 
 class Cutter:

@@ -24,6 +24,7 @@ from onnx_attn.recognize.projection import read_projection
 from onnx_attn.recognize.result import Stop
 from onnx_attn.recognize.scores import Scores
 from onnx_attn.recognize.site_axes import SiteAxes, present, read_axes
+from onnx_attn.recognize.triangle import by_position
 from onnx_attn.site import AttentionSite, Operand, ScoreTerm
 from onnx_attn.views.arrange import Move, arranged, moves_between, repeated, sayable
 from onnx_attn.views.axes import Atom, Axis, Frame, frame_of, leaves
@@ -223,7 +224,7 @@ def _site(
         value=value,
         scale=scale,
         scores_scale=scores.scale,
-        terms=terms,
+        terms=by_position(view, terms, query.tensor, key.tensor),
         probabilities_dtypes=below.dtypes,
         guard=below.guard,
         output=below.output or axes.values.result,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import onnx
+
 from onnx_attn.graph.compose import compose
 from onnx_attn.graph.edit import Names, SiteEdit, Splice
 from onnx_attn.graph.load import Loaded
-from onnx_attn.graph.view import GraphView
+from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.piece import prove_piece
 from onnx_attn.rotary.piece import find_piece, made_at
@@ -18,6 +20,8 @@ from onnx_attn.rotary.write import write_operator
 from onnx_attn.site import AttentionSite, Candidate
 from onnx_attn.targets.editions import Target
 from onnx_attn.targets.rotary import RotaryFacts, takes_rotary
+
+INT = onnx.AttributeProto.INT
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def embed(
     takes = taken(RotaryFacts(opset=view.opset))
     if not (wanted and takes) and not any(map(is_operator, view.graph.nodes)):
         return Embedded()
+    _without_idle_attributes(loaded.proto, view)
     names, cutter = Names(loaded.proto), Cutter(view)
     edits, left, sites = dict[str, SiteEdit](), dict[str, str](), set[str]()
     for node in view.graph.nodes:
@@ -69,6 +74,18 @@ def embed(
             left[key] = failure
     compose(loaded.proto, list(_shared_once(edits.values())))
     return Embedded(frozenset(sites), left, bool(edits))
+
+
+def _without_idle_attributes(proto: onnx.ModelProto, view: GraphView) -> None:
+    """Operators are told apart by what they say: attributes that say nothing (of a 4-D operand the number of its heads) go."""
+    for node in proto.graph.node:
+        if node.op_type != "RotaryEmbedding" or node.domain not in STANDARD:
+            continue
+        heads = {"num_heads"} if view.rank(view.tensors[node.input[0]]) == 4 else set()
+        kept = [each for each in node.attribute if each.name not in heads and (each.type != INT or each.i)]
+        if len(kept) < len(node.attribute):
+            del node.attribute[:]
+            node.attribute.extend(kept)
 
 
 def _operators(

@@ -21,6 +21,7 @@ from onnx_attn.rotary.tables import CannotSay
 from onnx_attn.targets.reading import TYPES
 from onnx_attn.targets.rotary import STANDARD as ONNX
 from onnx_attn.targets.rotary import RotaryFacts
+from onnx_attn.views.folding import constant_value
 
 
 def is_operator(node: gs.Node) -> bool:
@@ -75,17 +76,31 @@ def write_spelled(view: GraphView, names: Names, node: gs.Node) -> SiteEdit:
         spelled(writer, x.name, *angles, output=output)
     else:
         apart = writer.add("Reshape", [x.name, writer.shape(0, 0, width // size, size)], "heads")
-        heads = writer.add("Transpose", [apart], "heads_turned", perm=[0, 2, 1, 3])
-        turned = writer.add("Transpose", [spelled(writer, heads, *angles)], "rotated", perm=[0, 2, 1, 3])
-        writer.add("Reshape", [turned, writer.shape(0, 0, width)], "rotated_joined", output=output)
+        rotated = spelled(writer, apart, *angles, heads_axis=2)
+        writer.add("Reshape", [rotated, writer.shape(0, 0, width)], "rotated_joined", output=output)
     splice = Splice(view.position(node), tuple(writer.nodes), (output,))
     return SiteEdit(label(node), (splice,), tuple(writer.initializers.values()), (), (x.name,), False)
 
 
+def _places(view: GraphView, positions: gs.Tensor) -> np.ndarray | None:
+    """Positions `(S,)` that all entries of the batch have in every world; None where they are not known, or differ."""
+    known = [world.value(positions.name) for world in view.worlds]
+    rows = [row for value in known if value is not None and value.ndim == 2 for row in value]
+    if not rows or any(value is None or value.ndim != 2 for value in known):
+        return None
+    return rows[0] if all(np.array_equal(row, rows[0]) for row in rows[1:]) else None
+
+
 def _rows(view: GraphView, writer: Writer, table: gs.Tensor, positions: gs.Tensor | None, x: gs.Tensor) -> str:
-    """`(B or 1, S, dim/2)`: the table itself, its rows at `(B, S)` positions, or those from one position on."""
+    """`(B or 1, S, dim/2)`: the table itself, its rows at `(B, S)` positions, or those from one position on; stored where
+    they are known and the same for all entries of the batch."""
     if positions is None:
         return str(table.name)
+    places = _places(view, positions)
+    if places is not None and view.is_weight(table):
+        numbers = constant_value(view, table)
+        if numbers is not None and places.size and -len(numbers) <= places.min() and places.max() < len(numbers):
+            return writer.constant(numbers[places][None], "rotary_rows")
     if view.rank(positions) == 2:
         return look_up(writer, table.name, positions.name, "rotary_rows")
     if view.rank(positions) != 1:

@@ -85,6 +85,8 @@ class _Written:
         numbers, place = entry.numbers.reshape(-1, self.length[0], entry.numbers.shape[-1]), self.piece.place
         if table.doubled:
             numbers = numbers[..., 0::2] if place.kind == "interleaved" else numbers[..., : place.dim // 2]
+        if (numbers == numbers[:1]).all():  # Of one length each entry of the batch may have its own, or all the same.
+            numbers = numbers[:1]
         return np.ascontiguousarray(numbers).astype(helper.tensor_dtype_to_np_dtype(self.elem_type))
 
     def _positions(self) -> str:
