@@ -11,7 +11,6 @@ from onnx_attn import __version__, apart, api
 from onnx_attn.cut_out import extract as extract_site
 from onnx_attn.engine.profiles import read_shape, read_shapes
 from onnx_attn.errors import DifferenceError, UsageError
-from onnx_attn.graph.save import data_path
 from onnx_attn.report.landed_terminal import show_landing
 from onnx_attn.report.stats_terminal import show_stats
 from onnx_attn.report.terminal import show_expansion, show_extraction, show_fusion, show_inspection, show_verification
@@ -97,8 +96,8 @@ def fuse(
     """Rewrite every attention site in the form that the target takes, prove it, and write the model."""
     with errors():
         read = [plan] if plan is not None else []
-        check_json(json_path, model, output, data_path(output), *read, *([write_plan] if write_plan else []))
-        check_json(str(write_plan) if write_plan else None, model, output, data_path(output), option="--write-plan")
+        check_json(json_path, model, output, *read, *([write_plan] if write_plan else []))
+        check_json(str(write_plan) if write_plan else None, model, output, option="--write-plan")
         result = api.fuse(
             model,
             output,
@@ -141,7 +140,7 @@ def expand(
 ) -> None:
     """Take every attention apart into plain operators, in one canonical form, prove it, and write the model."""
     with errors():
-        check_json(json_path, model, output, data_path(output))
+        check_json(json_path, model, output)
         result = apart.expand(
             model, output, opset=opset, split_projection=split_projection, sites=site, verify=not no_verify
         )
@@ -158,7 +157,7 @@ def extract(
 ) -> None:
     """Cut one site out, with its projections, as a model that runs."""
     with errors():
-        check_json(json_path, model, output, data_path(output))
+        check_json(json_path, model, output)
         report = extract_site(model, site, output)
         if not write_json(report, json_path):
             show_extraction(report, str(output), console())

@@ -133,7 +133,7 @@ def _compile(loaded: Loaded, path: Path | None, profile: Profile, options: Optio
 
 
 def _written(loaded: Loaded, path: Path) -> Path:
-    write(loaded.proto, path, loaded.external)
+    write(loaded.copy().proto, path, loaded.external)  # The weights that go to a data file are given up.
     return path
 
 

@@ -355,7 +355,7 @@ def test_the_files_data_stays_beside_it(tmp_path: Path) -> None:
     copy = onnx.ModelProto.FromString(before.SerializeToString())
     onnx.save_model(copy, tmp_path / "a.onnx", save_as_external_data=True, location="a.data", size_threshold=256)
     onnx_attn.fuse(tmp_path / "a.onnx", tmp_path / "b.onnx", dynamic_batch=True)
-    assert (tmp_path / "b.onnx.data").exists()
+    assert len(list(tmp_path.glob("b.onnx.*.data"))) == 1
     after = onnx.load(tmp_path / "b.onnx", load_external_data=False)
     assert axis_of_batch(after.graph.output[0]) == 0
     given = values(after, 4)

@@ -1,23 +1,44 @@
-"""Write a model whole or not at all: into a folder of its own beside the target, then by renaming."""
+"""Write a model whole or not at all: into a folder of its own beside the target, then by renaming.
+
+A process can be killed between any two steps, and another may write to the same output. So there is one step that counts: the
+renaming of the model's file. External data lies in a file that is called by what is in it; it is in place before, is never
+written over, and what only the replaced model needed goes after.
+"""
 
 from __future__ import annotations
 
+import filecmp
+import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import EncodeError
-from onnx.external_data_helper import set_external_data
+from google.protobuf.message import DecodeError, EncodeError
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnx_attn.errors import OutputError, one_line
 from onnx_attn.graph.load import PROTOBUF_LIMIT
+from onnx_attn.graph.weights import bring_in, chunks, is_apart, nbytes, refer
+
+try:
+    import fcntl
+except ImportError:  # Windows: runs to one output are told apart by nothing there.
+    fcntl = None  # type: ignore[assignment]
 
 SMALLEST_EXTERNAL = 1024
 """Bytes from which on a weight goes to the data file, where there is one: as onnx has it."""
+
+ALIGNED = 64
+"""Bytes at whose multiples weights begin in a data file, so that runtimes can use them where they are mapped."""
+
+DIGITS = 12
+"""Of the digest in a data file's name."""
 
 
 def check_output(output: Path, model: Path | None) -> None:
@@ -31,15 +52,15 @@ def check_output(output: Path, model: Path | None) -> None:
 
 
 def check_data(output: Path, data_files: Iterable[Path]) -> None:
-    """Raise OutputError if the output, or the data file beside it, is where the input keeps its own weights."""
-    for path in (output, data_path(output)):
-        if any(_same(path, data) for data in data_files):
-            raise OutputError(f"{output}: '{path.name}' holds the input's own weights; choose another name with -o")
+    """Raise OutputError if the input keeps its own weights in the output, or in a file that is the output's by its name."""
+    for data in data_files:
+        if _same(output, data) or (_same(output.parent, data.parent) and _is_data_of(output, data.name)):
+            raise OutputError(f"{output}: '{data.name}' holds the input's own weights; choose another name with -o")
 
 
-def data_path(path: Path) -> Path:
-    """Where a model at `path` keeps external data."""
-    return path.with_name(f"{path.name}.data")
+def _is_data_of(output: Path, name: str) -> bool:
+    """Whether a file is the external data of a model at `output`, by its name: with a digest, or as former versions had it."""
+    return re.fullmatch(rf"{re.escape(output.name)}(\.[0-9a-f]{{{DIGITS}}})?\.data", name) is not None
 
 
 def _same(first: Path, second: Path) -> bool:
@@ -66,57 +87,139 @@ def staged(output: Path) -> Iterator[Path]:
 
 
 def write(model: onnx.ModelProto, path: Path, external: bool) -> None:
-    """Save `model` at `path`, weights beside it in `NAME.data` if `external` or if it is past protobuf's 2 GB."""
-    external = external or _too_large(model)
+    """Save `model` at `path`, weights beside it in `NAME.<digest>.data` if `external` or if it is past protobuf's 2 GB.
+
+    The weights that go there are given up: `model` refers to the file afterwards.
+    """
     try:
-        if external:
-            _mark_external(model, data_path(path).name)
+        if external or _too_large(model):
+            _write_data(model, path)
+        else:
+            bring_in(model.graph.initializer)
         onnx.save_model(model, str(path))
     except (OSError, ValueError, EncodeError) as error:
         raise OutputError(f"{path.name}: cannot be written ({one_line(error)})") from error
-    mask = os.umask(0)
-    os.umask(mask)
-    for file in path.parent.iterdir():
-        if file.is_file():
-            os.chmod(file, 0o666 & ~mask)  # onnx makes data files that only their owner can read.
 
 
 def _too_large(model: onnx.ModelProto) -> bool:
     try:
-        return model.ByteSize() > PROTOBUF_LIMIT
+        apart = sum(nbytes(tensor) for tensor in model.graph.initializer if is_apart(tensor))
+        return model.ByteSize() + apart > PROTOBUF_LIMIT
     except EncodeError:  # Some versions of protobuf cannot even tell the size of what is past it.
         return True
 
 
-def _mark_external(model: onnx.ModelProto, location: str) -> None:
-    """Say that the larger weights go to a data file, which saving then writes.
-
-    Chosen against `save_model(…, save_as_external_data=True)`: onnx 1.23 looks for the data file in the current folder, and
-    refuses to write one that is there, wherever the model itself goes.
-    """
-    for tensor in model.graph.initializer:
-        if tensor.HasField("raw_data") and len(tensor.raw_data) >= SMALLEST_EXTERNAL:
-            set_external_data(tensor, location)
+def _write_data(model: onnx.ModelProto, path: Path) -> None:
+    """Write the larger weights to a data file, one after the other, and make their tensors refer to it."""
+    digest, written, places = hashlib.sha256(), 0, []
+    draft = path.with_name(f"{path.name}.data")
+    with draft.open("wb") as file:
+        for tensor in model.graph.initializer:
+            length = nbytes(tensor)
+            if length < SMALLEST_EXTERNAL:
+                continue
+            padding = bytes(-written % ALIGNED)
+            places.append((tensor, written + len(padding), length))
+            for piece in chain([padding], chunks(tensor)):
+                file.write(piece)
+                digest.update(piece)
+            written += len(padding) + length
+            tensor.ClearField("raw_data")
+    if not places:
+        draft.unlink()
+        return
+    name = f"{path.name}.{digest.hexdigest()[:DIGITS]}.data"
+    draft.rename(path.with_name(name))
+    for tensor, offset, length in places:
+        refer(tensor, name, offset, length)
 
 
 def commit(staged_path: Path, output: Path) -> None:
-    """Move what was staged into place, data first; on failure put back what stood there before."""
-    aside = Path(tempfile.mkdtemp(dir=staged_path.parent))
-    done: list[Path] = []
+    """Move what was staged into place, data first: whoever opens `output` finds the old model or the new one, with its data.
+
+    Raises OutputError if it cannot be; what stood there is unchanged then.
+    """
     try:
-        for path in sorted(staged_path.parent.glob("*"), key=lambda path: path == staged_path):
-            if path == aside:
-                continue
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            target = output.parent / path.name
-            if target.exists():
-                os.replace(target, aside / path.name)
-            done.append(target)
-            os.replace(path, target)
+        data_files = [path for path in sorted(staged_path.parent.iterdir()) if path != staged_path]
+        for path in (*data_files, staged_path):
+            _sync(path)
+        with _alone_in(output.parent):
+            _put_in_place(staged_path, output, data_files)
     except OSError as error:
-        for target in reversed(done):
-            target.unlink(missing_ok=True)
-            if (aside / target.name).exists():
-                os.rename(aside / target.name, target)
         raise OutputError(f"{output}: cannot be written ({one_line(error)}); what stood there is unchanged") from error
+
+
+def _put_in_place(staged_path: Path, output: Path, data_files: Iterable[Path]) -> None:
+    replaced, placed = _data_of(output), set()
+    try:
+        for data in data_files:
+            if _place(data, output.parent / data.name):
+                placed.add(data.name)
+        _sync_folder(output.parent)
+        os.replace(staged_path, output)
+    except OSError:
+        _remove(output.parent, placed - _data_of(output))
+        raise
+    _sync_folder(output.parent)
+    _remove(output.parent, replaced - _data_of(output))
+
+
+def _place(data: Path, target: Path) -> bool:
+    """Move a data file to `target`, unless it is there; returns whether it was moved. Raises OSError, and writes over nothing,
+    if something else is there."""
+    if not os.path.lexists(target):
+        os.replace(data, target)
+        return True
+    if target.is_symlink() or not target.is_file() or not filecmp.cmp(data, target, shallow=False):
+        raise FileExistsError(f"'{target.name}' is there and holds something else; remove it")
+    return False
+
+
+def _data_of(output: Path) -> set[str]:
+    """Names of the files in which the model at `output` keeps weights, of those that are its own by their name."""
+    own = {path.name for path in output.parent.iterdir() if _is_data_of(output, path.name)}
+    if not own:
+        return own
+    try:
+        model = onnx.load(output, load_external_data=False)
+        tensors = filter(uses_external_data, model.graph.initializer)
+        return own & {ExternalDataInfo(tensor).location for tensor in tensors}
+    except (OSError, DecodeError, ValueError):  # Nothing is there, or no model: then nothing is known to be its data.
+        return set()
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        with suppress(OSError):  # What is left over harms nobody.
+            os.unlink(folder / name)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No other run puts anything in place in this folder meanwhile: it might take away data that is just needed again. The
+    system gives the lock up with the process, however that ends; where there are no locks, runs are not told apart."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make names in a folder outlast a power cut, where the system can: two renamings reach the disk in their order."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,144 @@
+"""The numbers of stored tensors, which may lie in a file of their own until somebody asks for them.
+
+A model of many gigabytes has to be rewritten without being held: the tensor of a weight that lies in a data file stays a
+reference, whose location is a whole path from `load` on, so that it can be followed wherever the message is copied to. Whoever
+wants numbers asks here; what is run, or handed to somebody else, is a copy with the numbers in it (`bring_in`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from onnx_attn.errors import InputError, one_line
+
+CHUNK = 2**23
+"""Bytes that are copied at a time."""
+
+
+def is_apart(tensor: onnx.TensorProto) -> bool:
+    """Whether the tensor's numbers lie in a file."""
+    return bool(uses_external_data(tensor))
+
+
+def refer(tensor: onnx.TensorProto, location: str | Path, offset: int, length: int) -> None:
+    """Make the tensor say where its bytes lie, in place of holding them."""
+    tensor.ClearField("raw_data")
+    del tensor.external_data[:]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def place_of(tensor: onnx.TensorProto) -> tuple[Path, int, int]:
+    """File, offset and length of a tensor that is apart."""
+    info = ExternalDataInfo(tensor)
+    return Path(info.location), info.offset or 0, info.length or 0
+
+
+def nbytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of a tensor that is apart, or of its raw data; 0 where it is stored otherwise."""
+    return place_of(tensor)[2] if is_apart(tensor) else len(tensor.raw_data)
+
+
+def declared_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Bytes that type and dimensions ask for; None where the type has no fixed size, or a dimension is negative."""
+    if any(dim < 0 for dim in tensor.dims):
+        return None
+    try:
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    except (KeyError, TypeError, ValueError):
+        return None
+    if dtype.kind == "O":
+        return None
+    return -(-math.prod(tensor.dims) * _bits(dtype) // 8)
+
+
+def _bits(dtype: np.dtype) -> int:
+    """Of one element as a file has it: numpy gives those of four and of two bits a byte each."""
+    for info in (ml_dtypes.iinfo, ml_dtypes.finfo):
+        try:
+            return int(info(dtype).bits)
+        except ValueError:
+            continue
+    return dtype.itemsize * 8
+
+
+def chunks(tensor: onnx.TensorProto) -> Iterator[bytes | memoryview]:
+    """The tensor's bytes, a piece at a time. Raises InputError where its file cannot be read any more."""
+    if not is_apart(tensor):
+        yield tensor.raw_data
+        return
+    path, offset, length = place_of(tensor)
+    buffer = memoryview(bytearray(min(CHUNK, length)))
+    with _opened(tensor, path, offset) as file:
+        while length:
+            piece = buffer[: min(len(buffer), length)]
+            _fill(tensor, file, piece)
+            yield piece
+            length -= len(piece)
+
+
+def to_array(tensor: onnx.TensorProto) -> np.ndarray:
+    """The tensor's numbers. Read at every call where they are apart: nobody keeps them here.
+
+    Raises InputError where the file cannot be read any more.
+    """
+    if not is_apart(tensor):
+        return numpy_helper.to_array(tensor)
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    path, offset, length = place_of(tensor)
+    if dtype.newbyteorder("<") != dtype or length != math.prod(tensor.dims) * dtype.itemsize:
+        return numpy_helper.to_array(_inner(tensor))  # Elements of four bits lie two in a byte.
+    numbers = np.empty(length, np.uint8)
+    with _opened(tensor, path, offset) as file:
+        _fill(tensor, file, numbers.data)
+    return numbers.view(dtype).reshape(tuple(tensor.dims))
+
+
+def bring_in(tensors: Iterable[onnx.TensorProto]) -> None:
+    """Put the numbers of tensors that are apart into the messages themselves."""
+    for tensor in tensors:
+        if is_apart(tensor):
+            tensor.CopyFrom(_inner(tensor))
+
+
+def _inner(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    inner = onnx.TensorProto()
+    inner.CopyFrom(tensor)
+    inner.ClearField("data_location")
+    del inner.external_data[:]
+    inner.raw_data = b"".join(bytes(piece) for piece in chunks(tensor))
+    return inner
+
+
+def _opened(tensor: onnx.TensorProto, path: Path, offset: int) -> IO[bytes]:
+    try:
+        file = path.open("rb", buffering=0)
+        file.seek(offset)
+    except OSError as error:
+        raise _gone(tensor, path, one_line(error)) from error
+    return file
+
+
+def _fill(tensor: onnx.TensorProto, file: IO[bytes], piece: memoryview) -> None:
+    try:
+        while piece:
+            count = file.readinto(piece)  # type: ignore[attr-defined]
+            if not count:
+                raise _gone(tensor, Path(file.name), "the file is shorter than it was")
+            piece = piece[count:]
+    except OSError as error:
+        raise _gone(tensor, Path(file.name), one_line(error)) from error
+
+
+def _gone(tensor: onnx.TensorProto, path: Path, reason: str) -> InputError:
+    return InputError(f"{path}: weight '{tensor.name}' cannot be read ({reason}); put the data file back and run again")
