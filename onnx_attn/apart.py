@@ -49,7 +49,7 @@ def expand(
     if isinstance(model, str | PathLike) and output is not None:
         report, document = fuse_file(Path(model), Path(output), options)
         return Result(_expansion_report(report, sites), document, None, Path(output))
-    loaded = loaded_from(model)
+    loaded = loaded_from(model).whole()
     report, document, proto = fuse_proto(loaded.proto, loaded.name, options)
     made = gs.import_onnx(proto) if isinstance(model, gs.Graph) else proto
     return Result(_expansion_report(report, sites), document, made)

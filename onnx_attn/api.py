@@ -119,7 +119,7 @@ def fuse(
         options = Options(given.target, choice, expect, verify, given, dynamic_batch=given.dynamic_batch)
     if isinstance(model, str | PathLike) and output is not None:
         return Result(*fuse_file(Path(model), Path(output), options), None, Path(output))
-    loaded = loaded_from(model)
+    loaded = loaded_from(model).whole()
     if output is not None:
         raise UsageError("output needs a path as model; save the result's .model yourself")
     report, document, proto = fuse_proto(loaded.proto, loaded.name, options)

@@ -11,6 +11,8 @@ import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper
 from onnx.shape_inference import infer_shapes
 
+from onnx_attn.graph.weights import to_array
+
 BFLOAT16, FLOAT = TensorProto.BFLOAT16, TensorProto.FLOAT
 
 
@@ -63,4 +65,4 @@ def _widen_attributes(node: onnx.NodeProto) -> None:
 
 def _widen(tensor: onnx.TensorProto) -> None:
     if tensor.data_type == BFLOAT16:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+        tensor.CopyFrom(numpy_helper.from_array(to_array(tensor).astype(np.float32), tensor.name))

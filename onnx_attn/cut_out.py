@@ -15,6 +15,7 @@ from onnx_attn.given import Model, loaded_from
 from onnx_attn.graph.load import check
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.graph.view import GraphView
+from onnx_attn.graph.weights import bring_in
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.reading import find_sites, open_site, site_of
 from onnx_attn.site import AttentionSite, Verdict
@@ -39,6 +40,7 @@ def extract(model: Model, site: str, output: str | PathLike[str]) -> dict[str, A
         reason = candidate.reason if isinstance(candidate, Verdict) else "it is written as an operator of a runtime"
         raise InputError(f"{loaded.name}: {site} cannot be cut out: {reason}; `onnx-attn inspect` shows which can")
     made = _cut(view, candidate)
+    bring_in(made.graph.initializer)
     check(made, f"{loaded.name}, {site}")
     path = Path(output)
     check_output(path, Path(model) if isinstance(model, str | PathLike) else None)

@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_attn.errors import InputError, UsageError, one_line
+from onnx_attn.errors import InputError, UsageError, one_line, printable
+from onnx_attn.graph.external import all_tensors
 from onnx_attn.graph.load import Loaded, check, load
+from onnx_attn.graph.weights import is_apart
 
 Model: TypeAlias = "str | PathLike[str] | onnx.ModelProto | gs.Graph"
 
@@ -62,5 +64,11 @@ def loaded_from(model: Model) -> Loaded:
     else:
         raise UsageError(f"a {type(model).__name__} is no model; pass a path, an onnx.ModelProto or a gs.Graph")
     name = proto.graph.name or "model"
+    apart = next(filter(is_apart, all_tensors(proto)), None)
+    if apart is not None:
+        raise InputError(
+            f"{name}: weight '{printable(apart.name)}' lies in a file that a model in memory cannot be beside; load it with its "
+            f"external data, or pass the path"
+        )
     check(proto, name)
     return Loaded(proto, name)

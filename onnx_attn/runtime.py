@@ -15,6 +15,7 @@ from onnx_attn.bfloat16 import standing_in
 from onnx_attn.domain import MICROSOFT
 from onnx_attn.errors import InputError, one_line
 from onnx_attn.graph.load import copied
+from onnx_attn.graph.weights import bring_in, is_apart
 
 SEED = 20261122
 
@@ -63,7 +64,7 @@ class Session:
         # Threads that wait for the next run by spinning take the cores from whoever works beside.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+            source = _whole(model).SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own making, all of them direct Exceptions
             raise CannotRun(f"{self.name}: ONNX Runtime does not load the model: {one_line(error)}") from error
@@ -92,6 +93,15 @@ class Session:
             return False
         self._open(model)
         return True
+
+
+def _whole(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, or a copy with the weights in it that lie apart."""
+    if not any(map(is_apart, model.graph.initializer)):
+        return model
+    copy = copied(model)
+    bring_in(copy.graph.initializer)
+    return copy
 
 
 def with_mask_rows(model: onnx.ModelProto) -> onnx.ModelProto | None:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import numpy_helper
 
 from onnx_attn.forms.owning import reads_shape
 from onnx_attn.forms.packing import Group
@@ -145,11 +144,7 @@ def _unsuitable(view: GraphView, norm: gs.Node, group: Group) -> str | None:
 
 def affine(view: GraphView, norm: gs.Node) -> tuple[np.ndarray, np.ndarray]:
     """γ and β `(E,)` in float64; zeros for a missing β."""
-    gamma, *rest = [
-        numpy_helper.to_array(view.initializer(tensor.name)).astype(np.float64)
-        for tensor in norm.inputs[1:]
-        if tensor.name
-    ]
+    gamma, *rest = [view.numbers(tensor.name).astype(np.float64) for tensor in norm.inputs[1:] if tensor.name]
     return gamma, rest[0] if rest else np.zeros_like(gamma)
 
 

@@ -9,23 +9,27 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import defs, shape_inference
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnx_attn.domain import MICROSOFT
 from onnx_attn.errors import InputError, one_line
+from onnx_attn.graph.external import locate
 from onnx_attn.graph.opset import opset_of
 from onnx_attn.graph.slim import slim_copy
-
-PROTOBUF_LIMIT = 2**31 - 1
+from onnx_attn.graph.weights import bring_in
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checked model in memory, weights included. `data_files`: where its file kept them, if not in itself."""
+    """A checked model in memory.
+
+    data_files: where its file keeps the larger weights, if not in itself; there they stay until they are asked for
+    (`graph.weights`). made: a file for weights that are made for it, so that these need not be held either.
+    """
 
     proto: onnx.ModelProto
     name: str
     data_files: tuple[Path, ...] = ()
+    made: Path | None = None
 
     @property
     def external(self) -> bool:
@@ -34,6 +38,11 @@ class Loaded:
     def copy(self) -> Loaded:
         """The same with a model of its own, which may be changed."""
         return replace(self, proto=copied(self.proto))
+
+    def whole(self) -> Loaded:
+        """The same with all weights in memory."""
+        bring_in(self.proto.graph.initializer)
+        return self
 
 
 def copied(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -46,14 +55,18 @@ def load(path: str | Path) -> Loaded:
     """Load and check a model.
 
     Raises:
-        InputError: missing file, directory, not ONNX, external data missing, refused by onnx.checker, or types
-            that do not fit together.
+        InputError: missing file, directory, not ONNX, external data that is not there in full or lies elsewhere, refused by
+            onnx.checker, or types that do not fit together.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; pass the path of an ONNX model")
     if path.is_dir():
         raise InputError(f"{path}: is a directory; pass the path of the .onnx file in it")
+    if not path.is_file():
+        raise InputError(
+            f"{path}: is a pipe or a device, which could be read only once, or for ever; save it to a file first"
+        )
     try:
         proto = onnx.load(str(path), load_external_data=False)
     except (DecodeError, ValueError) as error:
@@ -62,30 +75,9 @@ def load(path: str | Path) -> Loaded:
         raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
     if not proto.HasField("graph") or not proto.opset_import:
         raise InputError(f"{path}: is not an ONNX model (no graph or no opset in it); export it again")
-    data_files = _read_external_data(proto, path)
+    data_files = locate(proto, path)
     check(proto, str(path), path if data_files else None)
     return Loaded(proto, str(path), data_files)
-
-
-def _read_external_data(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
-    tensors = [tensor for tensor in proto.graph.initializer if uses_external_data(tensor)]
-    files: dict[Path, None] = {}
-    for tensor in tensors:
-        location = ExternalDataInfo(tensor).location
-        if not (path.parent / location).is_file():
-            raise InputError(
-                f"{path}: weight '{tensor.name}' lies in external data file '{location}', which is missing; "
-                f"put it beside the model"
-            )
-        files[path.parent / location] = None
-    try:
-        onnx.load_external_data_for_model(proto, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError(
-            f"{path}: external data cannot be read ({one_line(error)}); put the data file itself, whole and no link, "
-            f"into the model's folder"
-        ) from error
-    return tuple(files)
 
 
 def check(proto: onnx.ModelProto, name: str, path: Path | None = None) -> None:

@@ -23,16 +23,13 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnx_attn.errors import OutputError, one_line
-from onnx_attn.graph.load import PROTOBUF_LIMIT
-from onnx_attn.graph.weights import bring_in, chunks, is_apart, nbytes, refer
+from onnx_attn.graph.external import PROTOBUF_LIMIT, SMALLEST_EXTERNAL, all_tensors
+from onnx_attn.graph.weights import bring_in, chunks, is_apart, nbytes, place_of, refer
 
 try:
     import fcntl
 except ImportError:  # Windows: runs to one output are told apart by nothing there.
     fcntl = None  # type: ignore[assignment]
-
-SMALLEST_EXTERNAL = 1024
-"""Bytes from which on a weight goes to the data file, where there is one: as onnx has it."""
 
 ALIGNED = 64
 """Bytes at whose multiples weights begin in a data file, so that runtimes can use them where they are mapped."""
@@ -92,10 +89,12 @@ def write(model: onnx.ModelProto, path: Path, external: bool) -> None:
     The weights that go there are given up: `model` refers to the file afterwards.
     """
     try:
-        if external or _too_large(model):
+        external = external or _too_large(model)
+        initializers = list(model.graph.initializer)  # Kept, so that the ids stay their own.
+        apart = {id(tensor) for tensor in initializers} if external else set()
+        bring_in(tensor for tensor in all_tensors(model) if id(tensor) not in apart)
+        if external:
             _write_data(model, path)
-        else:
-            bring_in(model.graph.initializer)
         onnx.save_model(model, str(path))
     except (OSError, ValueError, EncodeError) as error:
         raise OutputError(f"{path.name}: cannot be written ({one_line(error)})") from error
@@ -110,20 +109,29 @@ def _too_large(model: onnx.ModelProto) -> bool:
 
 
 def _write_data(model: onnx.ModelProto, path: Path) -> None:
-    """Write the larger weights to a data file, one after the other, and make their tensors refer to it."""
-    digest, written, places = hashlib.sha256(), 0, []
+    """Write the larger weights to a data file, one after the other, and make their tensors refer to it; what lay at one place
+    before does so again."""
+    digest, written = hashlib.sha256(), 0
+    places: list[tuple[onnx.TensorProto, int, int]] = []
+    known: dict[tuple[Path, int, int], int] = {}
     draft = path.with_name(f"{path.name}.data")
     with draft.open("wb") as file:
         for tensor in model.graph.initializer:
             length = nbytes(tensor)
             if length < SMALLEST_EXTERNAL:
+                bring_in([tensor])
+                continue
+            if is_apart(tensor) and (offset := known.get(place_of(tensor))) is not None:
+                places.append((tensor, offset, length))
                 continue
             padding = bytes(-written % ALIGNED)
-            places.append((tensor, written + len(padding), length))
             for piece in chain([padding], chunks(tensor)):
                 file.write(piece)
                 digest.update(piece)
-            written += len(padding) + length
+            offset = written + len(padding)
+            known |= {place_of(tensor): offset} if is_apart(tensor) else {}
+            places.append((tensor, offset, length))
+            written = offset + length
             tensor.ClearField("raw_data")
     if not places:
         draft.unlink()
@@ -140,7 +148,7 @@ def commit(staged_path: Path, output: Path) -> None:
     Raises OutputError if it cannot be; what stood there is unchanged then.
     """
     try:
-        data_files = [path for path in sorted(staged_path.parent.iterdir()) if path != staged_path]
+        data_files = [path for path in sorted(staged_path.parent.iterdir()) if _is_data_of(staged_path, path.name)]
         for path in (*data_files, staged_path):
             _sync(path)
         with _alone_in(output.parent):

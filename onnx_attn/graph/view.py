@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx_attn.graph.edit import named_outside
 from onnx_attn.graph.opset import opset_of
 from onnx_attn.graph.sizes import worlds_of
+from onnx_attn.graph.weights import to_array
 from onnx_attn.graph.world import Shape, World, overridable
 
 
@@ -74,6 +75,10 @@ class GraphView:
     def initializer(self, name: str) -> onnx.TensorProto:
         """The stored tensor itself; graphsurgeon would keep a second copy of its numbers."""
         return self._initializers[name]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """The numbers of a stored tensor, without a copy where the model holds them; else they are read from its data file."""
+        return to_array(self._initializers[name])
 
     def position(self, node: gs.Node) -> int:
         """The node's index in the main graph of the original; KeyError for nodes of nested graphs."""

@@ -7,6 +7,7 @@ wants numbers asks here; what is run, or handed to somebody else, is a copy with
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -85,6 +86,15 @@ def chunks(tensor: onnx.TensorProto) -> Iterator[bytes | memoryview]:
             _fill(tensor, file, piece)
             yield piece
             length -= len(piece)
+
+
+def content(tensor: onnx.TensorProto) -> bytes:
+    """A digest of the tensor's numbers, wherever and however they are stored."""
+    digest = hashlib.sha256()
+    raw = is_apart(tensor) or tensor.HasField("raw_data")
+    for piece in chunks(tensor) if raw else [numpy_helper.from_array(to_array(tensor)).SerializeToString()]:
+        digest.update(piece)
+    return digest.digest()
 
 
 def to_array(tensor: onnx.TensorProto) -> np.ndarray:

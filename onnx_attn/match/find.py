@@ -120,7 +120,7 @@ def as_view(model: Model) -> GraphView:
         return model
     if isinstance(model, gs.Graph):
         return GraphView(gs.export_onnx(model))
-    return GraphView(model if isinstance(model, onnx.ModelProto) else load(Path(model)).proto)
+    return GraphView(model if isinstance(model, onnx.ModelProto) else load(Path(model)).whole().proto)
 
 
 def _anchors(pattern: Pattern, view: GraphView) -> Iterator[gs.Tensor]:

@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 
 from onnx_attn.graph.edit import SiteEdit, reads
 from onnx_attn.graph.view import GraphView
+from onnx_attn.graph.weights import content
 from onnx_attn.site import AttentionSite
 from onnx_attn.views.arrange import real
 
@@ -53,10 +54,7 @@ def _numbered(graph: onnx.GraphProto, known: dict[tuple[object, ...], int]) -> l
 
     values = {value.name: number("input", value.name) for value in graph.input}
     for tensor in graph.initializer:
-        nameless = onnx.TensorProto()
-        nameless.CopyFrom(tensor)
-        nameless.ClearField("name")
-        values[tensor.name] = number("weight", nameless.SerializeToString(deterministic=True))
+        values[tensor.name] = number("weight", tensor.data_type, *tensor.dims, content(tensor))
     for node in graph.node:
         attributes = sorted(each.SerializeToString(deterministic=True) for each in node.attribute)
         inputs = [values[name] if name else None for name in node.input]

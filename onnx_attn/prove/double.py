@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_attn.graph.load import copied
+from onnx_attn.graph.weights import to_array
 
 FLOATS = (TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -33,7 +34,7 @@ def widened(model: onnx.ModelProto, wide: int = TensorProto.DOUBLE) -> onnx.Mode
 
 def _widen(tensor: onnx.TensorProto, to: int) -> None:
     if tensor.data_type in FLOATS:
-        values = numpy_helper.to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(to))
+        values = to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(to))
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 

@@ -19,6 +19,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper
 
+from onnx_attn.graph.weights import to_array
+
 STEPS = ("QuantizeLinear", "DequantizeLinear")
 BOUNDS: Mapping[int, tuple[float, float]] = {
     TensorProto.INT8: (-128, 127),
@@ -139,7 +141,7 @@ class _Smoother:
         name = node.input[2]
         if name not in self.stored:
             return self._add("Reshape", self._float(name), self._vector())
-        return self._number(float(numpy_helper.to_array(self.stored[name]).reshape(-1)[0]))
+        return self._number(float(to_array(self.stored[name]).reshape(-1)[0]))
 
     def _leaves(self, node: onnx.NodeProto) -> bool:
         """Whether a step leaves its input as it is."""
@@ -174,7 +176,7 @@ class _Smoother:
     def _step_of(self, node: onnx.NodeProto) -> tuple[int, float, float] | None:
         if len(node.input) < 3 or not {*node.input[1:3]} <= self.stored.keys():
             return None
-        scale, zero = (numpy_helper.to_array(self.stored[name]) for name in node.input[1:3])
+        scale, zero = (to_array(self.stored[name]) for name in node.input[1:3])
         if scale.size != 1 or zero.size != 1:
             return None
         elem_type = self.stored[node.input[2]].data_type
@@ -194,7 +196,7 @@ class _Smoother:
 
     def _store(self, node: onnx.NodeProto) -> None:
         """The weights that a DequantizeLinear makes of stored numbers, in the type of their scale."""
-        value, scale, *zero = (numpy_helper.to_array(self.stored[name]) for name in node.input if name)
+        value, scale, *zero = (to_array(self.stored[name]) for name in node.input if name)
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
         sizes = [-1 if place == axis % max(value.ndim, 1) else 1 for place in range(value.ndim)]
         parts = [part.reshape(sizes) if part.size != 1 else part.reshape(()) for part in (scale, *zero)]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import onnx
 
 from onnx_attn.graph.edit import subgraphs
+from onnx_attn.graph.weights import is_apart
 from onnx_attn.search.ask import Question
 
 FEW = 64
@@ -39,7 +40,7 @@ def digest(question: Question) -> str:
 
 def _weight(tensor: onnx.TensorProto) -> bytes:
     told = repr((tensor.data_type, list(tensor.dims))).encode()
-    return told + tensor.raw_data if len(tensor.raw_data) <= FEW else told
+    return told + tensor.raw_data if not is_apart(tensor) and len(tensor.raw_data) <= FEW else told
 
 
 def _attributes(node: onnx.NodeProto) -> Iterator[bytes]:

@@ -104,7 +104,7 @@ def constant_value(view: GraphView, tensor: gs.Tensor) -> np.ndarray | None:
     if not is_fixed(view, tensor):
         return None
     if view.producer(tensor) is None:
-        return numpy_helper.to_array(view.initializer(tensor.name))
+        return view.numbers(tensor.name)
     fold(view, [tensor])
     value = view.folds[tensor.name]
     return None if value is None else numpy_helper.to_array(value)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import numpy_helper
 
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.graph.world import Shape
@@ -101,11 +100,11 @@ def weight_tensor(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Tensor, bool] 
 def weight_array(view: GraphView, weight: gs.Tensor) -> np.ndarray | None:
     """A weight's numbers, without a copy where the file keeps raw bytes; None where they cannot be computed beforehand."""
     if isinstance(weight, gs.Constant):
-        return numpy_helper.to_array(view.initializer(weight.name))
+        return view.numbers(weight.name)
     part = _part_of_stored(view, weight)
     if part is None:
         return constant_value(view, weight)
-    return index_map(view.worlds[0], numpy_helper.to_array(view.initializer(part.source.name)), part.steps)
+    return index_map(view.worlds[0], view.numbers(part.source.name), part.steps)
 
 
 def _part_of_stored(view: GraphView, tensor: gs.Tensor) -> Trace | None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import numpy_helper
 
 from onnx_attn.graph.view import STANDARD, GraphView
 
@@ -49,7 +48,7 @@ def is_dequantised(view: GraphView, tensor: gs.Tensor) -> bool:
 def stored_array(view: GraphView, tensor: gs.Tensor) -> np.ndarray | None:
     """The numbers of a stored tensor; None where they cannot be read."""
     if isinstance(tensor, gs.Constant):
-        return numpy_helper.to_array(view.initializer(tensor.name))
+        return view.numbers(tensor.name)
     return view.constant(tensor)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import numpy_helper
 
 from onnx_attn.graph.view import STANDARD, GraphView
 
@@ -22,9 +21,7 @@ def uniform(view: GraphView, tensor: gs.Tensor) -> float | None:
             return _same(value, factor)
         node = view.producer(tensor)
         if node is None or node.domain not in STANDARD:
-            return (
-                _same(numpy_helper.to_array(view.initializer(tensor.name)), factor) if view.is_weight(tensor) else None
-            )
+            return _same(view.numbers(tensor.name), factor) if view.is_weight(tensor) else None
         if node.op == "ConstantOfShape":
             filled = node.attrs.get("value")
             return 0.0 if filled is None else _same(np.asarray(filled.values), factor)
@@ -36,7 +33,7 @@ def uniform(view: GraphView, tensor: gs.Tensor) -> float | None:
             tensor = node.inputs[numbers.index(None)]
             if factor == 0.0 and view.is_weight(tensor) and view.producer(tensor) is None:
                 # What was never filled in, and is multiplied by zero: baddbmm(empty, …, beta=0).
-                stored = numpy_helper.to_array(view.initializer(tensor.name))
+                stored = view.numbers(tensor.name)
                 return 0.0 if np.isfinite(stored.astype(np.float64)).all() else None
         elif node.op in _SPREADS:
             tensor = node.inputs[0]
