@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -54,6 +55,8 @@ def _write_draft(path: Path, output: Path, draft: Path, options: Options) -> tup
     start = time.perf_counter()
     loaded = load(path)
     check_data(output, loaded.data_files)
+    if loaded.external:
+        loaded = replace(loaded, made=draft.parent / "made")
     seconds = time.perf_counter() - start
     report, trial, model = rewrite(loaded, options)
     report["seconds"]["load"] += seconds

@@ -130,7 +130,7 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
             fusion.search = search(cutter, ready.target, plan, options.choice, options.search, loaded.name)
             fusion.plan = plan = fusion.search.plan
     with fusion.clock("apply"):
-        names = Names(ready.loaded.proto, options.outer or ())
+        names = Names(ready.loaded.proto, options.outer or (), ready.loaded.made)
         reserved = write_sites(fusion, names, cutter)
     nested = _is_nested(plan.entries)
     tried = options.verify and options.outer is None and (fusion.edits or nested or ready.changed)

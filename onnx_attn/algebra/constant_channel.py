@@ -14,6 +14,7 @@ two rows may only be moved: what pads with zeros breaks Σ n = 0 and the constan
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.owning import reads_shape
 from onnx_attn.forms.packing import Group
+from onnx_attn.graph.rounding import row_slices
 from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.views.movement import handed_on, is_identity
 from onnx_attn.views.trace import FLOATS
@@ -148,21 +150,37 @@ def affine(view: GraphView, norm: gs.Node) -> tuple[np.ndarray, np.ndarray]:
     return gamma, rest[0] if rest else np.zeros_like(gamma)
 
 
+def redundant_channel(gamma: np.ndarray, norms: np.ndarray) -> int:
+    """The channel c that is to carry the constant, from γ and ‖W_j‖ `(E,)`: where |γ_c|·‖W_c‖ is least, what is subtracted from
+    every other row is small, and rounds nothing away."""
+    return int(np.argmin(np.abs(gamma) * norms))
+
+
 def fold_bias(
-    weight: np.ndarray, bias: np.ndarray, gamma: np.ndarray, beta: np.ndarray, gone: np.ndarray
-) -> tuple[np.ndarray, int]:
-    """W' `(E, C)` and its channel c, from W `(E, C)`, b `(C,)`, γ and β `(E,)`, all float64.
+    weight: Iterable[tuple[slice, np.ndarray]],
+    row: np.ndarray,
+    bias: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    gone: np.ndarray,
+    channel: int,
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """W' `(E, C)` by rows, from W `(E, C)` by rows, its row W_c, b `(C,)`, γ and β `(E,)`, all float64, and the channel c.
 
-    gone: the channels `(C,)` of K and V whose biases, β·W included, are dropped or moved by other identities.
-
-    c is where |γ_c|·‖W_c‖ is least: what is subtracted from every other row is small then, and rounds nothing away.
+    gone: the channels `(C,)` of K and V whose biases, β·W included, are dropped or moved by other identities. Row c of W' comes
+    last, with zeros in its place before.
     """
-    channel = int(np.argmin(np.abs(gamma) * np.linalg.norm(weight, axis=1)))
-    folded = gamma[:, None] * weight - gamma[channel] * weight[channel]
-    folded[channel] = np.where(gone, 0.0, bias + beta @ weight)
-    return folded, channel
+    for rows, numbers in weight:
+        bias = bias + beta[rows] @ numbers
+        folded = gamma[rows, None] * numbers - gamma[channel] * row
+        if rows.start <= channel < rows.stop:
+            folded[channel - rows.start] = 0.0
+        yield rows, folded
+    yield slice(channel, channel + 1), np.where(gone, 0.0, bias)[None]
 
 
 def whole_bias(bias: np.ndarray, weight: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    """What a layer adds to every row once its LayerNorm has no β of its own: b + β·W."""
-    return bias + beta @ weight
+    """What a layer adds to every row once its LayerNorm has no β of its own: b + β·W, in float64; W `(E, C)` in its own type."""
+    for part in row_slices(*weight.shape):
+        bias = bias + beta[part] @ weight[part].astype(np.float64)
+    return bias

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from onnx import helper
 
-from onnx_attn.algebra.constant_channel import ConstantChannel
+from onnx_attn.algebra.constant_channel import ConstantChannel, whole_bias
 from onnx_attn.algebra.value_bias import OutProjection
 from onnx_attn.forms.again import copied, write_again, write_shapes_again
-from onnx_attn.forms.in_proj import array
-from onnx_attn.graph.edit import Exact, Splice, Writer
+from onnx_attn.forms.in_proj import array, dtype_of
+from onnx_attn.graph.edit import Splice, Writer
+from onnx_attn.graph.rounding import Exact
 from onnx_attn.graph.view import GraphView
 
 
@@ -41,12 +42,13 @@ def write_out_projection(
     splices += write_shapes_again(view, out.shapes, renamed)
 
     def exact() -> np.ndarray:
-        weight = array(view, layer.weight).astype(np.float64)
-        weight = weight.T if layer.transposed else weight
-        own = 0.0 if layer.bias is None else array(view, layer.bias).astype(np.float64).reshape(-1) * layer.beta
-        return (value_bias()[out.channels] @ weight) * layer.alpha + own
+        weight = array(view, layer.weight)
+        own = np.zeros(layer.channels)
+        if layer.bias is not None:
+            own = own + array(view, layer.bias).astype(np.float64).reshape(-1) * layer.beta
+        return whole_bias(own, weight.T if layer.transposed else weight, value_bias()[out.channels] * layer.alpha)
 
-    bias = writer.computed_weight(exact, array(view, layer.weight).dtype, "out_proj_bias")
+    bias = writer.computed_weight(exact, dtype_of(view, layer.weight), "out_proj_bias")
     if layer.product.op == "Gemm":
         node = copied(view, layer.product, renamed)
         node.input[:] = [*node.input[:2], bias]

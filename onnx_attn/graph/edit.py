@@ -6,23 +6,21 @@ model, so nothing can be lost from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from onnx_attn.domain import DOMAIN
+from onnx_attn.graph.rounding import Exact, Pieces, assembled, rounded
+from onnx_attn.graph.weights import SMALLEST_EXTERNAL, put_apart
 
 MOST_STORED = 64 * 2**20
 """Bytes of constants that one rewriting adds."""
-
-
-Exact = Callable[[], np.ndarray]
-"""Computes a weight in float64: kept as a way to it, not as numbers, since few are asked for at a time."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +80,13 @@ class SiteEdit:
         return tuple(node for splice in self.splices for node in splice.nodes)
 
 
-class RoundsBadlyError(ArithmeticError):
-    """New weights do not fit the model's type."""
-
-
 class Names:
     """Hands out names that the model does not use yet; values and nodes each in their own space."""
 
-    def __init__(self, model: onnx.ModelProto, taken: Iterable[str] = ()):
-        """taken: names of an enclosing model, which a body must not use for values of its own."""
+    def __init__(self, model: onnx.ModelProto, taken: Iterable[str] = (), made: Path | None = None):
+        """taken: names of an enclosing model, which a body must not use for values of its own. made: a file for weights that are
+        made, so that they need not be held."""
+        self._made = made
         self._values = {*_value_names(model.graph), *taken}
         self._nodes = {node.name for node in model.graph.node}
         self.functions: dict[str, onnx.FunctionProto] = {}
@@ -141,6 +137,12 @@ class Names:
             self._constants[key] = numpy_helper.from_array(array, self.value(hint))
             self._stored += array.nbytes
         return self._constants[key]
+
+    def stored(self, array: np.ndarray, name: str) -> onnx.TensorProto:
+        """A weight with these numbers: in memory, or in a file where there is one."""
+        if self._made is None or array.nbytes < SMALLEST_EXTERNAL:
+            return numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return put_apart(array, name, self._made)
 
     def has_room(self, value: onnx.TensorProto) -> bool:
         """Whether a constant that could as well be left to be computed may be stored: a rewriting must not swell the file."""
@@ -204,7 +206,7 @@ class Writer:
     def weight(self, array: np.ndarray, hint: str) -> str:
         """A weight of this site's own."""
         name = self.names.value(f"{self.prefix}/{hint}")
-        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        self.initializers[name] = self.names.stored(array, name)
         return name
 
     def computed_weight(self, exact: Exact, dtype: np.dtype, hint: str) -> str:
@@ -212,15 +214,13 @@ class Writer:
 
         Raises RoundsBadlyError where the type cannot hold it to its own precision.
         """
-        wide = exact()
-        with np.errstate(over="ignore"):
-            rounded = wide.astype(dtype)
-        # Column by column: a channel whose weights overflow, or sink below the smallest normal number, is lost in a sum.
-        lost = np.linalg.norm(wide - rounded.astype(np.float64), axis=0)
-        if not (lost <= ml_dtypes.finfo(dtype).eps * np.linalg.norm(wide, axis=0)).all():
-            raise RoundsBadlyError(f"{hint} cannot be held in {dtype}")
-        name = self.weight(rounded, hint)
-        self.exact[name] = exact
+        shape = exact().shape
+        return self.computed_pieces(shape, lambda: iter([((slice(None),), exact())]), dtype, hint)
+
+    def computed_pieces(self, shape: tuple[int, ...], pieces: Pieces, dtype: np.dtype, hint: str) -> str:
+        """The same, piece by piece."""
+        name = self.weight(rounded(shape, pieces, dtype, hint), hint)
+        self.exact[name] = lambda: assembled(shape, pieces)
         return name
 
 

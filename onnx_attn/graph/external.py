@@ -17,12 +17,9 @@ import onnx
 
 from onnx_attn.errors import InputError, printable
 from onnx_attn.graph.slim import SMALL
-from onnx_attn.graph.weights import bring_in, declared_bytes, is_apart, refer
+from onnx_attn.graph.weights import SMALLEST_EXTERNAL, bring_in, declared_bytes, is_apart, refer
 
 PROTOBUF_LIMIT = 2**31 - 1
-
-SMALLEST_EXTERNAL = 1024
-"""Bytes from which on a weight goes to the data file, where there is one: as onnx has it."""
 
 MOST_ELEMENTS_PER_BYTE = 4
 """Types of two bits have so many."""

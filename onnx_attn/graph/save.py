@@ -23,8 +23,8 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnx_attn.errors import OutputError, one_line
-from onnx_attn.graph.external import PROTOBUF_LIMIT, SMALLEST_EXTERNAL, all_tensors
-from onnx_attn.graph.weights import bring_in, chunks, is_apart, nbytes, place_of, refer
+from onnx_attn.graph.external import PROTOBUF_LIMIT, all_tensors
+from onnx_attn.graph.weights import SMALLEST_EXTERNAL, bring_in, chunks, is_apart, nbytes, place_of, refer
 
 try:
     import fcntl

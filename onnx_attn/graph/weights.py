@@ -19,7 +19,10 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from onnx_attn.errors import InputError, one_line
+from onnx_attn.errors import InputError, OutputError, one_line
+
+SMALLEST_EXTERNAL = 1024
+"""Bytes from which on a weight goes to the data file, where there is one: as onnx has it."""
 
 CHUNK = 2**23
 """Bytes that are copied at a time."""
@@ -112,6 +115,26 @@ def to_array(tensor: onnx.TensorProto) -> np.ndarray:
     with _opened(tensor, path, offset) as file:
         _fill(tensor, file, numbers.data)
     return numbers.view(dtype).reshape(tuple(tensor.dims))
+
+
+def put_apart(array: np.ndarray, name: str, path: Path) -> onnx.TensorProto:
+    """A tensor with these numbers, appended to the file at `path`; types whose elements share bytes stay in the message.
+
+    Raises OutputError where the file cannot be written.
+    """
+    if _bits(array.dtype) != 8 * array.dtype.itemsize:
+        return numpy_helper.from_array(array, name)
+    tensor = onnx.TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+    try:
+        with path.open("ab") as file:
+            offset = file.tell()
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    except OSError as error:
+        raise OutputError(
+            f"weight '{name}' cannot be kept beside the output ({one_line(error)}); make room there"
+        ) from error
+    refer(tensor, path.absolute(), offset, array.nbytes)
+    return tensor
 
 
 def bring_in(tensors: Iterable[onnx.TensorProto]) -> None:
