@@ -25,6 +25,7 @@ def expand(
     split_projection: bool = False,
     sites: Sequence[str] | None = None,
     verify: bool = True,
+    verify_large: bool = False,
 ) -> Result:
     """Take attention apart into plain operators at the model's own opset (13 or later), prove it, and (with `output`) save it.
 
@@ -45,7 +46,7 @@ def expand(
         tokens_first=False,
         split=split_projection,
     )
-    options = Options(target, choice, verify=verify, expansion=Expansion(wanted, opset))
+    options = Options(target, choice, verify=verify, verify_large=verify_large, expansion=Expansion(wanted, opset))
     if isinstance(model, str | PathLike) and output is not None:
         report, document = fuse_file(Path(model), Path(output), options)
         return Result(_expansion_report(report, sites), document, None, Path(output))

@@ -67,13 +67,15 @@ def fuse(
     shapes: Shapes | None = None,
     expect: int | None = None,
     verify: bool = True,
+    verify_large: bool = False,
     plan: dict[str, Any] | str | PathLike[str] | None = None,
 ) -> Result:
     """Rewrite every attention site in the form that the target takes, prove it, and (with `output`) save the model.
 
     `model` is never changed. `pack`: also pack Q/K/V projections into one. `algebra`: also take biases and scales out of packed
     projections by exact identities. `expect`: fail unless exactly so many sites are fused. `verify`: prove each site and the
-    whole model in ONNX Runtime.
+    whole model in ONNX Runtime. `verify_large`: run the whole model even if it is past 2 GB, for which it has to be in memory;
+    `report["proof_left"]` says so where it was not run.
 
     `precision`: "fp16" or "bf16" puts a half-precision island around each site of float32 that has no attention kernel else.
     `quantize_probabilities`: where Q, K and V are quantised, round the probabilities too (1/127 for int8, 1/448 for fp8). That
@@ -105,7 +107,13 @@ def fuse(
     asked = searched_for(search, sm, shapes, target)
     if plan is None:
         options = Options(
-            parse_target(target, target_version), choice, expect, verify, search=asked, dynamic_batch=dynamic_batch
+            parse_target(target, target_version),
+            choice,
+            expect,
+            verify,
+            verify_large,
+            search=asked,
+            dynamic_batch=dynamic_batch,
         )
     else:
         given = load_plan(plan if isinstance(plan, dict) else Path(plan))
@@ -116,7 +124,7 @@ def fuse(
                 f"{given.name}: the plan says target, form, changes, packing, algebra and whether the batch is made dynamic; "
                 f"leave these options out, and search"
             )
-        options = Options(given.target, choice, expect, verify, given, dynamic_batch=given.dynamic_batch)
+        options = Options(given.target, choice, expect, verify, verify_large, given, dynamic_batch=given.dynamic_batch)
     if isinstance(model, str | PathLike) and output is not None:
         return Result(*fuse_file(Path(model), Path(output), options), None, Path(output))
     loaded = loaded_from(model).whole()

@@ -28,6 +28,7 @@ ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX m
 Target = Annotated[str, typer.Option(help="Runtime that will read the model: tensorrt, onnx or onnxruntime.")]
 Version = Annotated[str | None, typer.Option(help="TensorRT version: 8.6, 10.0 … 11.x, or rtx.")]
 Sm = Annotated[int | None, typer.Option(help="Compute capability × 10 of the GPU: 75, 80, 86, 89 (default), 120, 121.")]
+VerifyLarge = Annotated[bool, typer.Option("--verify-large", help="Run the model whole even if it is past 2 GB.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="PATH|-", help="Write the report as JSON; - for stdout.")]
 
 
@@ -87,6 +88,7 @@ def fuse(
     ] = None,
     expect: Annotated[int | None, typer.Option(help="Exit 3 unless exactly N sites are fused.", metavar="N")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Rewrite without proof.")] = False,
+    verify_large: VerifyLarge = False,
     plan: Annotated[Path | None, typer.Option(metavar="IN.json", help="Do what this plan says.")] = None,
     write_plan: Annotated[
         Path | None, typer.Option(metavar="OUT.json", help="Write what was decided, to be edited and given to --plan.")
@@ -115,6 +117,7 @@ def fuse(
             shapes=read_shapes(shapes or []),
             expect=expect,
             verify=not no_verify,
+            verify_large=verify_large,
             plan=plan,
         )
         if write_plan is not None:
@@ -136,13 +139,20 @@ def expand(
     ] = False,
     site: Sites = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Take apart without proof.")] = False,
+    verify_large: VerifyLarge = False,
     json_path: Json = None,
 ) -> None:
     """Take every attention apart into plain operators, in one canonical form, prove it, and write the model."""
     with errors():
         check_json(json_path, model, output)
         result = apart.expand(
-            model, output, opset=opset, split_projection=split_projection, sites=site, verify=not no_verify
+            model,
+            output,
+            opset=opset,
+            split_projection=split_projection,
+            sites=site,
+            verify=not no_verify,
+            verify_large=verify_large,
         )
         if not write_json(result.report, json_path):
             show_expansion(result.report, str(output), console())

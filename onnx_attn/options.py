@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+import onnx
+
+from onnx_attn.graph.weights import is_past_protobuf
 from onnx_attn.plan import Choice
 from onnx_attn.plan_file import ReadPlan
 from onnx_attn.search.search import Asked
@@ -49,6 +52,8 @@ class Options:
     choice: Choice = field(default_factory=Choice)
     expect: int | None = None
     verify: bool = True
+    verify_large: bool = False
+    """Also run a model whole that is past 2 GB."""
     plan: ReadPlan | None = None
     search: Asked | None = None
     dynamic_batch: bool = False
@@ -56,6 +61,14 @@ class Options:
     """Of a body: the names of the model around it."""
     expansion: Expansion | None = None
     """Set where attention is to be taken apart, and not fused."""
+
+    def why_left(self, model: onnx.ModelProto) -> str | None:
+        """Why this model is not to be run whole; None if it is."""
+        if not self.verify:
+            return "no proof was asked for (--no-verify)"
+        if not self.verify_large and is_past_protobuf(model):
+            return "the model is past 2 GB, and would be run whole only with --verify-large; each site was proved by itself"
+        return None
 
     @property
     def own_choices(self) -> Sequence[Choice | None]:

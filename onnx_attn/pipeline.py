@@ -114,6 +114,7 @@ def _without_collector() -> Iterator[None]:
 @_without_collector()
 def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.ModelProto]:
     """Recognise, plan, apply, prove each site and roll back those that fail; the model of `loaded` is changed."""
+    left = options.why_left(loaded.proto)
     ready = prepared(loaded, options)
     view, candidates, varied = ready.view, ready.candidates, ready.varied
     plan = make_plan(view, candidates, ready.target, options.choice, options.own_choices)
@@ -133,7 +134,7 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
         names = Names(ready.loaded.proto, options.outer or (), ready.loaded.made)
         reserved = write_sites(fusion, names, cutter)
     nested = _is_nested(plan.entries)
-    tried = options.verify and options.outer is None and (fusion.edits or nested or ready.changed)
+    tried = left is None and options.outer is None and (fusion.edits or nested or ready.changed)
     inputs = (ready.calls or _trial_inputs(fusion)) if tried else []
     whole = _batch_inputs(fusion, varied) if options.verify and varied is not None else inputs
     if options.verify:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from onnx_attn.bfloat16 import standing_in
 from onnx_attn.domain import MICROSOFT
 from onnx_attn.errors import InputError, one_line
 from onnx_attn.graph.load import copied
-from onnx_attn.graph.weights import bring_in, is_apart
+from onnx_attn.graph.save import write
+from onnx_attn.graph.weights import bring_in, is_apart, is_past_protobuf
 
 SEED = 20261122
 
@@ -64,11 +66,22 @@ class Session:
         # Threads that wait for the next run by spinning take the cores from whoever works beside.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            source = _whole(model).SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(self._source(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own making, all of them direct Exceptions
             raise CannotRun(f"{self.name}: ONNX Runtime does not load the model: {one_line(error)}") from error
         self.outputs = [output.name for output in self._session.get_outputs()]
+
+    def _source(self, model: onnx.ModelProto | str | Path) -> str | bytes:
+        """What ONNX Runtime reads: a file, or a message; a model that is too large for one is written to a file."""
+        if not isinstance(model, onnx.ModelProto):
+            return str(model)
+        if not is_past_protobuf(model):
+            return bytes(_whole(model).SerializeToString())
+        # Its weights are mapped from there: the folder goes with the session.
+        self._folder = tempfile.TemporaryDirectory(prefix="onnx-attn-")
+        path = Path(self._folder.name, "model.onnx")
+        write(copied(model), path, external=True)
+        return str(path)
 
     def _without_bfloat16(self, error: CannotRun) -> onnx.ModelProto | None:
         try:

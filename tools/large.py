@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ report = onnx_attn.fuse(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3])).rep
 seconds = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"seconds": seconds, "phases": report["seconds"], "sites": report["sites"], "fused": report["fused"],
-                  "proof": report["proof"], "peak": peak, "imports": imports}))
+                  "proof": report["proof"], "proof_left": report["proof_left"], "peak": peak, "imports": imports}))
 """
 
 
@@ -131,7 +132,7 @@ def main() -> int:
     parser.add_argument("--options", default='{"verify": false}', help="of onnx_attn.fuse, as JSON")
     options = parser.parse_args()
     itemsize = 4 if options.type == "float32" else 2
-    layers = max(1, round(options.size * 1e9 / (12 * options.width**2 * itemsize)))
+    layers = math.ceil(options.size * 1e9 / (12 * options.width**2 * itemsize))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         model, fused = Path(folder, "model.onnx"), Path(folder, "fused.onnx")
         run(MAKE, Path(__file__).parent, model, layers, options.width, options.type)

@@ -17,9 +17,7 @@ import onnx
 
 from onnx_attn.errors import InputError, printable
 from onnx_attn.graph.slim import SMALL
-from onnx_attn.graph.weights import SMALLEST_EXTERNAL, bring_in, declared_bytes, is_apart, refer
-
-PROTOBUF_LIMIT = 2**31 - 1
+from onnx_attn.graph.weights import PROTOBUF_LIMIT, SMALLEST_EXTERNAL, bring_in, declared_bytes, is_apart, refer
 
 MOST_ELEMENTS_PER_BYTE = 4
 """Types of two bits have so many."""

@@ -23,8 +23,17 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnx_attn.errors import OutputError, one_line
-from onnx_attn.graph.external import PROTOBUF_LIMIT, all_tensors
-from onnx_attn.graph.weights import SMALLEST_EXTERNAL, bring_in, chunks, is_apart, nbytes, place_of, refer
+from onnx_attn.graph.external import all_tensors
+from onnx_attn.graph.weights import (
+    SMALLEST_EXTERNAL,
+    bring_in,
+    chunks,
+    is_apart,
+    is_past_protobuf,
+    nbytes,
+    place_of,
+    refer,
+)
 
 try:
     import fcntl
@@ -89,7 +98,7 @@ def write(model: onnx.ModelProto, path: Path, external: bool) -> None:
     The weights that go there are given up: `model` refers to the file afterwards.
     """
     try:
-        external = external or _too_large(model)
+        external = external or is_past_protobuf(model)
         initializers = list(model.graph.initializer)  # Kept, so that the ids stay their own.
         apart = {id(tensor) for tensor in initializers} if external else set()
         bring_in(tensor for tensor in all_tensors(model) if id(tensor) not in apart)
@@ -98,14 +107,6 @@ def write(model: onnx.ModelProto, path: Path, external: bool) -> None:
         onnx.save_model(model, str(path))
     except (OSError, ValueError, EncodeError) as error:
         raise OutputError(f"{path.name}: cannot be written ({one_line(error)})") from error
-
-
-def _too_large(model: onnx.ModelProto) -> bool:
-    try:
-        apart = sum(nbytes(tensor) for tensor in model.graph.initializer if is_apart(tensor))
-        return model.ByteSize() + apart > PROTOBUF_LIMIT
-    except EncodeError:  # Some versions of protobuf cannot even tell the size of what is past it.
-        return True
 
 
 def _write_data(model: onnx.ModelProto, path: Path) -> None:

@@ -10,16 +10,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 import ml_dtypes
 import numpy as np
 import onnx
+from google.protobuf.message import EncodeError
 from onnx import helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnx_attn.errors import InputError, OutputError, one_line
+
+PROTOBUF_LIMIT = 2**31 - 1
+"""Bytes of the largest message that can be written."""
 
 SMALLEST_EXTERNAL = 1024
 """Bytes from which on a weight goes to the data file, where there is one: as onnx has it."""
@@ -53,6 +58,15 @@ def nbytes(tensor: onnx.TensorProto) -> int:
     return place_of(tensor)[2] if is_apart(tensor) else len(tensor.raw_data)
 
 
+def is_past_protobuf(model: onnx.ModelProto) -> bool:
+    """Whether a model is too large to be one message with its weights."""
+    try:
+        apart = sum(nbytes(tensor) for tensor in model.graph.initializer if is_apart(tensor))
+        return bool(model.ByteSize() + apart > PROTOBUF_LIMIT)
+    except EncodeError:  # Some versions of protobuf cannot even tell the size of what is past it.
+        return True
+
+
 def declared_bytes(tensor: onnx.TensorProto) -> int | None:
     """Bytes that type and dimensions ask for; None where the type has no fixed size, or a dimension is negative."""
     if any(dim < 0 for dim in tensor.dims):
@@ -68,11 +82,9 @@ def declared_bytes(tensor: onnx.TensorProto) -> int | None:
 
 def _bits(dtype: np.dtype) -> int:
     """Of one element as a file has it: numpy gives those of four and of two bits a byte each."""
-    for info in (ml_dtypes.iinfo, ml_dtypes.finfo):
-        try:
+    for info in (ml_dtypes.iinfo, ml_dtypes.finfo) if dtype.itemsize == 1 else ():
+        with suppress(ValueError):
             return int(info(dtype).bits)
-        except ValueError:
-            continue
     return dtype.itemsize * 8
 
 

@@ -32,7 +32,7 @@ def inspection(name: str, target: Target, view: GraphView, plan: Plan) -> dict[s
 
 
 def fusion_report(fusion: Fusion) -> dict[str, Any]:
-    """The report of `fuse`; `proof` stays null until the whole model has been run."""
+    """The report of `fuse`; `proof` stays null until the whole model has been run, and `proof_left` says why if it is not."""
     candidates = _numbered([_fused_entry(fusion, entry) for entry in fusion.plan.entries])
     head = _head(fusion.name, fusion.target, candidates)
     return {
@@ -46,6 +46,7 @@ def fusion_report(fusion: Fusion) -> dict[str, Any]:
         "search": fusion.search.document if fusion.search is not None else None,
         "seconds": {phase: round(seconds, 4) for phase, seconds in fusion.seconds.items()},
         "proof": None,
+        "proof_left": None,
         "candidates": candidates,
     }
 

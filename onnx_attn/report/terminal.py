@@ -242,7 +242,7 @@ def _show_left_alone(report: Report, console: Console) -> None:
 def _proof_line(report: Report) -> str:
     proof = report["proof"]
     if proof is None:
-        return "none (--no-verify)"
+        return f"none: {report['proof_left']}"
     if not proof["cases"]:
         return "not needed, nothing was changed"
     cases = sum(certificate["cases"] for certificate in _certificates(report))
