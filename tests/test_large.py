@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -14,6 +15,7 @@ from support import EXPORTS
 from test_cli import json_of
 
 import onnx_attn
+from onnx_attn import runtime
 from onnx_attn.graph import weights
 from onnx_attn.graph.load import load
 from onnx_attn.graph.weights import is_apart, to_array
@@ -94,8 +96,6 @@ def test_weights_stay_where_they_are(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("dims", [(33, 31), (1024,), (0, 5), (3, 341)])
 def test_numbers_of_every_type_are_read(name: str, dims: tuple[int, ...], tmp_path: Path) -> None:
-    import ml_dtypes
-
     dtype = np.dtype(getattr(ml_dtypes, name, name))
     if name == "uint2" and not hasattr(onnx.TensorProto, "UINT2"):
         pytest.skip("this onnx has no such type")
@@ -113,6 +113,7 @@ def test_numbers_of_every_type_are_read(name: str, dims: tuple[int, ...], tmp_pa
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if protobuf's messages ended at 100 KB."""
     monkeypatch.setattr(weights, "PROTOBUF_LIMIT", 100_000)
+    monkeypatch.setattr(runtime, "MOST_BYTES", 100_000)
 
 
 @pytest.mark.usefixtures("small_limit")

@@ -60,9 +60,14 @@ def nbytes(tensor: onnx.TensorProto) -> int:
 
 def is_past_protobuf(model: onnx.ModelProto) -> bool:
     """Whether a model is too large to be one message with its weights."""
+    return is_past(model, PROTOBUF_LIMIT)
+
+
+def is_past(model: onnx.ModelProto, limit: int) -> bool:
+    """Whether a model with its weights has more bytes than that."""
     try:
         apart = sum(nbytes(tensor) for tensor in model.graph.initializer if is_apart(tensor))
-        return bool(model.ByteSize() + apart > PROTOBUF_LIMIT)
+        return bool(model.ByteSize() + apart > limit)
     except EncodeError:  # Some versions of protobuf cannot even tell the size of what is past it.
         return True
 
