@@ -16,6 +16,7 @@ from test_cli import json_of
 
 import onnx_attn
 from onnx_attn import runtime
+from onnx_attn.errors import InputError, OutputError
 from onnx_attn.graph import weights
 from onnx_attn.graph.load import load
 from onnx_attn.graph.weights import is_apart, to_array
@@ -145,5 +146,10 @@ def test_data_that_changes_meanwhile_is_told(tmp_path: Path) -> None:
     loaded = load(apart(DEMO, tmp_path))
     (tmp_path / "weights.bin").write_bytes(b"")
     tensor = next(filter(is_apart, loaded.proto.graph.initializer))
-    with pytest.raises(onnx_attn.errors.InputError, match=f"weights.bin: weight '{tensor.name}' cannot be read"):
+    with pytest.raises(InputError, match=f"weights.bin: weight '{tensor.name}' cannot be read"):
         to_array(tensor)
+
+
+def test_no_room_for_weights_that_are_made_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="weight 'w' cannot be kept beside the output .* make room there"):
+        weights.put_apart(np.zeros(1024), "w", tmp_path / "nowhere" / "made")

@@ -214,8 +214,10 @@ class Writer:
 
         Raises RoundsBadlyError where the type cannot hold it to its own precision.
         """
-        shape = exact().shape
-        return self.computed_pieces(shape, lambda: iter([((slice(None),), exact())]), dtype, hint)
+        wide = exact()
+        name = self.weight(rounded(wide.shape, lambda: iter([((slice(None),), wide)]), dtype, hint), hint)
+        self.exact[name] = exact
+        return name
 
     def computed_pieces(self, shape: tuple[int, ...], pieces: Pieces, dtype: np.dtype, hint: str) -> str:
         """The same, piece by piece."""

@@ -15,7 +15,7 @@ Exact = Callable[[], np.ndarray]
 
 Place = tuple[slice, ...]
 Pieces = Callable[[], Iterator[tuple[Place, np.ndarray]]]
-"""A weight in float64, by pieces and where they lie (rows, columns); where two lie at one place, they are to be added."""
+"""A weight in float64, by pieces and where they lie (rows, columns). Of two at one place the later counts, the other is zeros."""
 
 
 class RoundsBadlyError(ArithmeticError):
@@ -32,7 +32,7 @@ def assembled(shape: tuple[int, ...], pieces: Pieces) -> np.ndarray:
     """All of a weight in float64."""
     whole = np.zeros(shape)
     for place, piece in pieces():
-        whole[place] += piece
+        whole[place] = piece
     return whole
 
 
@@ -49,7 +49,7 @@ def rounded(shape: tuple[int, ...], pieces: Pieces, dtype: np.dtype, hint: str) 
         columns = place[1:]
         lost[columns] += ((wide - piece.astype(np.float64)) ** 2).sum(axis=0)
         norm[columns] += (wide**2).sum(axis=0)
-        found[place] += piece
+        found[place] = piece
     if not (np.sqrt(lost) <= ml_dtypes.finfo(dtype).eps * np.sqrt(norm)).all():
         raise RoundsBadlyError(f"{hint} cannot be held in {dtype}")
     return found

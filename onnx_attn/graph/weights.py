@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 import ml_dtypes
 import numpy as np
@@ -93,19 +92,9 @@ def _bits(dtype: np.dtype) -> int:
     return dtype.itemsize * 8
 
 
-def chunks(tensor: onnx.TensorProto) -> Iterator[bytes | memoryview]:
+def chunks(tensor: onnx.TensorProto) -> Iterator[bytes]:
     """The tensor's bytes, a piece at a time. Raises InputError where its file cannot be read any more."""
-    if not is_apart(tensor):
-        yield tensor.raw_data
-        return
-    path, offset, length = place_of(tensor)
-    buffer = memoryview(bytearray(min(CHUNK, length)))
-    with _opened(tensor, path, offset) as file:
-        while length:
-            piece = buffer[: min(len(buffer), length)]
-            _fill(tensor, file, piece)
-            yield piece
-            length -= len(piece)
+    yield from _read(tensor, CHUNK) if is_apart(tensor) else [tensor.raw_data]
 
 
 def content(tensor: onnx.TensorProto) -> bytes:
@@ -125,13 +114,10 @@ def to_array(tensor: onnx.TensorProto) -> np.ndarray:
     if not is_apart(tensor):
         return numpy_helper.to_array(tensor)
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    path, offset, length = place_of(tensor)
-    if dtype.newbyteorder("<") != dtype or length != math.prod(tensor.dims) * dtype.itemsize:
-        return numpy_helper.to_array(_inner(tensor))  # Elements of four bits lie two in a byte.
-    numbers = np.empty(length, np.uint8)
-    with _opened(tensor, path, offset) as file:
-        _fill(tensor, file, numbers.data)
-    return numbers.view(dtype).reshape(tuple(tensor.dims))
+    data = b"".join(_read(tensor))
+    if dtype.newbyteorder("<") != dtype or _bits(dtype) != 8 * dtype.itemsize:
+        return numpy_helper.to_array(_inner(tensor, data))
+    return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
 
 
 def put_apart(array: np.ndarray, name: str, path: Path) -> onnx.TensorProto:
@@ -158,37 +144,31 @@ def bring_in(tensors: Iterable[onnx.TensorProto]) -> None:
     """Put the numbers of tensors that are apart into the messages themselves."""
     for tensor in tensors:
         if is_apart(tensor):
-            tensor.CopyFrom(_inner(tensor))
+            tensor.CopyFrom(_inner(tensor, b"".join(_read(tensor))))
 
 
-def _inner(tensor: onnx.TensorProto) -> onnx.TensorProto:
+def _inner(tensor: onnx.TensorProto, data: bytes) -> onnx.TensorProto:
     inner = onnx.TensorProto()
     inner.CopyFrom(tensor)
     inner.ClearField("data_location")
     del inner.external_data[:]
-    inner.raw_data = b"".join(bytes(piece) for piece in chunks(tensor))
+    inner.raw_data = data
     return inner
 
 
-def _opened(tensor: onnx.TensorProto, path: Path, offset: int) -> IO[bytes]:
+def _read(tensor: onnx.TensorProto, most: int | None = None) -> Iterator[bytes]:
+    """What lies in a file, `most` bytes at a time, or in one."""
+    path, offset, length = place_of(tensor)
     try:
-        file = path.open("rb", buffering=0)
-        file.seek(offset)
+        with path.open("rb") as file:
+            file.seek(offset)
+            while length:
+                piece = file.read(min(most or length, length))
+                if not piece:
+                    raise OSError("the file is shorter than it was")
+                yield piece
+                length -= len(piece)
     except OSError as error:
-        raise _gone(tensor, path, one_line(error)) from error
-    return file
-
-
-def _fill(tensor: onnx.TensorProto, file: IO[bytes], piece: memoryview) -> None:
-    try:
-        while piece:
-            count = file.readinto(piece)  # type: ignore[attr-defined]
-            if not count:
-                raise _gone(tensor, Path(file.name), "the file is shorter than it was")
-            piece = piece[count:]
-    except OSError as error:
-        raise _gone(tensor, Path(file.name), one_line(error)) from error
-
-
-def _gone(tensor: onnx.TensorProto, path: Path, reason: str) -> InputError:
-    return InputError(f"{path}: weight '{tensor.name}' cannot be read ({reason}); put the data file back and run again")
+        raise InputError(
+            f"{path}: weight '{tensor.name}' cannot be read ({one_line(error)}); put the data file back and run again"
+        ) from error
