@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from commands import DEMO
 from onnx import TensorProto, helper, numpy_helper
 
+import onnx_attn
 from onnx_attn.errors import OutputError
 from onnx_attn.graph.load import load
 from onnx_attn.graph.save import check_data, commit, staged, write
@@ -92,7 +94,7 @@ class Killer:
         return counted
 
 
-def killed(work: Callable[[], None], last: int) -> bool:
+def killed(work: Callable[[], object], last: int) -> bool:
     """Do the work in a child that dies at the call of that number; False where it came to its end before."""
     child = os.fork()
     if child:
@@ -150,6 +152,28 @@ def test_killed_at_any_step_of_saving(old: str, external: bool, tmp_path: Path) 
     assert seen == {None if old == "nothing" else 2, 3}
     # A run that came to its end leaves nothing else.
     assert len(list(folder.iterdir())) == 3 + external
+
+
+def test_killed_at_any_step_of_fusing(tmp_path: Path) -> None:
+    """The whole run, at every seventh step: it reads the input's data, keeps weights that it makes, and saves."""
+    folder, last, died = tmp_path / "models", 1, True
+    folder.mkdir()
+    source, output = folder / "in.onnx", folder / "out.onnx"
+    onnx.save_model(onnx.load(DEMO), source, save_as_external_data=True, location="in.bin", size_threshold=64)
+    onnx_attn.fuse(source, output, verify=False)
+    new = contents(folder)
+    save(model(2), output, True)
+    before, ends = contents(folder), set()
+    while died:
+        restore(folder, before)
+        died = killed(lambda: onnx_attn.fuse(source, output, verify=False), last)
+        now = contents(folder)
+        ends.add(now["out.onnx"])
+        expected = before if now["out.onnx"] == before["out.onnx"] else new
+        assert all(now[name] == content for name, content in expected.items()), last
+        last += 7
+    assert ends == {before["out.onnx"], new["out.onnx"]}
+    assert now == new
 
 
 def test_a_run_after_a_killed_one_is_whole(tmp_path: Path) -> None:

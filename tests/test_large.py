@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -151,5 +154,16 @@ def test_data_that_changes_meanwhile_is_told(tmp_path: Path) -> None:
 
 
 def test_no_room_for_weights_that_are_made_is_told(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="weight 'w' cannot be kept beside the output .* make room there"):
+    with pytest.raises(OutputError, match="weight 'w' cannot be kept beside the output"):
         weights.put_apart(np.zeros(1024), "w", tmp_path / "nowhere" / "made")
+
+
+def test_peak_of_rewriting_is_that_of_one_group(tmp_path: Path) -> None:
+    """200 MB of weights in layers of 50 MB, of which 13 MB are packed; the margin is what reading and writing take at any size."""
+    tool = Path(__file__).parent.parent / "tools" / "large.py"
+    words = [sys.executable, tool, "--size", "0.2", "--width", "1024", "--folder", tmp_path]
+    made = subprocess.run([*map(str, words)], capture_output=True, text=True, check=True)
+    found = json.loads(made.stdout)
+    assert found["fused"] == found["sites"] == found["layers"] == 4
+    assert found["weights"] > 200e6
+    assert found["peak"] - found["imports"] < 1.5 * found["group"] + 48e6
