@@ -160,12 +160,12 @@ def test_no_room_for_weights_that_are_made_is_told(tmp_path: Path) -> None:
 
 
 def test_peak_of_rewriting_is_that_of_one_group(tmp_path: Path) -> None:
-    """200 MB of weights, 13 MB of them in one group; the margin is what reading and writing take at any size."""
+    """336 MB of weights, 13 MB of them in one group; the margin is what reading and writing take at any size."""
     tool = Path(__file__).parent.parent / "tools" / "large.py"
     words = [sys.executable, tool, "--size", "0.2", "--width", "1024", "--folder", tmp_path]
     environment = {**os.environ, "PYTHONPATH": str(tool.parent.parent)}
     made = subprocess.run([*map(str, words)], env=environment, capture_output=True, text=True, check=True)
     found = json.loads(made.stdout)
     assert found["fused"] == found["sites"] == found["layers"] == 4
-    assert found["weights"] > 200e6
+    assert found["weights"] > 330e6
     assert found["peak"] - found["imports"] < 1.5 * found["group"] + 48e6

@@ -2,9 +2,9 @@
 
     python tools/large.py [--size GB] [--width E] [--type float32|float16] [--folder DIR] [--options JSON]
 
-A stack of transformer blocks (LayerNorm, attention with three projections, LayerNorm, MLP) is written to a data file, piece by
-piece, and rewritten by a process of its own, whose peak is what the system says (ru_maxrss). Prints JSON. `ratio`: the peak
-without what the imports take and the graph without weights, to the largest packed group.
+An embedding and a stack of transformer blocks (LayerNorm, attention with three projections, LayerNorm, MLP) are written to a data
+file, piece by piece, and rewritten by a process of its own, whose peak is what the system says (ru_maxrss). Prints JSON. `ratio`:
+the peak without what the imports take and the graph without weights, to the largest packed group.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 HEAD = 128
+WORDS = 2**15
 
 MAKE = "import sys; sys.path.insert(0, sys.argv[1]); import large; large.make(sys.argv[2], *map(int, sys.argv[3:5]), sys.argv[5])"
 
@@ -65,15 +66,16 @@ def make(path: str, layers: int, width: int, kind: str) -> None:
             stored.append(tensor)
             return name
 
-        value = "x"
+        value = "embedded"
+        nodes.append(helper.make_node("Gather", [weight("embedding", WORDS, width), "tokens"], [value], name="embed"))
         for layer in range(layers):
             value = _block(nodes, weight, value, f"layer{layer}", width)
     for name, numbers in {"heads": [0, 0, -1, HEAD], "joined": [0, 0, width]}.items():
         stored.append(helper.make_tensor(name, TensorProto.INT64, [len(numbers)], numbers))
     stored.append(helper.make_tensor("scale", elem_type, [], [HEAD**-0.5]))
-    sizes = ["batch", "sequence", width]
-    values = [helper.make_tensor_value_info(name, elem_type, sizes) for name in ("x", value)]
-    graph = helper.make_graph(nodes, "large", values[:1], values[1:], stored)
+    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", "sequence"])
+    result = helper.make_tensor_value_info(value, elem_type, ["batch", "sequence", width])
+    graph = helper.make_graph(nodes, "large", [tokens], [result], stored)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
