@@ -47,7 +47,7 @@ def in_branches(model: onnx.ModelProto, rng: random.Random) -> None:
     inside = nodes[first : first + rng.choice([1, 5, len(nodes)])]
     read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
     made, rest = [name for node in inside for name in node.output if name in read], nodes[first + len(inside) :]
-    for level in range(rng.choice([1, 1, 2, 5, 15, 28])):
+    for level in range(rng.choice([1, 1, 2, 5, 12])):
         names = [f"{name}/{level}" for name in made]
         inside = [*_fork(level, inside, made, names, rng), *map(_same, names, made)]
     replace_nodes(model.graph, [*nodes[:first], *inside, *rest])

@@ -225,6 +225,8 @@ class Inference:
 def _common(entries: Sequence[Known]) -> Known | None:
     """What is known of a name in whichever body it is read."""
     first = entries[0]
+    if len(entries) == 1:
+        return first
     if any((other.elem_type, other.shape) != (first.elem_type, first.shape) for other in entries):
         return None
     values = [other.value for other in entries if other.value is not None]

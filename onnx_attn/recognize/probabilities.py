@@ -91,6 +91,9 @@ def _below(view: GraphView, tensor: gs.Tensor, found: Product) -> tuple[gs.Tenso
             return stop
         found = replace(found, shared=found.shared or stop)
     node = readers[0]
+    if view.in_main_graph(node) == bodies:  # A branch weighs the values, or does not: what is in it stays there.
+        used = Stop("probabilities-used", node, "a body of If, Loop or Scan reads them")
+        return found.shared or (used if _reaches_product(view, node, tensor) else _no_product(view, tensor, [node]))
     step = quantizes(view, node, tensor)
     if step is not None and (found.quantized is None or step.repeats(found.quantized)):
         # What is rounded is not computed twice.
