@@ -109,6 +109,9 @@ def check(proto: onnx.ModelProto, name: str, path: Path | None = None) -> None:
         ) from error
 
 
+MOST_OPSETS = 2**31 - 1
+"""What onnx can count."""
+
 FOREIGN = ("SimplifiedLayerNormalization", "LayerNormalization")
 """Operators that ONNX Runtime takes as the standard's at any opset, and its optimizers write, though the standard has them at
 some or at none."""
@@ -122,7 +125,7 @@ def _with_foreign_marked(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]
         own = node.op_type in FOREIGN and node.domain in ("", "ai.onnx")
         return own and not defs.has(node.op_type, opset, "")
 
-    if not opset or not any(map(is_foreign, proto.graph.node)):
+    if not 0 < opset <= MOST_OPSETS or not any(map(is_foreign, proto.graph.node)):
         return proto, False
     copy = slim_copy(proto)
     for node in filter(is_foreign, copy.graph.node):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import onnx
-from onnx import TensorProto
+from onnx import AttributeProto, TensorProto, numpy_helper
 
 from onnx_attn.graph.edit import subgraphs
+from onnx_attn.graph.element import bytes_of
 
 ELEMENTS = frozenset(TensorProto.DataType.values())
 
@@ -28,6 +30,9 @@ def unreadable(proto: onnx.ModelProto) -> str | None:
             return _NO_TEXT
         if node.op_type == "Constant" and len(node.attribute) != 1 and node.domain in ("", "ai.onnx"):
             return f"the Constant that makes '{', '.join(node.output)}' has {len(node.attribute)} values"
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR and _has_more_data(attribute.t):
+                return f"'{', '.join(node.output)}' has more data than its shape says"
     return None
 
 
@@ -41,7 +46,33 @@ def _unreadable_values(graph: onnx.GraphProto) -> str | None:
             return _NO_TEXT
         if value.type.tensor_type.elem_type not in ELEMENTS:
             return f"'{value.name}' has elements of no known type ({value.type.tensor_type.elem_type})"
-    return None if all(isinstance(tensor.name, str) for tensor in graph.initializer) else _NO_TEXT
+    for tensor in graph.initializer:
+        if not isinstance(tensor.name, str):
+            return _NO_TEXT
+        if _has_more_data(tensor):
+            return f"'{tensor.name}' has more data than its shape says"
+    return None
+
+
+LARGE = 2**16
+"""Bytes from which on a tensor's data are not copied to count them."""
+
+
+def _has_more_data(tensor: TensorProto) -> bool:
+    """Whether a tensor holds more numbers than its shape says; that there are too few, the checker sees."""
+    if tensor.data_type in (TensorProto.UNDEFINED, TensorProto.STRING) or tensor.data_location == TensorProto.EXTERNAL:
+        return False
+    if not tensor.HasField("raw_data"):
+        try:
+            numpy_helper.to_array(tensor)
+        except ValueError:
+            return True
+        return False
+    size = bytes_of(tensor.data_type, math.prod(tensor.dims))
+    if size < LARGE:
+        return len(tensor.raw_data) > size
+    # Beside the data there are but names and numbers of a shape.
+    return tensor.ByteSize() > size + LARGE
 
 
 def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
