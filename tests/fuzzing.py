@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 from checks import assert_same, run
-from hostile import CHANGES, Change, spoiled_bytes, start
+from hostile import CHANGES, SOFT, Change, spoiled_bytes, start
 from onnx import helper
 
 import onnx_attn
@@ -27,14 +27,15 @@ def example(seed: int, changes: list[Change] | None = None) -> onnx.ModelProto |
     """A model in memory, or a file's bytes."""
     rng = random.Random(seed)
     model = start(rng)
-    for change in changes or [rng.choice(CHANGES) for _ in range(rng.choice((1, 1, 1, 2, 3, 5)))]:
+    drawn = CHANGES if rng.random() < 0.4 else SOFT
+    for change in changes or [rng.choice(drawn) for _ in range(rng.choice((1, 1, 1, 2, 3, 5)))]:
         if model.graph.node:
             try:
                 change(model, rng)
             except (ValueError, TypeError, KeyError):
                 pass  # protobuf or onnx's helpers would not write such a thing.
     data = model.SerializeToString()
-    if rng.random() < 0.1:
+    if rng.random() < 0.05:
         return spoiled_bytes(data, rng)
     return model if rng.random() < 0.3 else data
 

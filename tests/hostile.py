@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import onnx
+from hostile_near import NEAR
 from hostile_scopes import in_branches, in_function, replace_nodes
 from knobs import Block, Knobs
 from onnx import AttributeProto, TensorProto, defs, helper
@@ -279,6 +280,7 @@ def outputs_changed(model: onnx.ModelProto, rng: random.Random) -> None:
 
 
 CHANGES: tuple[Change, ...] = (
+    *NEAR,
     attribute_value,
     attribute_kind,
     attribute_gone,
@@ -303,6 +305,18 @@ CHANGES: tuple[Change, ...] = (
     in_function,
     in_branches,
 )
+SOFT: tuple[Change, ...] = (
+    *NEAR,
+    *NEAR,
+    inputs_turned,
+    weight,
+    weight_is_input,
+    unsorted,
+    in_function,
+    in_branches,
+    value_shape,
+)
+"""After which many a model still runs."""
 
 
 def spoiled_bytes(data: bytes, rng: random.Random) -> bytes:

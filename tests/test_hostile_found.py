@@ -7,11 +7,11 @@ import onnx
 import pytest
 from broken import small_graph
 from checks import assert_fused, assert_refused, assert_same, feeds
-from graphs import HEADS, WIDTH, Net, heads_in, self_attention, small_site
+from graphs import HEAD_DIM, HEADS, WIDTH, Net, heads_in, self_attention, small_site
 from onnx import TensorProto, helper
 
 import onnx_attn
-from onnx_attn.errors import InputError
+from onnx_attn.errors import InputError, OnnxAttnError
 
 
 def branch(name: str, nodes: list[onnx.NodeProto], output: str) -> onnx.GraphProto:
@@ -147,3 +147,27 @@ def test_product_that_cannot_run_is_counted_as_unknown() -> None:
     made = net.op("If", net.const(True, bool), then_branch=then, else_branch=other)
     net.output(net.op("MatMul", made, w), 2)
     assert onnx_attn.stats(net.model())["flops"]["products"] is None
+
+
+def attention_operator(keys: tuple[int, ...] = (2, HEADS, 5, HEAD_DIM), **attributes: int) -> onnx.ModelProto:
+    net = Net(opset=23)
+    q, v = (net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qv")
+    net.output(net.op("Attention", q, net.input("k", *keys), v, name="softmax", **attributes))
+    return net.model()
+
+
+@pytest.mark.parametrize("value", [-1, 2])
+def test_is_causal_is_1_or_is_not_set(value: int) -> None:
+    """Source: operator specification: "if set to 1"; ONNX Runtime takes other numbers for 0."""
+    model = attention_operator(is_causal=value)
+    for result in (onnx_attn.fuse(model), onnx_attn.fuse(model, form="primitives"), onnx_attn.expand(model)):
+        assert_same(model, result.model)
+
+
+def test_input_that_nobody_could_hold_is_not_made_up() -> None:
+    model = small_site(sizes=(2, 5, "keys"))
+    model.graph.input[1].type.tensor_type.shape.dim[2].dim_value = 2**40
+    model.graph.input[2].type.tensor_type.shape.dim[2].dim_value = 2**40
+    with pytest.raises(OnnxAttnError, match=r"none that could be made up|memory|unprovable") as told:
+        onnx_attn.fuse(model, expect=1)
+    assert "--no-verify" in str(told.value) or "inspect" in str(told.value)

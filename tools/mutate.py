@@ -36,7 +36,7 @@ class _Recorder:
     """Notes the statements that each test runs."""
 
     def __init__(self, files: set[str]):
-        self.tests, self.lines = Touched(), set[tuple[str, int]]()
+        self.tests, self.lines, self.failed = Touched(), set[tuple[str, int]](), set[str]()
         for file in files:
             for function, code in probed(Path(file)):
                 install(file, function, code)
@@ -49,6 +49,11 @@ class _Recorder:
         result = yield
         self.tests[item.nodeid] = (time.perf_counter() - start, sorted(self.lines))
         return result  # type: ignore[return-value]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            print(f"{report.nodeid} fails without any mutant, and is left out", file=sys.__stdout__, flush=True)
+            self.failed.add(report.nodeid)
 
 
 class _Chosen:
@@ -101,14 +106,12 @@ def in_fork(work: Callable[[], object], limit: float) -> object:
 def record(tests: list[str], files: set[str]) -> Touched:
     def work() -> Touched:
         recorder = _Recorder(files)
-        status = _pytest(tests, recorder)
-        if status != 0:
-            raise SystemExit(f"tests fail without any mutant (pytest's exit code {status})")
-        return recorder.tests
+        _pytest(tests, recorder)
+        return {name: found for name, found in recorder.tests.items() if name not in recorder.failed}
 
     found = in_fork(work, 3600)
     if not isinstance(found, dict):
-        raise SystemExit("tests fail without any mutant")
+        raise SystemExit(f"the tests cannot be recorded: {found}")
     return {name: (took, {(path, line) for path, line in lines}) for name, (took, lines) in found.items()}
 
 
