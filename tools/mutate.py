@@ -129,8 +129,8 @@ def killer(mutant: Mutant, tests: list[str], limit: float) -> object:
 
 def campaign(files: list[Path], tests: list[str], most: int | None, seed: int, budget: float, out: Path | None) -> None:
     made = [mutant for file in files for mutant in mutants(file.resolve())]
-    picked = made if most is None else random.Random(seed).sample(made, min(most, len(made)))
-    picked.sort(key=lambda mutant: (mutant.file, mutant.line))
+    # In no order: whoever stops early has looked everywhere.
+    picked = random.Random(seed).sample(made, len(made) if most is None else min(most, len(made)))
     touched = record(tests, {str(file.resolve()) for file in files})
     _pytest(tests, also=("--collect-only",))
     print(f"{len(made)} mutants, {len(picked)} of them made; {len(touched)} tests", flush=True)
