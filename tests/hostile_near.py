@@ -22,7 +22,9 @@ UNARY = (
     "Floor",
 )
 BINARY = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow")
-NUMBERS = (0.0, 0.5, 1.0, -1.0, 2.0, 1e4, -1e9)
+NUMBERS = (0.0, 0.5, 1.0, -1.0, 2.0)
+FILLS = (*NUMBERS, -1e4, -3.4028234663852886e38, float("-inf"))
+"""Larger numbers that are added or subtracted round what was there away, and then two right answers differ."""
 
 
 def inserted(model: onnx.ModelProto, rng: random.Random) -> None:
@@ -54,7 +56,8 @@ def _between(name: str, made: str, model: onnx.ModelProto, rng: random.Random, p
         half = helper.make_node("Cast", [name], [f"{made}/narrow"], to=rng.choice(kinds))
         return [half, helper.make_node("Cast", [f"{made}/narrow"], [made], to=TensorProto.FLOAT)]
     other = f"{made}/other"
-    constant = helper.make_tensor("", TensorProto.FLOAT, [], [rng.choice(NUMBERS)])
+    fills = FILLS if kind in ("where", "isnan") else NUMBERS
+    constant = helper.make_tensor("", TensorProto.FLOAT, [], [rng.choice(fills)])
     number = helper.make_node("Constant", [], [other], value=constant)
     if kind == "where":
         condition = helper.make_node("Greater", [name, other], [f"{made}/which"])

@@ -171,3 +171,43 @@ def test_input_that_nobody_could_hold_is_not_made_up() -> None:
     with pytest.raises(OnnxAttnError, match=r"none that could be made up|memory|unprovable") as told:
         onnx_attn.fuse(model, expect=1)
     assert "--no-verify" in str(told.value) or "inspect" in str(told.value)
+
+
+def test_a_dimension_of_minus_one_varies() -> None:
+    """As some exporters write it, and ONNX Runtime takes it."""
+    model = small_site(sizes=("batch", 5, 5))
+    for value in model.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    named = feeds(small_site(sizes=("batch", 5, 5)))
+    assert_fused(model, named)
+
+
+@pytest.mark.parametrize("keys", [(), (5,), (HEADS, 5, HEAD_DIM)])
+def test_attention_operator_on_operands_of_too_few_axes_is_refused(keys: tuple[int, ...]) -> None:
+    """Where a branch decides the shape, onnx's inference lets them pass."""
+    net = Net(opset=23)
+    q, v = (net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qv")
+    k, w = net.input("k", *keys), net.input("w", 2, HEADS, 5, HEAD_DIM)
+    sides = [
+        branch(name, [helper.make_node("Identity", [each], [name])], name) for name, each in (("few", k), ("all", w))
+    ]
+    chosen = net.op("If", net.const(True, bool), then_branch=sides[0], else_branch=sides[1])
+    net.output(net.op("Attention", q, chosen, v, name="softmax"))
+    assert_refused(net.model(), "shape-unknown", "attention-feature")
+
+
+def test_a_head_of_no_channels_is_no_site() -> None:
+    net = Net(opset=23)
+    q, k, v = (net.input(name, 2, HEADS, 5, 0) for name in "qkv")
+    net.output(net.op("Attention", q, k, v, name="softmax"))
+    assert_refused(net.model(), "shape-unknown")
+
+
+def test_rows_picked_past_the_end_are_no_layout() -> None:
+    """The size that varies is tried with numbers at which the node cannot run."""
+    net = Net()
+    q, kt, v = heads_in(net, batch="batch")
+    picked = net.op("Gather", q, net.const(4, np.int64), axis=0)
+    net.output(net.sdpa(picked, net.op("Gather", kt, net.const(4, np.int64), axis=0), v))
+    model = net.model()
+    onnx.checker.check_model(onnx_attn.fuse(model, verify=False).model)

@@ -15,7 +15,7 @@ from onnx_attn.domain import MICROSOFT
 from onnx_attn.graph.contradictions import check
 from onnx_attn.graph.slim import SMALL
 from onnx_attn.graph.small_values import small_values
-from onnx_attn.graph.world import Known, Shape, World, input_shape, overridable
+from onnx_attn.graph.world import Known, Shape, World, input_shape, is_static, overridable
 
 LIKE_THE_FIRST = frozenset({"RotaryEmbedding"})
 """ONNX Runtime's own operators, unknown to onnx, whose result has the type and shape of their first input."""
@@ -261,7 +261,7 @@ def _known(proto: onnx.TypeProto | None) -> Known | None:
     if proto is None or not proto.HasField("tensor_type"):
         return None
     tensor = proto.tensor_type
-    if not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in tensor.shape.dim):
+    if not tensor.HasField("shape") or not all(map(is_static, tensor.shape.dim)):
         return Known(tensor.elem_type, None)
     return Known(tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim))
 

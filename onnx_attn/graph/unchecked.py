@@ -31,6 +31,8 @@ def unreadable(proto: onnx.ModelProto) -> str | None:
         if node.op_type == "Constant" and len(node.attribute) != 1 and node.domain in ("", "ai.onnx"):
             return f"the Constant that makes '{', '.join(node.output)}' has {len(node.attribute)} values"
         for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR and attribute.t.data_type not in ELEMENTS:
+                return f"'{', '.join(node.output)}' has elements of no known type ({attribute.t.data_type})"
             if attribute.type == AttributeProto.TENSOR and _has_more_data(attribute.t):
                 return f"'{', '.join(node.output)}' has more data than its shape says"
     return None
@@ -49,6 +51,8 @@ def _unreadable_values(graph: onnx.GraphProto) -> str | None:
     for tensor in graph.initializer:
         if not isinstance(tensor.name, str):
             return _NO_TEXT
+        if tensor.data_type not in ELEMENTS:
+            return f"'{tensor.name}' has elements of no known type ({tensor.data_type})"
         if _has_more_data(tensor):
             return f"'{tensor.name}' has more data than its shape says"
     return None

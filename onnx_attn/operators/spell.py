@@ -56,7 +56,7 @@ class Operator:
         mask, keys = self.input(MASK), self.view.shapes(self.node.inputs[KEY])
         sizes = self.view.shapes(mask) if mask is not None else None
         past = self.past_shapes
-        if not sizes or not keys:
+        if not sizes or not keys or not sizes[0] or any(len(key) < 2 for key in keys):
             return False
         totals = [
             key[-2] + (before[-2] if before else 0)

@@ -32,7 +32,7 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
         return Stop("shape-unknown", node).verdict(label(node))
     query, key, value = (read_operand(view, tensor) for tensor in node.inputs[:3])
     head_dim, value_dim = view.static(query.tensor, -1), view.static(value.tensor, -1)
-    if head_dim is None or value_dim is None:
+    if not head_dim or value_dim is None:
         return Stop("shape-unknown", node).verdict(label(node))
     types = {view.elem_type(tensor) for tensor in node.inputs[:3]}
     if len(types) != 1 or not types <= set(FLOATS):
@@ -140,8 +140,12 @@ def _unread_feature(view: GraphView, node: gs.Node) -> str | None:
     precision, own = _precision(view, node), view.elem_type(query)
     if precision and (precision not in FLOATS or not _holds(precision, own)):
         return "a softmax_precision that is narrower than the operands"
-    if view.rank(query) == 4 and has_mask:
+    if view.rank(key) == 4 and has_mask:
         mask, keys = view.shapes(node.inputs[3]), view.shapes(key)
-        if mask is None or keys is None or any(m[-1] not in (1, k[-2]) for m, k in zip(mask, keys, strict=True)):
+        if (
+            mask is None
+            or keys is None
+            or any(not m or m[-1] not in (1, k[-2]) for m, k in zip(mask, keys, strict=True))
+        ):
             return "a mask shorter than the keys"
     return None

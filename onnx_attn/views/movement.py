@@ -192,7 +192,7 @@ def index_map(
             index = run(step, index, world, width=index.shape[-1])
         for step in steps:
             index = run(step, index, world)
-    except ValueError:
+    except (ValueError, IndexError):
         return None
     return index
 
