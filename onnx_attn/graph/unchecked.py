@@ -25,7 +25,7 @@ def unreadable(proto: onnx.ModelProto) -> str | None:
         if (reason := _unreadable_values(graph)) is not None:
             return reason
     for node in _nodes(proto):
-        names = (node.name, node.op_type, node.domain, *node.input, *node.output)
+        names = (node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute))
         if not all(isinstance(name, str) for name in names):
             return _NO_TEXT
         if node.op_type == "Constant" and len(node.attribute) != 1 and node.domain in ("", "ai.onnx"):
@@ -44,7 +44,8 @@ _NO_TEXT = "it holds a name that is no UTF-8 text"
 
 def _unreadable_values(graph: onnx.GraphProto) -> str | None:
     for value in (*graph.input, *graph.output, *graph.value_info):
-        if not isinstance(value.name, str):
+        sizes = (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+        if not all(isinstance(name, str) for name in (value.name, *sizes)):
             return _NO_TEXT
         if value.type.tensor_type.elem_type not in ELEMENTS:
             return f"'{value.name}' has elements of no known type ({value.type.tensor_type.elem_type})"
