@@ -63,7 +63,9 @@ def _read(view: GraphView, operands: Sequence[gs.Tensor]) -> Window | None:
     found = _among(view, operands, near)
     if isinstance(found, Window):
         return found
-    apart = [math.prod(shape[:-3]) for shape in shapes] != [shape[0] for shape in view.shapes(near[-1].tensor) or ()]
+    apart = [math.prod(shape[:-3]) for shape in shapes] != [
+        math.prod(shape[:1]) for shape in view.shapes(near[-1].tensor) or ()
+    ]
     before = _among(view, operands, bases_before(view, near[-1])) if apart else None
     return before if isinstance(before, Window) else None
 
