@@ -7,10 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from checks import assert_fused, assert_refused, feeds
+from checks import assert_fused, assert_refused, assert_same, feeds
 from graphs import HEAD_DIM, HEADS, Net, heads_in, small_site
 from onnx import TensorProto
 from readers import as_output, averaged, cast_then_output, multiplied_twice, read_elsewhere, read_inside_if
+
+import onnx_attn
 
 Change = Callable[[Net, str], str]
 
@@ -180,3 +182,37 @@ def test_guard_that_adds_an_axis_is_refused() -> None:
     zero = net.const([[[[[0.0]]]]])
     net.output(net.sdpa(q, kt, v, probabilities=lambda p: net.op("Where", net.op("IsNaN", p), zero, p)), 5)
     assert_refused(net.model(), "probabilities-changed")
+
+
+def test_product_of_three_tensors_is_no_product_with_values() -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    found = net.op("Softmax", net.scaled(net.op("MatMul", q, kt)), name="softmax", axis=-1)
+    weights = net.input("w", HEADS, HEAD_DIM, HEAD_DIM)
+    net.output(net.op("Einsum", found, v, weights, equation="bnst,bnth,nhd->bnsd"))
+    assert_refused(net.model(), "probabilities-changed")
+
+
+def test_values_of_unknown_shape_are_refused() -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    net.output(net.sdpa(q, kt, net.op("Smudge", v, domain="my.company")))
+    assert_refused(net.model(my_company=1), "probabilities-changed", "shape-unknown")
+
+
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+def test_guard_that_puts_another_number_than_zero_is_not_computed_twice_either(fill: float) -> None:
+    """`allow_recompute` computes the weights once more for who reads them, and not what they become here."""
+
+    def guard(net: Net, p: str) -> str:
+        return net.op("Where", net.op("IsNaN", p), net.const(fill), p)
+
+    def scores(net: Net, s: str) -> str:
+        return net.op("Add", net.scaled(s), net.input("mask", 2, 1, 5, 5))
+
+    model = small_site(probabilities=guard, scores=scores)
+    result = onnx_attn.fuse(model, allow_recompute=True, verify=False)
+    inputs = feeds(model)
+    inputs["mask"][0, 0, 1] = -np.inf
+    assert_same(model, result.model, inputs)
+    assert result.report["fused"] == int(fill == 0.0)
