@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from checks import assert_fused, assert_refused, assert_same, feeds
+from checks import assert_fused, assert_no_attention, assert_refused, assert_same, feeds
 from graphs import HEAD_DIM, HEADS, Net, heads_in, small_site
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 from readers import as_output, averaged, cast_then_output, multiplied_twice, read_elsewhere, read_inside_if
 
 import onnx_attn
@@ -216,3 +216,28 @@ def test_guard_that_puts_another_number_than_zero_is_not_computed_twice_either(f
     inputs["mask"][0, 0, 1] = -np.inf
     assert_same(model, result.model, inputs)
     assert result.report["fused"] == int(fill == 0.0)
+
+
+def test_refusal_names_who_else_reads_the_probabilities() -> None:
+    def read(net: Net, p: str) -> str:
+        net.output(net.op("Neg", p, name="the_other_reader"))
+        return p
+
+    (candidate,) = onnx_attn.inspect(small_site(probabilities=read))["candidates"]
+    assert candidate["code"] == "probabilities-used"
+    assert "the_other_reader" in (candidate["node"], candidate["reason"])
+
+
+def test_softmax_and_weights_in_a_branch_are_no_attention() -> None:
+    net = Net()
+    x, flag = net.input("x", 2, 5), net.input("flag", dtype=bool)
+    value = numpy_helper.from_array(np.ones((5, 5), np.float32), "w")
+    nodes = [
+        helper.make_node("Softmax", [x], ["p"], axis=-1, name="softmax"),
+        helper.make_node("MatMul", ["p", "w"], ["y"]),
+    ]
+    out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    then = helper.make_graph(nodes, "then", [], out, [value])
+    other = helper.make_graph([helper.make_node("Identity", [x], ["y"])], "other", [], out)
+    net.output(net.op("If", flag, then_branch=then, else_branch=other), 2)
+    assert_no_attention(net.model(), "class-softmax")

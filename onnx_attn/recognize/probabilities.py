@@ -178,7 +178,7 @@ def _cleared(view: GraphView, node: gs.Node, tensor: gs.Tensor, found: Product) 
         return None
     mask, chosen, other = node.inputs
     fill = other if chosen is tensor else chosen
-    if mask is tensor or chosen is other or uniform(view, fill) != 0.0:
+    if chosen is other or uniform(view, fill) != 0.0:
         return None
     if view.shapes(node.outputs[0]) is None or view.shapes(node.outputs[0]) != view.shapes(tensor):
         return None
@@ -257,7 +257,7 @@ def _leaves(view: GraphView, node: gs.Node, tensor: gs.Tensor) -> bool:
         return False
     if view.shapes(node.outputs[0]) != view.shapes(tensor):
         return True
-    return node.op == "Add" and not any(is_constant(view, other) for other in node.inputs if other is not tensor)
+    return node.op == "Add" and not any(is_constant(view, other) for other in node.inputs)
 
 
 def _distinct(nodes: list[gs.Node]) -> list[gs.Node]:
