@@ -293,11 +293,17 @@ def test_sum_over_axes_of_who_knows_how_many_is_no_softmax() -> None:
     assert onnx_attn.inspect(net.model(my_company=1))["candidates"] == []
 
 
-def test_layers_with_something_between_are_a_network_and_no_talking_heads() -> None:
+@pytest.mark.parametrize("between", ["Relu", "Identity", "a residual"])
+def test_layers_behind_each_other_are_a_network_and_no_talking_heads(between: str) -> None:
     """Scores that a hidden layer reads are features of a classifier, whatever is multiplied by its choice."""
     net = Net()
     q, kt, v = heads_in(net)
-    hidden = net.op("Relu", net.op("MatMul", net.op("MatMul", q, kt), net.weight(5, 5)))
+    hidden = net.op("MatMul", net.op("MatMul", q, kt), net.weight(5, 5))
+    if between == "a residual":
+        net.output(net.op("Neg", hidden))
+        hidden = net.op("Add", hidden, net.input("residual", 2, HEADS, 5, 5))
+    else:
+        hidden = net.op(between, hidden)
     logits = net.op("MatMul", hidden, net.weight(5, 5))
     net.output(net.op("MatMul", net.op("Softmax", logits, axis=-1, name="softmax"), v))
     report = onnx_attn.inspect(net.model())
