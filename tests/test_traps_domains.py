@@ -68,11 +68,14 @@ IN_A_BODY = {
 }
 
 
-@pytest.mark.parametrize(("domain", "op"), IN_A_BODY, ids=".".join)
-def test_operators_in_bodies_are_candidates_by_domain_and_name(domain: str, op: str) -> None:
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("domain", "op"), IN_A_BODY)
+def test_operators_in_bodies_are_candidates_by_domain_and_name(domain: str, op: str, known: bool) -> None:
+    """Whether or not the body can be read by itself, which what it reads from outside decides."""
     net = Net(opset=23)
     heads = op == "MultiHeadAttention"
     q, k, v = (net.input(name, *((2, 5, CHANNELS) if heads else (2, HEADS, 5, HEAD_DIM))) for name in "qkv")
+    q = q if known else net.op("Smudge", q, domain="my.company")
     attributes = {"num_heads": HEADS} if heads else {}
     inputs = [q] if op == "Neg" else [q, k, v]
     node = helper.make_node(op, inputs, ["y"], domain=domain, name="inner", **attributes)
