@@ -211,3 +211,12 @@ def test_rows_picked_past_the_end_are_no_layout() -> None:
     net.output(net.sdpa(picked, net.op("Gather", kt, net.const(4, np.int64), axis=0), v))
     model = net.model()
     onnx.checker.check_model(onnx_attn.fuse(model, verify=False).model)
+
+
+def test_operator_on_values_of_unknown_type_is_not_taken_apart() -> None:
+    """onnx's inliner asks for the type."""
+    net = Net(opset=23)
+    q, k, v = (net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv")
+    net.output(net.op("Attention", net.op("Smudge", q, domain="my.company"), k, v, name="softmax"))
+    after = onnx_attn.expand(net.model(my_company=1), verify=False).model
+    assert [node.op_type for node in after.graph.node] == ["Smudge", "Attention"]
