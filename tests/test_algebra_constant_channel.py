@@ -192,3 +192,16 @@ def test_half_precision_is_as_exact_as_before() -> None:
     assert candidate["algebra"] == ALL
     errors = candidate["certificate"]["error_against_float64"]
     assert errors["after"]["max_rel"] <= 2 * errors["before"]["max_rel"]
+
+
+def test_somebody_elses_operator_of_a_known_name_moves_nothing() -> None:
+    """What it does to rows, nobody here knows, though its shape is annotated."""
+    block = PreNorm()
+    net = block.net
+    theirs = net.op("Reshape", block.norm(), net.ints(2, 5, block.width), domain="my.company")
+    model = block.model(block.block(theirs))
+    model.opset_import.add(domain="my.company", version=1)
+    model.graph.value_info.append(helper.make_tensor_value_info(theirs, 1, [2, 5, block.width]))
+    (candidate,) = onnx_attn.fuse(model, verify=False).report["candidates"]
+    assert candidate["status"] == "site"
+    assert "constant-channel" not in candidate["algebra"]

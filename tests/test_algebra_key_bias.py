@@ -279,3 +279,12 @@ def test_operator_with_a_softcap() -> None:
     block = PreNorm(opset=23)
     attended = block.net.op("Attention", *block.heads(block.x), scale=ROOT, softcap=2.0, name="softmax")
     assert_stays(block.model(block.out(attended)), KEY)
+
+
+def test_lowest_number_beside_a_mask_that_is_added() -> None:
+    """The added mask may block all other keys of a row, and then the lowest number has a probability."""
+    block = PreNorm()
+    net = block.net
+    mask, replaced = net.input("mask", 2, 1, 5, 5), masked(net, LOWEST)
+    model = block.model(block.block(scores=lambda scores: net.op("Add", replaced(scores), mask)))
+    assert_stays(model, KEY, "may have a probability")

@@ -235,3 +235,10 @@ def test_form_primitives_has_no_scale_left() -> None:
     assert result.report["candidates"][0]["algebra"] == ALL
     assert not [node for node in result.model.graph.node if node.op_type in ("Mul", "Div")]
     assert_same(model, result.model)
+
+
+def test_scale_is_folded_where_values_are_not_projected() -> None:
+    block = PreNorm()
+    q, k, _ = block.heads(block.x)
+    v = block.net.input("v", 2, HEADS, 5, HEAD_DIM)
+    assert_applied(block.model(block.out(block.attend(q, k, v))), "key-bias", "scale")

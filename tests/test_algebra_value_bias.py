@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from checks import feeds, same_bytes
-from graphs import HEAD_DIM, HEADS, Net
+from graphs import HEAD_DIM, HEADS, WIDTH, Net
+from onnx import helper
 from pre_norm import MIXED, ROOT, PreNorm, assert_applied, assert_stays, biases, stored
 
 import onnx_attn
@@ -159,3 +160,46 @@ def test_heads_of_three_dimensions() -> None:
     q, k, v = (net.reshape(t, 2 * HEADS, 5, HEAD_DIM) for t in block.heads(block.x))
     attended = net.reshape(net.sdpa(q, net.swap(k, 3), v), 2, HEADS, 5, HEAD_DIM)
     assert_applied(block.model(block.out(attended)), *MIXED)
+
+
+def test_attention_without_batch_and_heads() -> None:
+    net = Net()
+    x = net.input("x", 5, WIDTH)
+    q, k, v = (net.linear(x, HEAD_DIM) for _ in range(3))
+    net.output(net.linear(net.sdpa(q, net.swap(k, 2), v), WIDTH, width=HEAD_DIM), 2)
+    assert_applied(net.model(), "key-bias", VALUE, "scale")
+
+
+def test_out_projection_before_a_residual() -> None:
+    """The Add that follows is no bias."""
+    block = PreNorm()
+    net = block.net
+    made = block.out(block.attend(*block.heads(block.x)), bias=False)
+    assert_applied(block.model(net.op("Add", made, net.input("residual", 2, 5, WIDTH))), *MIXED)
+
+
+def test_out_projection_in_a_branch() -> None:
+    """It is not what follows: the other branch reads P·V too."""
+    block = PreNorm()
+    net = block.net
+    merged, weight = net.merge_heads(block.attend(*block.heads(block.x))), net.weight(HEADS * HEAD_DIM, WIDTH)
+    sides = [
+        helper.make_graph([node], node.op_type, [], [helper.make_tensor_value_info(node.output[0], 1, None)])
+        for node in (
+            helper.make_node("MatMul", [merged, weight], ["projected"]),
+            helper.make_node("Identity", [net.weight(2, 5, WIDTH)], ["instead"]),
+        )
+    ]
+    flag = net.input("flag", dtype=bool)
+    model = block.model(net.op("If", flag, then_branch=sides[0], else_branch=sides[1]))
+    assert_stays(model, VALUE, inputs={**feeds(model), "flag": np.asarray(True)})
+
+
+def test_result_that_is_named_from_outside() -> None:
+    """A quantization annotation says something of P·V as it is."""
+    block = PreNorm()
+    attended = block.attend(*block.heads(block.x))
+    model = block.model(block.out(attended))
+    note = model.graph.quantization_annotation.add(tensor_name="x")
+    note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value=attended)
+    assert_stays(model, VALUE)

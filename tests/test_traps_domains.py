@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from checks import assert_same
-from graphs import HEAD_DIM, HEADS, Net
+from graphs import CHANNELS, HEAD_DIM, HEADS, Net
 from onnx import helper
 
 import onnx_attn
@@ -56,3 +56,32 @@ def test_the_lowest_number_beside_another_mask_keeps_keys_biased() -> None:
     (candidate,) = onnx_attn.fuse(net.model()).report["candidates"]
     assert "key-bias" not in candidate["algebra"]
     assert "replaced" in candidate["algebra_left"]["key-bias"]
+
+
+IN_A_BODY = {
+    ("", "Attention"): 1,
+    ("com.microsoft", "MultiHeadAttention"): 1,
+    ("my.company", "Attention"): 0,
+    ("my.company", "MultiHeadAttention"): 0,
+    ("my.company", "ScaledDotProductAttention"): 0,
+    ("", "Neg"): 0,
+}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("domain", "op"), IN_A_BODY)
+def test_operators_in_bodies_are_candidates_by_domain_and_name(domain: str, op: str, known: bool) -> None:
+    """Whether or not the body can be read by itself, which what it reads from outside decides."""
+    net = Net(opset=23)
+    heads = op == "MultiHeadAttention"
+    q, k, v = (net.input(name, *((2, 5, CHANNELS) if heads else (2, HEADS, 5, HEAD_DIM))) for name in "qkv")
+    q = q if known else net.op("Smudge", q, domain="my.company")
+    attributes = {"num_heads": HEADS} if heads else {}
+    inputs = [q] if op == "Neg" else [q, k, v]
+    node = helper.make_node(op, inputs, ["y"], domain=domain, name="inner", **attributes)
+    out = [helper.make_tensor_value_info("y", 1, None)]
+    then = helper.make_graph([node], "then", [], out)
+    other = helper.make_graph([helper.make_node("Identity", [q], ["y"])], "other", [], out)
+    net.output(net.op("If", net.input("flag", dtype=bool), then_branch=then, else_branch=other))
+    model = net.model(my_company=1, com_microsoft=1)
+    assert len(onnx_attn.inspect(model)["candidates"]) == IN_A_BODY[domain, op]

@@ -259,3 +259,11 @@ def test_a_mask_that_a_caller_can_replace_keeps_its_guard() -> None:
 
 def test_a_mask_of_whole_numbers_is_refused() -> None:
     assert_refused(masked_by_numbers(np.ones((5, 5), np.int64)), "type-not-supported")
+
+
+def test_softmax_in_whole_numbers_is_refused() -> None:
+    net = Net(opset=23)
+    q, k, v = (net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv")
+    net.output(net.op("Attention", q, k, v, name="softmax", softmax_precision=TensorProto.INT64))
+    report = onnx_attn.inspect(net.model())
+    assert [(each["status"], each["code"]) for each in report["candidates"]] == [("refused", "attention-feature")]

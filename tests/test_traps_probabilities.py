@@ -7,10 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from checks import assert_fused, assert_refused, feeds
+from checks import assert_fused, assert_no_attention, assert_refused, assert_same, feeds
 from graphs import HEAD_DIM, HEADS, Net, heads_in, small_site
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 from readers import as_output, averaged, cast_then_output, multiplied_twice, read_elsewhere, read_inside_if
+
+import onnx_attn
 
 Change = Callable[[Net, str], str]
 
@@ -180,3 +182,62 @@ def test_guard_that_adds_an_axis_is_refused() -> None:
     zero = net.const([[[[[0.0]]]]])
     net.output(net.sdpa(q, kt, v, probabilities=lambda p: net.op("Where", net.op("IsNaN", p), zero, p)), 5)
     assert_refused(net.model(), "probabilities-changed")
+
+
+def test_product_of_three_tensors_is_no_product_with_values() -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    found = net.op("Softmax", net.scaled(net.op("MatMul", q, kt)), name="softmax", axis=-1)
+    weights = net.input("w", HEADS, HEAD_DIM, HEAD_DIM)
+    net.output(net.op("Einsum", found, v, weights, equation="bnst,bnth,nhd->bnsd"))
+    assert_refused(net.model(), "probabilities-changed")
+
+
+def test_values_of_unknown_shape_are_refused() -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    net.output(net.sdpa(q, kt, net.op("Smudge", v, domain="my.company")))
+    assert_refused(net.model(my_company=1), "probabilities-changed", "shape-unknown")
+
+
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+def test_guard_that_puts_another_number_than_zero_is_not_computed_twice_either(fill: float) -> None:
+    """`allow_recompute` computes the weights once more for who reads them, and not what they become here."""
+
+    def guard(net: Net, p: str) -> str:
+        return net.op("Where", net.op("IsNaN", p), net.const(fill), p)
+
+    def scores(net: Net, s: str) -> str:
+        return net.op("Add", net.scaled(s), net.input("mask", 2, 1, 5, 5))
+
+    model = small_site(probabilities=guard, scores=scores)
+    result = onnx_attn.fuse(model, allow_recompute=True, verify=False)
+    inputs = feeds(model)
+    inputs["mask"][0, 0, 1] = -np.inf
+    assert_same(model, result.model, inputs)
+    assert result.report["fused"] == int(fill == 0.0)
+
+
+def test_refusal_names_who_else_reads_the_probabilities() -> None:
+    def read(net: Net, p: str) -> str:
+        net.output(net.op("Neg", p, name="the_other_reader"))
+        return p
+
+    (candidate,) = onnx_attn.inspect(small_site(probabilities=read))["candidates"]
+    assert candidate["code"] == "probabilities-used"
+    assert "the_other_reader" in (candidate["node"], candidate["reason"])
+
+
+def test_softmax_and_weights_in_a_branch_are_no_attention() -> None:
+    net = Net()
+    x, flag = net.input("x", 2, 5), net.input("flag", dtype=bool)
+    value = numpy_helper.from_array(np.ones((5, 5), np.float32), "w")
+    nodes = [
+        helper.make_node("Softmax", [x], ["p"], axis=-1, name="softmax"),
+        helper.make_node("MatMul", ["p", "w"], ["y"]),
+    ]
+    out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    then = helper.make_graph(nodes, "then", [], out, [value])
+    other = helper.make_graph([helper.make_node("Identity", [x], ["y"])], "other", [], out)
+    net.output(net.op("If", flag, then_branch=then, else_branch=other), 2)
+    assert_no_attention(net.model(), "class-softmax")

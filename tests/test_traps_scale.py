@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from checks import assert_fused, assert_refused, feeds
+from checks import assert_fused, assert_no_attention, assert_refused, feeds
 from graphs import HEAD_DIM, HEADS, Net, heads_in, small_site
 
 ROOT = HEAD_DIM**-0.5
@@ -283,3 +283,26 @@ def test_product_of_query_and_learned_positions_is_a_mask_whatever_its_place(pos
     pair = lambda s: (net.scaled(s), position)[:: -1 if position_first else 1]  # noqa: E731
     net.output(net.sdpa(q, kt, v, lambda s: net.op("Add", *pair(s))))
     assert_fused(net.model(), scale=ROOT)
+
+
+@pytest.mark.parametrize("order", ["scores first", "temperature first"])
+def test_temperature_a_head_multiplies_in_either_order(order: str) -> None:
+    def scores(net: Net, s: str) -> str:
+        temperature = net.const(np.abs(net.rng.standard_normal((HEADS, 1, 1))) + 0.5)
+        return net.op("Mul", *((s, temperature) if order == "scores first" else (temperature, s)))
+
+    assert_fused(small_site(scores=scores))
+
+
+def test_temperature_a_head_that_scores_divide_is_no_factor() -> None:
+    def scores(net: Net, s: str) -> str:
+        return net.op("Div", net.const(np.abs(net.rng.standard_normal((HEADS, 1, 1))) + 0.5), net.op("Exp", s))
+
+    assert_no_attention(small_site(scores=scores), "no-query-key-product")
+
+
+def test_temperature_a_head_divided_by_the_scores_themselves() -> None:
+    def scores(net: Net, s: str) -> str:
+        return net.op("Div", net.const(np.abs(net.rng.standard_normal((HEADS, 1, 1))) + 0.5), s)
+
+    assert_refused(small_site(scores=scores), "scale-not-constant")

@@ -269,3 +269,44 @@ def test_an_exponential_divided_by_the_sum_of_another_is_no_softmax() -> None:
     other = net.op("Exp", net.input("x", 2, 2, 5, 5))
     net.output(net.op("MatMul", spelled(net, net.op("MatMul", q, kt), summed=other), v))
     assert onnx_attn.inspect(net.model())["candidates"] == []
+
+
+@pytest.mark.parametrize("opset", [12, 13])
+def test_softmax_without_an_axis_is_that_of_its_opset(opset: int) -> None:
+    """Source: onnx operator specification: from opset 13 on the last axis; before, all axes from the second on as one."""
+    net = Net(opset)
+    q, kt, v = heads_in(net)
+    found = net.op("Softmax", net.scaled(net.op("MatMul", q, kt)), name="softmax")
+    net.output(net.op("MatMul", found, v))
+    if opset == 13:
+        assert_fused(net.model())
+    else:
+        assert_refused(net.model(), "softmax-axis")
+
+
+def test_sum_over_axes_of_who_knows_how_many_is_no_softmax() -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    exponential = net.op("Exp", net.op("Smudge", net.op("MatMul", q, kt), domain="my.company"))
+    total = net.op("ReduceSum", exponential, net.ints(-1))
+    net.output(net.op("MatMul", net.op("Div", exponential, total), v))
+    assert onnx_attn.inspect(net.model(my_company=1))["candidates"] == []
+
+
+@pytest.mark.parametrize("between", ["Relu", "Identity", "a residual"])
+def test_layers_behind_each_other_are_a_network_and_no_talking_heads(between: str) -> None:
+    """Scores that a hidden layer reads are features of a classifier, whatever is multiplied by its choice."""
+    net = Net()
+    q, kt, v = heads_in(net)
+    hidden = net.op("MatMul", net.op("MatMul", q, kt), net.weight(5, 5))
+    if between == "a residual":
+        net.output(net.op("Neg", hidden))
+        hidden = net.op("Add", hidden, net.input("residual", 2, HEADS, 5, 5))
+    else:
+        hidden = net.op(between, hidden)
+    logits = net.op("MatMul", hidden, net.weight(5, 5))
+    net.output(net.op("MatMul", net.op("Softmax", logits, axis=-1, name="softmax"), v))
+    report = onnx_attn.inspect(net.model())
+    assert [(each["status"], each["code"]) for each in report["candidates"]] == [
+        ("not_attention", "no-query-key-product")
+    ]

@@ -112,7 +112,7 @@ def _moved_rows(view: GraphView, node: gs.Node) -> list[gs.Tensor]:
     width = view.static(data, -1)
     keeps = width is not None and all(view.rank(out) and view.static(out, -1) == width for out in node.outputs)
     if is_identity(view, node):
-        return [handed_on(view, node)] if keeps else []
+        return [handed_on(view, node)]
     if node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten"):
         return [data] if keeps else []
     if node.op == "Cast":

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx
 
 from onnx_attn.errors import UsageError, printable
-from onnx_attn.graph.world import symbol
+from onnx_attn.graph.world import is_static, symbol
 
 Shape = tuple[int, ...]
 Range = tuple[Shape, Shape, Shape]
@@ -70,7 +70,7 @@ def fitted(model: onnx.ModelProto, profile: Profile, name: str) -> dict[str, Ran
     found: dict[str, Range] = {}
     for key, value in inputs.items():
         dims = value.type.tensor_type.shape.dim
-        if all(dim.HasField("dim_value") for dim in dims):
+        if all(map(is_static, dims)):
             continue
         every = [_size(key, axis, dim, sizes) for axis, dim in enumerate(dims)]
         if None in every:
@@ -88,7 +88,7 @@ def sizes_at(model: onnx.ModelProto, profile: Profile, place: int) -> dict[str, 
         for value in model.graph.input
         if value.name in profile
         for axis, dim in enumerate(value.type.tensor_type.shape.dim)
-        if not dim.HasField("dim_value")
+        if not is_static(dim)
     }
 
 
@@ -107,7 +107,7 @@ def _check(value: onnx.ValueInfoProto, ranges: Range, sizes: dict[str, Shape]) -
     if len(dims) != len(ranges[0]):
         raise UsageError(f"--shapes: input '{value.name}' has {len(dims)} dimensions, {len(ranges[0])} were given")
     for axis, (dim, three) in enumerate(zip(dims, zip(*ranges, strict=True), strict=True)):
-        if dim.HasField("dim_value"):
+        if is_static(dim):
             if set(three) != {dim.dim_value}:
                 raise UsageError(f"--shapes: dimension {axis} of '{value.name}' is {dim.dim_value}, not {three[0]}")
         elif sizes.setdefault(symbol(value.name, axis, dim), three) != three:
@@ -115,17 +115,17 @@ def _check(value: onnx.ValueInfoProto, ranges: Range, sizes: dict[str, Shape]) -
 
 
 def _size(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension, sizes: dict[str, Shape]) -> Shape | None:
-    if dim.HasField("dim_value"):
+    if is_static(dim):
         return (dim.dim_value,) * 3
     return sizes.get(symbol(name, axis, dim))
 
 
 def _written(dims: Iterable[onnx.TensorShapeProto.Dimension]) -> str:
-    return "×".join(str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims)
+    return "×".join(str(dim.dim_value) if is_static(dim) else dim.dim_param or "?" for dim in dims)
 
 
 def _example(value: onnx.ValueInfoProto) -> str:
     dims = value.type.tensor_type.shape.dim
     return f"{value.name}:" + "x".join(
-        str(dim.dim_value) if dim.HasField("dim_value") else f"<{dim.dim_param or 'size'}>" for dim in dims
+        str(dim.dim_value) if is_static(dim) else f"<{dim.dim_param or 'size'}>" for dim in dims
     )

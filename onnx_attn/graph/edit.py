@@ -269,13 +269,17 @@ _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
 def _read_inside(graphs: Iterable[onnx.GraphProto]) -> Iterator[str]:
-    stack = list(graphs)
+    """What bodies read and do not make, as often as they do: no name that they make is one of the scopes around them."""
+    stack, found, made = list(graphs), list[str](), set[str]()
     while stack:
         graph = stack.pop()
-        yield from (value.name for value in graph.output)
+        found += [value.name for value in graph.output]
+        made.update(value.name for value in (*graph.input, *graph.initializer))
         for inner in graph.node:
-            yield from inner.input
+            found += inner.input
+            made.update(inner.output)
             stack.extend(subgraphs(inner))
+    yield from (name for name in found if name not in made)
 
 
 def named_outside(model: onnx.ModelProto) -> set[str]:

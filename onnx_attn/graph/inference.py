@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
 
@@ -13,7 +15,7 @@ from onnx_attn.domain import MICROSOFT
 from onnx_attn.graph.contradictions import check
 from onnx_attn.graph.slim import SMALL
 from onnx_attn.graph.small_values import small_values
-from onnx_attn.graph.world import Known, Shape, World, input_shape, overridable
+from onnx_attn.graph.world import Known, Shape, World, input_shape, is_static, overridable
 
 LIKE_THE_FIRST = frozenset({"RotaryEmbedding"})
 """ONNX Runtime's own operators, unknown to onnx, whose result has the type and shape of their first input."""
@@ -85,6 +87,8 @@ class Inference:
                     entry = Known(value.type.tensor_type.elem_type, input_shape(value, world.sizes))
                 if entry is not None:
                     world.known[name] = entry
+                else:  # A value of that name in a body is another one.
+                    world.known.pop(name, None)
 
     def _node(
         self, node: onnx.NodeProto, inputs: list[Known | None], world: World, opsets: dict[str, int]
@@ -96,8 +100,8 @@ class Inference:
             return [inputs[0] and Known(inputs[0].elem_type, inputs[0].shape)]
         attributes = list(node.attribute)
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in attributes):
-            self._subgraphs(node, world, opsets)
-            return _chosen(node, inputs[0], world) if node.op_type == "If" and _domain(node.domain) == "" else ()
+            results = self._subgraphs(node, world, opsets)
+            return _chosen(inputs[0], results) if node.op_type == "If" and _domain(node.domain) == "" else ()
         key = (
             node.op_type,
             node.domain,
@@ -194,21 +198,45 @@ class Inference:
         self._nodes(body, scope, {_domain(o.domain): o.version for o in function.opset_import}, {})
         return [scope.known.get(name) for name in function.output]
 
-    def _subgraphs(self, node: onnx.NodeProto, world: World, opsets: dict[str, int]) -> None:
-        """Bodies of If are inferred in the enclosing scope; those of Loop and Scan as far as their inputs are annotated."""
+    def _subgraphs(self, node: onnx.NodeProto, world: World, opsets: dict[str, int]) -> dict[str, list[Known | None]]:
+        """What the bodies of a node give, by attribute. Those of If are inferred in the enclosing scope, of Loop and Scan as
+        far as their inputs are annotated; each by itself, since two bodies may use one name."""
+        results: dict[str, list[Known | None]] = {}
+        inner: list[dict[str, Known]] = []
         for attribute in node.attribute:
             for graph in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
+                own: dict[str, Known] = {}
+                scope = World(world.sizes, cast("dict[str, Known]", ChainMap(own, world.known)), world.failures)
                 for value in graph.input:
-                    world.known[value.name] = Known(value.type.tensor_type.elem_type, input_shape(value, world.sizes))
+                    scope.known[value.name] = Known(value.type.tensor_type.elem_type, input_shape(value, world.sizes))
                 for tensor in graph.initializer:
-                    world.known[tensor.name] = stored_value(tensor)
-                self._nodes(graph.node, world, opsets, {v.name: v for v in (*graph.value_info, *graph.output)})
+                    scope.known[tensor.name] = stored_value(tensor)
+                self._nodes(graph.node, scope, opsets, {v.name: v for v in (*graph.value_info, *graph.output)})
+                results[attribute.name] = [scope.known.get(output.name) for output in graph.output]
+                world.kept_axes += scope.kept_axes
+                inner.append(own)
+        for name in {name for own in inner for name in own}:
+            agreed = _common([own[name] for own in inner if name in own])
+            if agreed is not None:
+                world.known[name] = agreed
+        return results
 
 
-def _chosen(node: onnx.NodeProto, condition: Known | None, world: World) -> Sequence[Known | None]:
+def _common(entries: Sequence[Known]) -> Known | None:
+    """What is known of a name in whichever body it is read."""
+    first = entries[0]
+    if len(entries) == 1:
+        return first
+    if any((other.elem_type, other.shape) != (first.elem_type, first.shape) for other in entries):
+        return None
+    values = [other.value for other in entries if other.value is not None]
+    same = not values or (len(values) == len(entries) and all(np.array_equal(values[0], value) for value in values))
+    return first if same else Known(first.elem_type, first.shape)
+
+
+def _chosen(condition: Known | None, results: dict[str, list[Known | None]]) -> Sequence[Known | None]:
     """What an If gives: of the branch that is decided already, or what both branches have in common."""
-    branches = {a.name: [world.known.get(output.name) for output in a.g.output] for a in node.attribute}
-    first, second = branches.get("then_branch", []), branches.get("else_branch", [])
+    first, second = results.get("then_branch", []), results.get("else_branch", [])
     if condition is not None and condition.value is not None and condition.value.size == 1:
         return first if condition.value.item() else second
     pairs = zip(first, second, strict=False)
@@ -233,7 +261,7 @@ def _known(proto: onnx.TypeProto | None) -> Known | None:
     if proto is None or not proto.HasField("tensor_type"):
         return None
     tensor = proto.tensor_type
-    if not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in tensor.shape.dim):
+    if not tensor.HasField("shape") or not all(map(is_static, tensor.shape.dim)):
         return Known(tensor.elem_type, None)
     return Known(tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim))
 

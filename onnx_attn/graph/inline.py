@@ -9,6 +9,7 @@ from collections.abc import Collection
 import onnx
 from onnx import inliner, shape_inference
 
+from onnx_attn.errors import InputError, one_line
 from onnx_attn.graph.slim import slim_copy
 
 _SUFFIX = re.compile(r"__\d+$")
@@ -23,7 +24,10 @@ def inline_functions(proto: onnx.ModelProto, functions: Collection[FunctionId]) 
     The inliner sees the model without its weights, so that it copies none. A node keeps the name that it has in its function,
     where no other node has it.
     """
-    inlined = inliner.inline_selected_functions(slim_copy(proto), list(functions))
+    try:
+        inlined = inliner.inline_selected_functions(slim_copy(proto), list(functions))
+    except RuntimeError as error:
+        raise InputError(f"functions cannot be inlined: {one_line(error)}; export without functions") from error
     before = {node.name for node in proto.graph.node}
     _restore_names(inlined.graph, before)
     del proto.graph.node[:]
@@ -37,12 +41,16 @@ def inline_functions(proto: onnx.ModelProto, functions: Collection[FunctionId]) 
 
 
 def inline_operators(proto: onnx.ModelProto, operators: Collection[str]) -> bool:
-    """Put what onnx's own definitions say in place of these operators in `proto` itself; False if it has none."""
+    """Put what onnx's own definitions say in place of these operators in `proto` itself; False if it has none, or where a type
+    is not known that a definition depends on."""
     if not any(node.op_type in operators and node.domain in ("", "ai.onnx") for node in proto.graph.node):
         return False
     slim = shape_inference.infer_shapes(slim_copy(proto), data_prop=True)
     known = [("", operator) for operator in operators]
-    inlined = inliner.inline_selected_functions(slim, known, inline_schema_functions=True)
+    try:
+        inlined = inliner.inline_selected_functions(slim, known, inline_schema_functions=True)
+    except RuntimeError:
+        return False
     del proto.graph.node[:]
     proto.graph.node.extend(inlined.graph.node)
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from onnx_attn.errors import InputError, one_line
 from onnx_attn.graph.external import locate
 from onnx_attn.graph.opset import opset_of
 from onnx_attn.graph.slim import slim_copy
+from onnx_attn.graph.unchecked import unreadable
 from onnx_attn.graph.weights import bring_in
 
 
@@ -90,8 +90,8 @@ def check(proto: onnx.ModelProto, name: str, path: Path | None = None) -> None:
         onnx.checker.check_model(str(path) if path and not foreign else proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}: onnx.checker refuses the model: {one_line(error)}; export it again") from error
-    if not all(isinstance(text, str) for text in _names(proto.graph)):
-        raise InputError(f"{name}: holds a name that is no UTF-8 text; export it again")
+    if (reason := unreadable(proto)) is not None:
+        raise InputError(f"{name}: the model cannot be read: {reason}; export it again")
     try:
         shape_inference.infer_shapes(slim_copy(proto), check_type=True, strict_mode=False)
     except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
@@ -100,6 +100,9 @@ def check(proto: onnx.ModelProto, name: str, path: Path | None = None) -> None:
             f"export it again (a half-precision export with a float32 mask is a usual cause)"
         ) from error
 
+
+MOST_OPSETS = 2**31 - 1
+"""What onnx can count."""
 
 FOREIGN = ("SimplifiedLayerNormalization", "LayerNormalization")
 """Operators that ONNX Runtime takes as the standard's at any opset, and its optimizers write, though the standard has them at
@@ -114,7 +117,7 @@ def _with_foreign_marked(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]
         own = node.op_type in FOREIGN and node.domain in ("", "ai.onnx")
         return own and not defs.has(node.op_type, opset, "")
 
-    if not opset or not any(map(is_foreign, proto.graph.node)):
+    if not 0 < opset <= MOST_OPSETS or not any(map(is_foreign, proto.graph.node)):
         return proto, False
     copy = slim_copy(proto)
     for node in filter(is_foreign, copy.graph.node):
@@ -122,11 +125,3 @@ def _with_foreign_marked(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]
     if all(entry.domain != MICROSOFT for entry in copy.opset_import):
         copy.opset_import.add(domain=MICROSOFT, version=1)
     return copy, True
-
-
-def _names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Every name of the main graph. protobuf hands out those that are no text as bytes."""
-    for node in graph.node:
-        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        yield value.name

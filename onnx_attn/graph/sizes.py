@@ -10,7 +10,7 @@ import onnx
 
 from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.small_values import INDICES
-from onnx_attn.graph.world import World, symbol
+from onnx_attn.graph.world import World, is_static, symbol
 
 MOST_GUESSES = 64
 _PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
@@ -68,7 +68,7 @@ def dynamic_dimensions(graph: onnx.GraphProto) -> dict[str, int]:
     for value in graph.input:
         if value.name not in initializers:
             for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-                if not dim.HasField("dim_value"):
+                if not is_static(dim):
                     symbols.setdefault(symbol(value.name, axis, dim), axis)
     return symbols
 
@@ -95,7 +95,7 @@ def _sums(symbols: dict[str, int], graph: onnx.GraphProto) -> Iterator[tuple[str
     """Dimensions that may be the sum of two, as that of keys behind a past; the second may be a number. Those with a first axis,
     which is a batch as a rule, come last."""
     dims = (dim for value in graph.input for dim in value.type.tensor_type.shape.dim)
-    numbers = sorted({dim.dim_value for dim in dims if dim.HasField("dim_value")})
+    numbers = sorted({dim.dim_value for dim in dims if is_static(dim)})
     pairs = list(itertools.permutations(symbols, 2))
     sums: list[tuple[str, str, str | int]] = [(t, a, b) for t, a in pairs for b in symbols if a < b != t]
     sums += [(total, first, number) for total, first in pairs for number in numbers]

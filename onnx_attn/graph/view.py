@@ -124,11 +124,11 @@ class GraphView:
         return self.worlds[0].elem_type(tensor.name)
 
     def static(self, tensor: gs.Tensor, axis: int) -> int | None:
-        """The size of one dimension if it is the same in every world."""
+        """The size of one dimension if it is the same in every world; None too where there is no such dimension."""
         shapes = self.shapes(tensor)
-        if shapes is None or len({shape[axis] for shape in shapes}) != 1:
+        if shapes is None or not all(-len(shape) <= axis < len(shape) for shape in shapes):
             return None
-        return shapes[0][axis]
+        return shapes[0][axis] if len({shape[axis] for shape in shapes}) == 1 else None
 
     def constant(self, tensor: gs.Tensor) -> np.ndarray | None:
         """A small value that is the same in every world: a constant, or computed from nothing but static sizes."""

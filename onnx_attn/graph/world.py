@@ -68,11 +68,16 @@ def input_shape(value: onnx.ValueInfoProto, sizes: dict[str, int]) -> Shape | No
         return None
     shape = []
     for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-        size = dim.dim_value if dim.HasField("dim_value") else sizes.get(symbol(value.name, axis, dim))
+        size = dim.dim_value if is_static(dim) else sizes.get(symbol(value.name, axis, dim))
         if size is None:
             return None
         shape.append(size)
     return tuple(shape)
+
+
+def is_static(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    """Whether a dimension has a number. −1, which some exporters write for a size that varies, is none."""
+    return dim.HasField("dim_value") and dim.dim_value >= 0
 
 
 def symbol(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> str:

@@ -45,7 +45,7 @@ class Operator:
     def span(self) -> Span:
         """The keys that is_causal and a window leave a query."""
         left, right = (None if size < 0 else size for size in self.window)
-        return Span(left, 0 if self.node.attrs.get("is_causal", 0) else right)
+        return Span(left, 0 if self.node.attrs.get("is_causal", 0) == 1 else right)
 
     @property
     def is_wide(self) -> bool:
@@ -56,7 +56,7 @@ class Operator:
         mask, keys = self.input(MASK), self.view.shapes(self.node.inputs[KEY])
         sizes = self.view.shapes(mask) if mask is not None else None
         past = self.past_shapes
-        if not sizes or not keys:
+        if not sizes or not keys or not sizes[0] or any(len(key) < 2 for key in keys):
             return False
         totals = [
             key[-2] + (before[-2] if before else 0)
@@ -74,7 +74,7 @@ class Operator:
         """Whether more than one thing masks, or one that a plain node cannot say. (TensorRT takes is_causal without a mask only,
         and crashes on a computed triangle beside a boolean mask: TensorRT for RTX 1.7.1.)"""
         alone = self.input(MASK) is None and self.input(PAST_KEY) is None
-        causal, windowed = bool(self.node.attrs.get("is_causal", 0)), any(size >= 0 for size in self.window)
+        causal, windowed = bool(self.node.attrs.get("is_causal", 0) == 1), any(size >= 0 for size in self.window)
         return self.input(NONPAD) is not None or windowed or (causal and not alone) or self.has_short_mask
 
     @property
@@ -123,7 +123,7 @@ def spell(writer: Writer, operator: Operator, name: str) -> None:
     value = _with_past(writer, operator, value, PAST_VALUE, PRESENT_VALUE)
     mask = operator.input(MASK)
     given = [query, key, value]
-    causal = bool(node.attrs.get("is_causal", 0))
+    causal = node.attrs.get("is_causal", 0) == 1
     if operator.merges_masks:
         lengths = _lengths(writer, operator, query, key)
         stored = Mask(mask.name, view.elem_type(mask), operator.has_short_mask) if mask is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from onnx_attn.errors import UsageError
 from onnx_attn.graph.world import World
 from onnx_attn.runtime import SEED
 
+MOST_ELEMENTS = 2**31
+"""Of one input: more than any model reads, and few enough to be held in float64."""
 _PASSES = frozenset("Cast Reshape Unsqueeze Squeeze Flatten Identity Slice Expand Transpose Concat".split())
 
 
@@ -35,6 +38,8 @@ def model_inputs(proto: onnx.ModelProto, world: World, seed: int = SEED, padded:
         shape = world.shape(value.name)
         if shape is None:
             raise UsageError(f"input '{value.name}' has no shape that could be made up")
+        if min(shape, default=0) < 0 or math.prod(shape) > MOST_ELEMENTS:
+            raise UsageError(f"input '{value.name}' of shape {'×'.join(map(str, shape))} is none that could be made up")
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         if np.dtype(dtype).kind not in "iub":
             values[value.name] = rng.standard_normal(shape).astype(dtype)

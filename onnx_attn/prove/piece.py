@@ -35,6 +35,6 @@ def prove_piece(view: GraphView, cutter: Cutter, edit: SiteEdit, site: Attention
             found = compare(*run_pair(sessions, cuts, typed_case(view, case)))
             if not found.within(rtol):
                 return f"{case.name}: max_rel {found.max_rel:.1e}, allowed {rtol:.0e}"
-    except (CannotRun, ValueError) as error:
+    except (CannotRun, ValueError, MemoryError) as error:
         return f"it cannot be proved: {error}"
     return None

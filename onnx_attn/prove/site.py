@@ -94,7 +94,7 @@ def prove_site(
         # The operator's float64 kernel answers otherwise where a row is masked throughout, as a real one may be.
         tried = [*cases(view, site, wanted, operator), *observed_cases(cutter, wanted, observed, not operator)]
         return _prove(view, site, own, exact, truth, steps, edit, tried)
-    except (CannotRun, ValueError) as error:
+    except (CannotRun, ValueError, MemoryError) as error:
         nothing = Difference(float("inf"), float("inf"), False)
         return Certificate(False, nothing, nothing, 0, failure=str(error), provable=False)
 

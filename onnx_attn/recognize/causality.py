@@ -7,6 +7,7 @@ the sizes of one world, and looked at: a key that is blocked both times is block
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.runtime import CannotRun, Session
 from onnx_attn.site import ScoreTerm
 from onnx_attn.views.arrange import real, rearranged
+from onnx_attn.views.movement import MOST_POSITIONS
 
 BLOCKED = -9999.0
 """From here on downwards a number that is added blocks: exporters write -1e4, the lowest number, or minus infinity."""
@@ -84,6 +86,8 @@ def _run(view: GraphView, tensor: gs.Tensor) -> list[np.ndarray]:
     positions, inputs, weights, numbers = found
     world = view.worlds[0]
     shape = world.shape(tensor.name)
+    if any(math.prod(world.shape(name) or ()) > MOST_POSITIONS for name in (tensor.name, *inputs)):
+        return []
     nodes = [view.proto.graph.node[position] for position in sorted(positions)]
     made = {name for node in nodes for name in node.output if name not in numbers}
     if any(name and name not in made | inputs | weights | numbers.keys() for node in nodes for name in reads(node)):

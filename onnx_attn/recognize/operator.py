@@ -28,10 +28,11 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
     feature = _unread_feature(view, node)
     if feature is not None:
         return Stop("attention-feature", node, feature).verdict(label(node))
+    if any(view.rank(tensor) != 4 for tensor in node.inputs[:3]):
+        return Stop("shape-unknown", node).verdict(label(node))
     query, key, value = (read_operand(view, tensor) for tensor in node.inputs[:3])
-    sizes = [view.static(operand.tensor, -1) for operand in (query, key, value)]
-    head_dim, _, value_dim = sizes
-    if head_dim is None or value_dim is None or any(view.rank(t) != 4 for t in node.inputs[:3]):
+    head_dim, value_dim = view.static(query.tensor, -1), view.static(value.tensor, -1)
+    if not head_dim or value_dim is None:
         return Stop("shape-unknown", node).verdict(label(node))
     types = {view.elem_type(tensor) for tensor in node.inputs[:3]}
     if len(types) != 1 or not types <= set(FLOATS):
@@ -84,7 +85,7 @@ def _guard(view: GraphView, mask: gs.Tensor | None) -> Guard:
 def _terms(view: GraphView, node: gs.Node, mask: gs.Tensor | None) -> tuple[ScoreTerm, ...]:
     cap, precision = node.attrs.get("softcap") or 0.0, _precision(view, node)
     terms = [ScoreTerm("softcap", fill=float(cap))] if cap else []
-    terms += [ScoreTerm("causal")] if node.attrs.get("is_causal", 0) else []
+    terms += [ScoreTerm("causal")] if node.attrs.get("is_causal", 0) == 1 else []
     if mask is not None and view.elem_type(mask) == onnx.TensorProto.BOOL:
         terms.append(ScoreTerm("where", mask, -math.inf, keep_when=True))
     elif mask is not None:
@@ -121,14 +122,14 @@ def _unread_feature(view: GraphView, node: gs.Node) -> str | None:
     query, key = node.inputs[:2]
     if view.rank(query) == 3:
         return "3-D inputs"
-    if view.rank(query) == 4 and not _shares_heads(view, node):
+    if all(view.rank(tensor) == 4 for tensor in node.inputs[:3]) and not _shares_heads(view, node):
         return "heads of keys and values that those of the query do not share evenly"
     if any(tensor.name for tensor in node.inputs[4:]):
         return "past_key, past_value or nonpad_kv_seqlen"
     if any(tensor.name and (tensor.outputs or view.is_output(tensor)) for tensor in node.outputs[1:]):
         return "a second output is read"
     has_mask = len(node.inputs) > 3 and bool(node.inputs[3].name)
-    if has_mask and node.attrs.get("is_causal", 0):
+    if has_mask and node.attrs.get("is_causal", 0) == 1:
         return "is_causal together with a mask"
     for attribute in ("left_window_size", "right_window_size"):
         if node.attrs.get(attribute) not in (None, -1):
@@ -139,8 +140,12 @@ def _unread_feature(view: GraphView, node: gs.Node) -> str | None:
     precision, own = _precision(view, node), view.elem_type(query)
     if precision and (precision not in FLOATS or not _holds(precision, own)):
         return "a softmax_precision that is narrower than the operands"
-    if view.rank(query) == 4 and has_mask:
+    if view.rank(key) == 4 and has_mask:
         mask, keys = view.shapes(node.inputs[3]), view.shapes(key)
-        if mask is None or keys is None or any(m[-1] not in (1, k[-2]) for m, k in zip(mask, keys, strict=True)):
+        if (
+            mask is None
+            or keys is None
+            or any(not m or m[-1] not in (1, k[-2]) for m, k in zip(mask, keys, strict=True))
+        ):
             return "a mask shorter than the keys"
     return None

@@ -91,6 +91,9 @@ def _below(view: GraphView, tensor: gs.Tensor, found: Product) -> tuple[gs.Tenso
             return stop
         found = replace(found, shared=found.shared or stop)
     node = readers[0]
+    if view.in_main_graph(node) == bodies:  # A branch weighs the values, or does not: what is in it stays there.
+        used = Stop("probabilities-used", node, "a body of If, Loop or Scan reads them")
+        return found.shared or (used if _reaches_product(view, node, tensor) else _no_product(view, tensor, [node]))
     step = quantizes(view, node, tensor)
     if step is not None and (found.quantized is None or step.repeats(found.quantized)):
         # What is rounded is not computed twice.
@@ -175,7 +178,7 @@ def _cleared(view: GraphView, node: gs.Node, tensor: gs.Tensor, found: Product) 
         return None
     mask, chosen, other = node.inputs
     fill = other if chosen is tensor else chosen
-    if mask is tensor or chosen is other or uniform(view, fill) != 0.0:
+    if chosen is other or uniform(view, fill) != 0.0:
         return None
     if view.shapes(node.outputs[0]) is None or view.shapes(node.outputs[0]) != view.shapes(tensor):
         return None
@@ -254,7 +257,7 @@ def _leaves(view: GraphView, node: gs.Node, tensor: gs.Tensor) -> bool:
         return False
     if view.shapes(node.outputs[0]) != view.shapes(tensor):
         return True
-    return node.op == "Add" and not any(is_constant(view, other) for other in node.inputs if other is not tensor)
+    return node.op == "Add" and not any(is_constant(view, other) for other in node.inputs)
 
 
 def _distinct(nodes: list[gs.Node]) -> list[gs.Node]:

@@ -43,7 +43,7 @@ def recognize_runtime_operator(view: GraphView, node: gs.Node) -> Written | Verd
         name=label(node),
         node=node,
         scale=scale,
-        causal=bool(causal),
+        causal=causal == 1,
         masks=_masks(node),
         heads=heads,
         kv_heads=kv_heads,

@@ -243,4 +243,4 @@ def _blocked(path: _Path, node: gs.Node, code: str, inputs: list[gs.Tensor]) -> 
     stop = Stop(code, node, f"{node.op} '{label(node)}'")
     if path.blocked is not None and code != "talking-heads":
         stop = path.blocked
-    return [replace(path, tensor=tensor, blocked=stop) for tensor in inputs if tensor.name]
+    return [replace(path, tensor=tensor, blocked=stop) for tensor in inputs]

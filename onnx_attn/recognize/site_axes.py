@@ -74,6 +74,8 @@ def read_axes(view: GraphView, softmax: Normaliser, scores: Scores, below: Produ
         frame = moved
         if below.cleared is not None and count == below.cleared[1]:
             before_clearing = frame
+    if len(frame) != len(below.product.left_axes):
+        return Stop("shape-unknown", below.node, "the shapes contradict each other")
     probabilities: ByLabel = dict(zip(below.product.left_axes, frame, strict=True))
     keys = leaves(atom for axis in softmax.axes for atom in over[axis])
     moves = any(isinstance(item, Step) for item in scores.items)

@@ -21,6 +21,7 @@ from onnx_attn.recognize.pooling import pooled
 from onnx_attn.recognize.window_masks import masks_agree
 from onnx_attn.site import AttentionSite, BatchPlace, Window, Written
 from onnx_attn.views.arrange import moved, real, unarranged
+from onnx_attn.views.movement import MOST_POSITIONS
 from onnx_attn.views.tokens import MixesTokens, carried, one_along, reduced_axes
 
 
@@ -62,7 +63,9 @@ def _read(view: GraphView, operands: Sequence[gs.Tensor]) -> Window | None:
     found = _among(view, operands, near)
     if isinstance(found, Window):
         return found
-    apart = [math.prod(shape[:-3]) for shape in shapes] != [shape[0] for shape in view.shapes(near[-1].tensor) or ()]
+    apart = [math.prod(shape[:-3]) for shape in shapes] != [
+        math.prod(shape[:1]) for shape in view.shapes(near[-1].tensor) or ()
+    ]
     before = _among(view, operands, bases_before(view, near[-1])) if apart else None
     return before if isinstance(before, Window) else None
 
@@ -124,7 +127,9 @@ def _run(world: World, base: Base, shape: Shape, channels_first: bool) -> tuple[
 
 
 def _labels(shape: Shape, channels_first: bool) -> np.ndarray:
-    """Each element's place, counted through all batch entries."""
+    """Each element's place, counted through all batch entries. Raises ValueError where there are too many to hold."""
+    if math.prod(shape) > MOST_POSITIONS:
+        raise ValueError(shape)
     channels = 1 if channels_first else len(shape) - 1
     places = [1 if axis == channels else size for axis, size in enumerate(shape)]
     return np.broadcast_to(np.arange(math.prod(places), dtype=np.int32).reshape(places), shape)

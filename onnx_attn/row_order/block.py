@@ -167,7 +167,7 @@ class _Into:
 
 def _into(view: GraphView, site: AttentionSite) -> _Into | None:
     products, tokens = _products(view, site), view.static(site.query.tensor, -2)
-    if len(products) != 3 or tokens is None:
+    if len(products) != 3 or not tokens:
         return None
     windows = tuple({product.inputs[0].name: product.inputs[0] for product in products}.values())
     ways = [trace(view, tensor) for tensor in windows]

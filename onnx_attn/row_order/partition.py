@@ -102,6 +102,8 @@ def read_partition(
     shapes = view.shapes(source)
     if shapes is None or any(math.prod(shape[:-1]) != each.size for shape, each in zip(shapes, rows, strict=True)):
         return None
+    if any(not each.size for each in rows):
+        return None
     for height, width in _maps(view, source, shapes, steps):
         found = _over(shapes, rows, tokens, height, width)
         if found is not None:

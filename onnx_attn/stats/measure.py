@@ -56,14 +56,23 @@ def count_flops(flow: Flow, shapes: Shapes, sites: SitesFlops) -> Flops:
             continue
         product = op.kind in PRODUCTS
         if not op.varies:
-            found.from_weights = found.from_weights + (product_flops(op, shapes) if product else 0)
+            found.from_weights = found.from_weights + (_flops(op, shapes) if product else 0)
             continue
         if op.kind in NOT_COUNTED or ("." in op.kind and op.kind != REPEAT):
             found.uncounted[op.kind] += 1
             continue
-        flops = (product_flops if product else elementwise_flops)(op, shapes)
-        _count(found, op, flops, product, sites.setdefault((id(flow), op.site), SiteFlops()))
+        _count(found, op, _flops(op, shapes), product, sites.setdefault((id(flow), op.site), SiteFlops()))
     return found
+
+
+def _flops(op: Op, shapes: Shapes) -> Any:
+    try:
+        return (product_flops if op.kind in PRODUCTS else elementwise_flops)(op, shapes)
+    except (LookupError, ValueError, StopIteration) as error:
+        if isinstance(error, UnknownSizeError):
+            raise
+        # Fewer axes than the operation needs: which types allow, and which fails when it runs.
+        raise UnknownSizeError(f"'{op.label}' cannot run on operands of these sizes") from error
 
 
 def _count(found: Flops, op: Op, flops: Any, product: bool, site: SiteFlops) -> None:

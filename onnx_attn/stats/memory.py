@@ -14,16 +14,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
+from onnx_attn.graph.element import bytes_of
 from onnx_attn.graph.world import Known
 from onnx_attn.stats.flow import Flow
 from onnx_attn.stats.operator import REPEAT
 from onnx_attn.stats.regions import Region
 
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout", REPEAT})
-BITS: dict[int, int] = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT4E2M1: 4}
-"""Types of less than a byte."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,6 @@ class Life:
     size: int
     first: int
     last: int
-
-
-def bytes_of(elem_type: int, elements: int) -> int:
-    """Those of a packed tensor."""
-    if elem_type in BITS:
-        return (elements * BITS[elem_type] + 7) // 8
-    return elements * int(helper.tensor_dtype_to_np_dtype(elem_type).itemsize)
 
 
 def tensor_bytes(entry: Known | None) -> int:

@@ -113,7 +113,7 @@ def _heads(entry: Known, heads: int) -> tuple[int, int, int, int] | None:
 def _plain(attributes: dict[str, object], mask: Known | None) -> Reading:
     """By the attributes alone, for one that was read as no site."""
     terms = [ScoreTerm("softcap")] if attributes.get("softcap") else []
-    terms += [ScoreTerm("causal")] if attributes.get("is_causal") else []
+    terms += [ScoreTerm("causal")] if attributes.get("is_causal") == 1 else []
     if mask is not None:
         terms.append(ScoreTerm("where" if mask.elem_type == TensorProto.BOOL else "add", gs.Variable("mask")))
     form = Signature(4, tuple((term.kind, term.keep_when, term.dtype) for term in terms), (), None)

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from onnx_attn.graph.edit import subgraphs
-from onnx_attn.stats.memory import bytes_of
+from onnx_attn.graph.element import bytes_of
 
 INDICES = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.STRING})
 """Types of shapes, indices and masks."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import onnx
 
+from onnx_attn.graph.element import bytes_of
 from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.world import World
 from onnx_attn.stats.flow import Flow
 from onnx_attn.stats.measure import UnknownSizeError
-from onnx_attn.stats.memory import bytes_of
 from onnx_attn.stats.polynomial import Poly, as_polynomial
 
 ENOUGH = 3

@@ -179,7 +179,7 @@ def _operator(view: GraphView, node: gs.Node, visible: bool) -> Known:
     attributes = {name: value for name, value in node.attrs.items() if isinstance(value, int | float)}
     softcap = attributes.get("softcap", None if "softcap" in node.attrs else 0.0)
     known: Known = {
-        "causal": bool(attributes.get("is_causal", 0)),
+        "causal": attributes.get("is_causal", 0) == 1,
         "scale": _sign(attributes.get("scale", None if "scale" in node.attrs else 1.0)),
         "softcap": None if softcap is None else softcap != 0.0,
         "cleared": False,

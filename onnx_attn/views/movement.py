@@ -15,25 +15,12 @@ from onnx_attn.views.layout import Layout, common, decode
 from onnx_attn.views.uniform import uniform
 
 SAME_ORDER = frozenset(
-    {
-        "Reshape",
-        "Squeeze",
-        "Unsqueeze",
-        "Flatten",
-        "Identity",
-        "Cast",
-        "Mul",
-        "Div",
-        "Neg",
-        "Dropout",
-        "Pad",
-        "Add",
-        "Sub",
-        "QuantizeLinear",
-        "DequantizeLinear",
-    }
+    "Reshape Squeeze Unsqueeze Flatten Identity Cast Mul Div Neg Dropout Pad Add Sub QuantizeLinear DequantizeLinear".split()
 )
 """Nodes of a trace that leave the elements in their order: their result is the input, reshaped."""
+
+MOST_POSITIONS = 2**29
+"""How many elements a tensor may have that is moved to see where each goes: their positions take 4 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -194,18 +181,18 @@ def index_map(
     world: World, base: Shape | np.ndarray, steps: Sequence[Step], row_steps: Sequence[Step] = ()
 ) -> np.ndarray | None:
     """What `steps` make of the positions of a base of this shape, or of these numbers, at one world's sizes; None where a
-    node cannot run at them: the exporter froze a size."""
-    if isinstance(base, np.ndarray):
-        index = base
-    else:
-        size = math.prod(base)
-        index = np.arange(size, dtype=np.int64 if size >= 2**31 else np.int32).reshape(base)
+    node cannot run at them, as the exporter froze a size, or there are too many positions to hold."""
+    start = base.shape if isinstance(base, np.ndarray) else base
+    shapes = [world.shape(step.output.name) or () for step in (*row_steps, *steps)]
+    if any(math.prod(shape) > MOST_POSITIONS for shape in (start, *shapes)):
+        return None
     try:
+        index = base if isinstance(base, np.ndarray) else np.arange(math.prod(base), dtype=np.int32).reshape(base)
         for step in row_steps:
             index = run(step, index, world, width=index.shape[-1])
         for step in steps:
             index = run(step, index, world)
-    except ValueError:
+    except (ValueError, IndexError):
         return None
     return index
 

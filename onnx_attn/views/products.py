@@ -20,6 +20,8 @@ from onnx_attn.views.trace import FLOATS, scalar_factor
 
 MOST_ENTRIES = 256
 """Of one program: an embedding takes two dozen."""
+MOST_STEPS = 96
+"""One behind the other, each a few calls deep here."""
 MOST_LOOKED_AT = 24
 """Nodes above a factor that are looked at to tell a table from an activation."""
 
@@ -58,6 +60,7 @@ class Program:
         self._known: dict[tuple[str, Mode], int] = {}
         self._sums: dict[int, bool] = {}
         self._products: dict[int, bool] = {}
+        self._depth = 0
         self.root = self._read(tensor, "outer")
 
     @property
@@ -111,14 +114,17 @@ class Program:
     def _read(self, tensor: gs.Tensor, mode: Mode) -> int:
         key = (tensor.name, mode)
         if key not in self._known:
+            self._depth += 1
             self._known[key] = self._entry(tensor, mode)
+            self._depth -= 1
         return self._known[key]
 
     def _entry(self, tensor: gs.Tensor, mode: Mode) -> int:
         view, node = self.view, self.view.producer(tensor)
         if mode == "table" and (numbers := _numbers(view, tensor)) is not None:
             return self._add(Entry("table", tensor=tensor, numbers=numbers))
-        if node is not None and view.in_main_graph(node) and len(self.entries) < MOST_ENTRIES:
+        goes_on = len(self.entries) < MOST_ENTRIES and self._depth < MOST_STEPS
+        if node is not None and view.in_main_graph(node) and goes_on:
             found = self._moved(tensor, node, mode)
             if found is None:
                 found = self._of_table(tensor, node) if mode == "table" else self._of_activation(tensor, node, mode)

@@ -82,7 +82,7 @@ def _projected(call: Call, projected: str, weights: int, mask: int, past: int, s
     if call.output(1):
         call.op("Concat", call.unsqueeze(key, 0), call.unsqueeze(value, 0), output=call.output(1), axis=0)
     blocked = padding_mask(call, mask, total_length, call.size(INPUT, 0))
-    if call.attribute("unidirectional", 0):
+    if call.attribute("unidirectional", 0) == 1:
         lengths = Lengths((new, total, behind), (length, total_length, past_length))
         blocked = causal_mask(call, blocked, lengths)
     masks = [each for each in (blocked, score_bias) if each]

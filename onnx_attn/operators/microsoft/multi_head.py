@@ -23,7 +23,7 @@ def multi_head_attention(call: Call) -> None:
     value = with_past(call, value, call.input(PAST_VALUE), call.output(PRESENT_VALUE), "value")
     vectors = (call.length(query, 2), call.length(key, 2), call.length(past, 2) if past else call.ints(0))
     blocked = padding_mask(call, MASK, vectors[1], call.size(QUERY, 0))
-    if call.attribute("unidirectional", 0):
+    if call.attribute("unidirectional", 0) == 1:
         behind = call.size(PAST_KEY, 2) if past else 0
         if _lengths_of(call, QUERY) != _lengths_of(call, KEY):
             raise NotSpelled("unidirectional over keys of another sequence")
