@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.arguments import Shapes, capability, profile_of, searched_for
+from onnx_attn.bundle import write_bundle
 from onnx_attn.deliver import fuse_file, fuse_proto
 from onnx_attn.engine.profiles import as_range, fitted, sizes_at
 from onnx_attn.errors import ExpectationError, InputError, UsageError
 from onnx_attn.forms.adaptation import ISLANDS
 from onnx_attn.given import Model, Result, loaded_from, own_copy
 from onnx_attn.graph.inference import Inference
-from onnx_attn.graph.load import load
+from onnx_attn.graph.load import Loaded, load
 from onnx_attn.graph.sizes import worlds_of
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
+from onnx_attn.json_file import read_json
 from onnx_attn.landing import Options as LandOptions
 from onnx_attn.landing import land_model
 from onnx_attn.options import Options
@@ -30,6 +33,7 @@ from onnx_attn.plan import Choice
 from onnx_attn.plan_file import load_plan
 from onnx_attn.prove.decoder_calls import decoder_calls
 from onnx_attn.prove.inputs import flags_off, model_inputs
+from onnx_attn.prove.recheck import recheck
 from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.prove.whole import compare_models, default_rtol
 from onnx_attn.report.document import verification
@@ -40,13 +44,24 @@ from onnx_attn.stats.model import statistics
 from onnx_attn.targets.editions import parse_target
 
 
-def inspect(model: Model, *, target: str = "tensorrt", target_version: str | None = None) -> dict[str, Any]:
+def inspect(
+    model: Model,
+    *,
+    target: str = "tensorrt",
+    target_version: str | None = None,
+    bundle: str | PathLike[str] | None = None,
+) -> dict[str, Any]:
     """Find the attention in a model and say what can be done with each candidate. Changes nothing.
 
-    Raises InputError for what cannot be read, UsageError for an unknown target.
+    `bundle`: also write a zip for a bug report: the model's structure without its weights, this report, and versions.
+
+    Raises InputError for what cannot be read, UsageError for an unknown target, OutputError.
     """
-    parsed = parse_target(target, target_version)
-    return inspect_model(loaded_from(model), parsed)
+    loaded, parsed = loaded_from(model), parse_target(target, target_version)
+    report = inspect_model(loaded, parsed)
+    if bundle is not None:
+        write_bundle(loaded, report, Path(bundle))
+    return report
 
 
 def fuse(
@@ -67,6 +82,7 @@ def fuse(
     shapes: Shapes | None = None,
     expect: int | None = None,
     verify: bool = True,
+    prove_budget: float | None = None,
     verify_large: bool = False,
     plan: dict[str, Any] | str | PathLike[str] | None = None,
 ) -> Result:
@@ -76,6 +92,9 @@ def fuse(
     projections by exact identities. `expect`: fail unless exactly so many sites are fused. `verify`: prove each site and the
     whole model in ONNX Runtime. `verify_large`: run the whole model even if it is past 2 GB, for which it has to be in memory;
     `report["proof_left"]` says so where it was not run.
+
+    `prove_budget`: seconds for the proofs of sites. One site of each kind (the same operators, types and shapes) is proved in any
+    case; when the time is over, others take the certificate of the one that is like them, which it names (`like`).
 
     `precision`: "fp16" or "bf16" puts a half-precision island around each site of float32 that has no attention kernel else.
     `quantize_probabilities`: where Q, K and V are quantised, round the probabilities too (1/127 for int8, 1/448 for fp8). That
@@ -104,6 +123,8 @@ def fuse(
         quantize_probabilities=quantize_probabilities,
         recompute=allow_recompute,
     )
+    if prove_budget is not None and not (verify and 0 <= prove_budget < float("inf")):
+        raise UsageError("prove_budget is a number of seconds for the proof; leave it out where nothing is proved")
     asked = searched_for(search, sm, shapes, target)
     if plan is None:
         options = Options(
@@ -111,7 +132,6 @@ def fuse(
             choice,
             expect,
             verify,
-            verify_large,
             search=asked,
             dynamic_batch=dynamic_batch,
         )
@@ -124,7 +144,8 @@ def fuse(
                 f"{given.name}: the plan says target, form, changes, packing, algebra and whether the batch is made dynamic; "
                 f"leave these options out, and search"
             )
-        options = Options(given.target, choice, expect, verify, verify_large, given, dynamic_batch=given.dynamic_batch)
+        options = Options(given.target, choice, expect, verify, plan=given, dynamic_batch=given.dynamic_batch)
+    options = replace(options, prove_budget=prove_budget, verify_large=verify_large)
     if isinstance(model, str | PathLike) and output is not None:
         return Result(*fuse_file(Path(model), Path(output), options), None, Path(output))
     loaded = loaded_from(model).whole()
@@ -142,12 +163,14 @@ def verify(
     inputs: dict[str, np.ndarray] | str | PathLike[str] | None = None,
     rtol: float | None = None,
     atol: float = 0.0,
+    certificate: dict[str, Any] | str | PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Run two models on the same inputs and compare every output. `report["ok"]` is the verdict.
 
     inputs: one set of values by input name, or the .npz file that holds them; else seeded ones at `shapes`, or at sizes
         of the tool's choice.
     rtol: largest max|a − b| / max|a|; by default 1e-5, or 2e-3 where a model holds float16.
+    certificate: the report of the `fuse` that made `b` of `a` (its file or itself): each site's certificate is checked again.
     """
     first, second = load(Path(a)), load(Path(b))
     wanted = _signature(first.proto)
@@ -157,18 +180,7 @@ def verify(
         )
     if (rtol is not None and not rtol >= 0.0) or not atol >= 0.0:
         raise UsageError("rtol and atol are bounds: numbers that are not negative")
-    if inputs is not None and shapes is not None:
-        raise UsageError("inputs have their own shapes; leave out shapes, or inputs")
-    if inputs is not None:
-        given = inputs if isinstance(inputs, dict) else read_values(Path(inputs))
-        cases = [check_values(first.proto, given, "inputs" if isinstance(inputs, dict) else str(inputs))]
-    elif shapes is not None:
-        if not isinstance(shapes, dict):
-            raise UsageError("shapes is a dict: the name of an input, and its shape")
-        cases = [model_inputs(first.proto, _world_of(first.proto, shapes))]
-    else:
-        calls = decoder_calls(GraphView(first.proto))
-        cases = calls or [model_inputs(first.proto, world) for world in worlds_of(first.proto)]
+    cases = _cases(first, shapes, inputs)
     limit = default_rtol([first.proto, second.proto]) if rtol is None else rtol
     names = [output.name for output in first.proto.graph.output]
     missing = set(names) ^ {output.name for output in second.proto.graph.output}
@@ -178,7 +190,33 @@ def verify(
         refuse_crash(each.proto, each.name)
     also = flags_off(cases) if inputs is None else ()
     found = compare_models((Path(a), first.name), (Path(b), second.name), cases, limit, atol, also=also)
-    return verification(first.name, second.name, found, cases)
+    checked = None
+    if certificate is not None:
+        told = (
+            certificate if isinstance(certificate, dict) else read_json(Path(certificate), "a report of `fuse --json`")
+        )
+        name = "certificate" if isinstance(certificate, dict) else str(certificate)
+        checked = recheck(GraphView(first.proto), GraphView(second.proto), told, name)
+    return verification(first.name, second.name, found, cases, checked)
+
+
+def _cases(
+    model: Loaded,
+    shapes: dict[str, tuple[int, ...]] | None,
+    inputs: dict[str, np.ndarray] | str | PathLike[str] | None,
+) -> list[dict[str, np.ndarray]]:
+    """What two models are run on, for `verify`."""
+    if inputs is not None and shapes is not None:
+        raise UsageError("inputs have their own shapes; leave out shapes, or inputs")
+    if inputs is not None:
+        given = inputs if isinstance(inputs, dict) else read_values(Path(inputs))
+        return [check_values(model.proto, given, "inputs" if isinstance(inputs, dict) else str(inputs))]
+    if shapes is not None:
+        if not isinstance(shapes, dict):
+            raise UsageError("shapes is a dict: the name of an input, and its shape")
+        return [model_inputs(model.proto, _world_of(model.proto, shapes))]
+    calls = decoder_calls(GraphView(model.proto))
+    return calls or [model_inputs(model.proto, world) for world in worlds_of(model.proto)]
 
 
 def land(

@@ -41,12 +41,19 @@ def main(version: Annotated[bool, typer.Option("--version", help="Show the versi
 
 @app.command()
 def inspect(
-    model: ModelArgument, target: Target = "tensorrt", target_version: Version = None, json_path: Json = None
+    model: ModelArgument,
+    target: Target = "tensorrt",
+    target_version: Version = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="F", help="Write a zip for a bug report: the model's structure without its weights."),
+    ] = None,
+    json_path: Json = None,
 ) -> None:
     """List every softmax and attention operator: site, refused (and why), or not attention (and why)."""
     with errors():
-        check_json(json_path, model)
-        report = api.inspect(model, target=target, target_version=target_version)
+        check_json(json_path, model, *([bundle] if bundle is not None else []))
+        report = api.inspect(model, target=target, target_version=target_version, bundle=bundle)
         if not write_json(report, json_path):
             show_inspection(report, console())
 
@@ -88,6 +95,10 @@ def fuse(
     ] = None,
     expect: Annotated[int | None, typer.Option(help="Exit 3 unless exactly N sites are fused.", metavar="N")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Rewrite without proof.")] = False,
+    prove_budget: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="For the proofs of sites; then one stands for all that are like it."),
+    ] = None,
     verify_large: VerifyLarge = False,
     plan: Annotated[Path | None, typer.Option(metavar="IN.json", help="Do what this plan says.")] = None,
     write_plan: Annotated[
@@ -117,6 +128,7 @@ def fuse(
             shapes=read_shapes(shapes or []),
             expect=expect,
             verify=not no_verify,
+            prove_budget=prove_budget,
             verify_large=verify_large,
             plan=plan,
         )
@@ -181,18 +193,24 @@ def verify(
     inputs: Annotated[Path | None, typer.Option(help="An .npz with a value for every input.")] = None,
     rtol: Annotated[float | None, typer.Option(help="Largest max|a−b| / max|a|.")] = None,
     atol: Annotated[float, typer.Option(help="Largest max|a−b| that passes whatever the ratio.")] = 0.0,
+    certificate: Annotated[
+        Path | None, typer.Option(metavar="F", help="What `fuse --json` wrote: each site is checked again.")
+    ] = None,
     json_path: Json = None,
 ) -> None:
     """Run two models on the same inputs; exit 4 if an output differs."""
     with errors():
-        check_json(json_path, a, b)
+        check_json(json_path, a, b, *([certificate] if certificate is not None else []))
         sizes = _parse_shapes(shapes) if shapes else None
-        report = api.verify(a, b, shapes=sizes, inputs=inputs, rtol=rtol, atol=atol)
+        report = api.verify(a, b, shapes=sizes, inputs=inputs, rtol=rtol, atol=atol, certificate=certificate)
         if not write_json(report, json_path):
             show_verification(report, console())
         if not report["ok"]:
+            failed = [each["site"] for each in report["certificates"] or () if each["ok"] is False]
             raise DifferenceError(
-                f"{b}: differs from {a} (max_rel {report['max_rel']:.1e}, allowed {report['rtol']:.0e})"
+                f"{b}: differs from {a} "
+                + (f"at {', '.join(failed)}, whose certificate does not hold" if failed else "")
+                + ("" if failed else f"(max_rel {report['max_rel']:.1e}, allowed {report['rtol']:.0e})")
             )
 
 

@@ -33,7 +33,7 @@ def fuse_file(path: Path, output: Path, options: Options) -> tuple[Report, PlanD
     with staged(output) as draft:
         report, trial = _write_draft(path, output, draft, options)
         gc.collect()  # graphsurgeon's nodes and tensors refer to each other, and through them to the weights.
-        if report["proof_left"] is None:
+        if trial.left is None:
             _prove_whole(report, trial, path, draft)
         start = time.perf_counter()
         commit(draft, output)
@@ -43,12 +43,10 @@ def fuse_file(path: Path, output: Path, options: Options) -> tuple[Report, PlanD
 
 def fuse_proto(proto: onnx.ModelProto, name: str, options: Options) -> tuple[Report, PlanDocument, onnx.ModelProto]:
     """Fuse a model in memory; `proto` stays as it is."""
-    left = options.why_left(proto)
     report, trial, model = rewrite(Loaded(copied(proto), name), options)
-    report["proof_left"] = left
     if not trial.changed:
         model = copied(proto)
-    if left is None:
+    if trial.left is None:
         _prove_whole(report, trial, proto, model)
     return report, trial.plan, model
 
@@ -60,9 +58,7 @@ def _write_draft(path: Path, output: Path, draft: Path, options: Options) -> tup
     if loaded.external:
         loaded = replace(loaded, made=draft.parent / "made")
     seconds = time.perf_counter() - start
-    left = options.why_left(loaded.proto)
     report, trial, model = rewrite(loaded, options)
-    report["proof_left"] = left
     report["seconds"]["load"] += seconds
     start = time.perf_counter()
     if trial.changed:

@@ -13,7 +13,7 @@ from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.operators.microsoft.model import Outcome
 from onnx_attn.plan import Decision, Plan
-from onnx_attn.prove.site import Certificate
+from onnx_attn.prove.certificate import Certificate
 from onnx_attn.search.search import Found
 from onnx_attn.site import Written
 from onnx_attn.targets.editions import Target

@@ -44,6 +44,10 @@ class Expansion:
         return Expansion(own)
 
 
+MOST_SCORES = 2**33
+"""Bytes of a site's scores, and what stands beside them, up to which a model is run whole without being asked."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What `fuse` was asked for."""
@@ -53,12 +57,14 @@ class Options:
     expect: int | None = None
     verify: bool = True
     verify_large: bool = False
-    """Also run a model whole that is past 2 GB."""
+    """Also run a model whole that is past 2 GB, or whose scores are."""
     plan: ReadPlan | None = None
     search: Asked | None = None
     dynamic_batch: bool = False
     outer: frozenset[str] | None = None
     """Of a body: the names of the model around it."""
+    prove_budget: float | None = None
+    """Seconds for the proofs of sites; None for as many as they take."""
     expansion: Expansion | None = None
     """Set where attention is to be taken apart, and not fused."""
 
@@ -69,6 +75,15 @@ class Options:
         if not self.verify_large and is_past_protobuf(model):
             return "the model is past 2 GB, and would be run whole only with --verify-large; each site was proved by itself"
         return None
+
+    def why_too_large(self, scores: int) -> str | None:
+        """The same, by the bytes that the scores of one site take."""
+        if self.verify_large or scores <= MOST_SCORES:
+            return None
+        return (
+            f"the scores of one site take {scores / 1e9:.0f} GB as the model writes them out, and it would be run whole only "
+            f"with --verify-large; each site was proved by itself"
+        )
 
     @property
     def own_choices(self) -> Sequence[Choice | None]:

@@ -38,10 +38,11 @@ from onnx_attn.plan import (
     make_plan,
 )
 from onnx_attn.plan_file import plan_document
-from onnx_attn.prepared import prepared, stats_of
+from onnx_attn.prepared import Prepared, prepared, stats_of
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.inputs import model_inputs
+from onnx_attn.prove.reduced import scores_bytes
 from onnx_attn.prove.slices import WHOLE, Slices
 from onnx_attn.prove.whole import default_rtol
 from onnx_attn.reading import read_model
@@ -68,6 +69,7 @@ class Trial:
 
     plan: what was decided, as a document.
     slices: how the model before and the one after take their batch.
+    left: why it is not to be run; None if it is.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Trial:
     rtol: float
     plan: dict[str, Any]
     slices: tuple[Slices, Slices] = (WHOLE, WHOLE)
+    left: str | None = None
 
 
 def inspect_model(loaded: Loaded, target: Target) -> Report:
@@ -117,53 +120,74 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     left = options.why_left(loaded.proto)
     ready = prepared(loaded, options)
     view, candidates, varied = ready.view, ready.candidates, ready.varied
-    plan = make_plan(view, candidates, ready.target, options.choice, options.own_choices)
-    plan = plan.prepared(ready.ordered.sites, ready.embedded.sites)
-    if ready.stuck is not None:
-        plan = plan.explained("opset-too-low", ready.stuck)
-    fusion = Fusion(loaded.name, ready.target, view, plan, ready.nodes, opsets=tuple(ready.opsets), varied=varied)
-    fusion.microsoft, fusion.left = ready.microsoft, ready.left
-    fusion.seconds = {"prove": 0.0, "save": 0.0, **ready.seconds}
     cutter = Cutter(view)
-    with fusion.clock("plan"):
-        compute_folds(view, [decision.site for decision in plan.decisions if not decision.stays])
-        if options.search is not None:
-            fusion.search = search(cutter, ready.target, plan, options.choice, options.search, loaded.name)
-            fusion.plan = plan = fusion.search.plan
+    fusion = _planned(ready, loaded.name, cutter, options)
     with fusion.clock("apply"):
         names = Names(ready.loaded.proto, options.outer or (), ready.loaded.made)
         reserved = write_sites(fusion, names, cutter)
-    nested = _is_nested(plan.entries)
+    nested = _is_nested(fusion.plan.entries)
     tried = left is None and options.outer is None and (fusion.edits or nested or ready.changed)
     inputs = (ready.calls or _trial_inputs(fusion)) if tried else []
     whole = _batch_inputs(fusion, varied) if options.verify and varied is not None else inputs
     if options.verify:
         with fusion.clock("prove"):
-            prove_sites(fusion, cutter, names, reserved, inputs)
+            prove_sites(fusion, cutter, names, reserved, inputs, options.prove_budget)
     with fusion.clock("plan"):
         _read_for_report(view, [*candidates, *(decision.site for decision in fusion.plan.decisions)])
     worlds = view.worlds if nested else ()
     with fusion.clock("apply"):
         model = compose(ready.loaded.proto, list(fusion.edits.values()))
     finished = _finish_expansion(loaded.name, model, options)
-    inner, inner_changed = _rewrite_bodies(model, worlds, plan, options) if nested else ([], False)
+    inner, inner_changed = _rewrite_bodies(model, worlds, fusion.plan, options) if nested else ([], False)
     fusion.nodes_after = len(model.graph.node)
     changed = bool(fusion.edits) or inner_changed or finished or ready.changed or (ready.spelled and bool(fusion.kept))
     if not changed:  # What was raised or inlined for nothing is not delivered.
         fusion.opsets, fusion.nodes_after = fusion.opsets[:1], ready.nodes
-    told = fusion.search.document if fusion.search is not None else None
-    document = plan_document(loaded.name, ready.found, options.target, fusion.plan, told, varied is not None)
-    rtol = max(default_rtol([model]), _island_rtol(fusion.plan, options))
-    before_after = (_slices_of(varied), WHOLE) if varied is not None else (WHOLE, WHOLE)
-    trial = Trial(loaded.name, changed, whole, rtol, document, before_after)
+    trial = _trial(fusion, ready.found, model, whole, left, options)
     with fusion.clock("stats"):
         after = stats_of(Loaded(model, loaded.name), view, options, candidates) if changed else ready.stats
     report = fusion_report(fusion)
+    report["proof_left"] = trial.left
     report["stats"] = compared(ready.stats, after) if ready.stats and after else None
     report["candidates"] = merged(report["candidates"], inner)
     counted(report)
     _check_expectation(loaded.name, report, options)
-    return report, trial, model
+    return report, replace(trial, changed=changed), model
+
+
+def _planned(ready: Prepared, name: str, cutter: Cutter, options: Options) -> Fusion:
+    """What will be done, with values folded, and after a search if that was asked for."""
+    plan = make_plan(ready.view, ready.candidates, ready.target, options.choice, options.own_choices)
+    plan = plan.prepared(ready.ordered.sites, ready.embedded.sites)
+    if ready.stuck is not None:
+        plan = plan.explained("opset-too-low", ready.stuck)
+    fusion = Fusion(name, ready.target, ready.view, plan, ready.nodes, opsets=tuple(ready.opsets), varied=ready.varied)
+    fusion.microsoft, fusion.left = ready.microsoft, ready.left
+    fusion.seconds = {"prove": 0.0, "save": 0.0, **ready.seconds}
+    with fusion.clock("plan"):
+        compute_folds(ready.view, [decision.site for decision in plan.decisions if not decision.stays])
+        if options.search is not None:
+            fusion.search = search(cutter, ready.target, plan, options.choice, options.search, name)
+            fusion.plan = fusion.search.plan
+    return fusion
+
+
+def _trial(
+    fusion: Fusion,
+    found: str,
+    model: onnx.ModelProto,
+    inputs: list[dict[str, np.ndarray]],
+    left: str | None,
+    options: Options,
+) -> Trial:
+    """found: the fingerprint of the model as it was. left: why it is not to be run whole."""
+    varied, told = fusion.varied, fusion.search.document if fusion.search is not None else None
+    document = plan_document(fusion.name, found, options.target, fusion.plan, told, varied is not None)
+    rtol = max(default_rtol([model]), _island_rtol(fusion.plan, options))
+    slices = (_slices_of(varied), WHOLE) if varied is not None else (WHOLE, WHOLE)
+    # In float32; `scores_bytes` tells of float64.
+    scores = max((scores_bytes(fusion.view, decision.site) // 2 for decision in fusion.plan.decisions), default=0)
+    return Trial(fusion.name, True, inputs, rtol, document, slices, left or options.why_too_large(scores))
 
 
 def _finish_expansion(name: str, model: onnx.ModelProto, options: Options) -> bool:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,9 +24,10 @@ from typing import Any
 import onnx
 
 from onnx_attn.algebra.choose import IDENTITIES
-from onnx_attn.errors import InputError, UsageError, one_line
+from onnx_attn.errors import UsageError
 from onnx_attn.forms.adaptation import ISLANDS, PADDED, QUANTISED, island_name
 from onnx_attn.forms.placement import BIASES, SCALES, SPLITS, Placement
+from onnx_attn.json_file import read_json
 from onnx_attn.plan import RECOMPUTED, ROTARY, TOKENS_FIRST, Choice, Decision, Plan
 from onnx_attn.site import Verdict
 from onnx_attn.targets.editions import Target, parse_target
@@ -53,6 +53,9 @@ class ReadPlan:
     dynamic_batch: bool = False
 
 
+MOST_BYTES = 2**16
+
+
 def fingerprint(proto: onnx.ModelProto) -> str:
     """A digest of the graph's structure."""
     digest = hashlib.sha256()
@@ -61,7 +64,7 @@ def fingerprint(proto: onnx.ModelProto) -> str:
         digest.update(repr(parts).encode())
 
     for node in proto.graph.node:
-        attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+        attributes = sorted(map(_contents, node.attribute))
         add(node.domain, node.op_type, list(node.input), list(node.output), attributes)
     for value in (*proto.graph.input, *proto.graph.output):
         add(value.name, value.type.SerializeToString(deterministic=True))
@@ -70,6 +73,12 @@ def fingerprint(proto: onnx.ModelProto) -> str:
     for entry in proto.opset_import:
         add(entry.domain, entry.version)
     return digest.hexdigest()
+
+
+def _contents(attribute: onnx.AttributeProto) -> bytes:
+    """What is in an attribute; of a stored tensor, which may be large, a digest."""
+    contents = attribute.SerializeToString(deterministic=True)
+    return contents if len(contents) <= MOST_BYTES else hashlib.sha256(contents).digest()
 
 
 def plan_document(
@@ -109,15 +118,7 @@ def load_plan(plan: Document | str | Path) -> ReadPlan:
     """
     if not isinstance(plan, str | Path):
         return read_plan(plan, "plan")
-    try:
-        document = json.loads(Path(plan).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{plan}: the plan cannot be read ({one_line(error)}); write one with --write-plan") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{plan}: is no JSON ({one_line(error)}); write a plan with --write-plan and edit that"
-        ) from error
-    return read_plan(document, str(plan))
+    return read_plan(read_json(Path(plan), "a plan, as --write-plan writes it"), str(plan))
 
 
 def read_plan(document: Document, name: str) -> ReadPlan:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -12,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from onnx_attn.errors import OnnxAttnError, OutputError, UsageError, one_line, printable
+from onnx_attn.json_file import strict
 
 
 @contextmanager
@@ -71,7 +70,7 @@ def write_json(report: dict[str, Any], path: str | None) -> bool:
     """Write the report where it was asked for; True if that is stdout, which then holds nothing else."""
     if path is None:
         return False
-    text = json.dumps(_strict(report), indent=2, allow_nan=False)
+    text = json.dumps(strict(report), indent=2, allow_nan=False)
     if path == "-":
         print(text)
         return True
@@ -80,14 +79,3 @@ def write_json(report: dict[str, Any], path: str | None) -> bool:
     except OSError as error:
         raise OutputError(f"{path}: the report cannot be written ({one_line(error)}); choose another place") from error
     return False
-
-
-def _strict(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: null stands for them."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 
@@ -13,7 +14,8 @@ from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.plan import Decision
 from onnx_attn.prove.cut import Cutter, boundary, same_nodes
 from onnx_attn.prove.observed import Values, observe
-from onnx_attn.prove.site import prove_site
+from onnx_attn.prove.signature import signature
+from onnx_attn.prove.site import place_of, prove_site
 
 
 def write_sites(fusion: Fusion, names: Names, cutter: Cutter) -> set[str]:
@@ -43,26 +45,68 @@ def _write(fusion: Fusion, names: Names, decision: Decision, reserved: Set[str])
     return edit
 
 
-def prove_sites(fusion: Fusion, cutter: Cutter, names: Names, reserved: Set[str], inputs: Sequence[Values]) -> None:
+def prove_sites(
+    fusion: Fusion,
+    cutter: Cutter,
+    names: Names,
+    reserved: Set[str],
+    inputs: Sequence[Values],
+    budget: float | None = None,
+) -> None:
     """Prove every site, islands also on what the model computes from `inputs`; one that fails is written without algebra, then
-    without its island, before it is rolled back."""
+    without its island, before it is rolled back.
+
+    budget: seconds. One site of each signature is proved in any case; when the time is over, others take the certificate of the
+    one that is like them and say so, unless that failed.
+    """
     islands = [(d.site, e) for d in fusion.plan.decisions if (e := fusion.edits.get(d.key)) is not None and e.island]
     seen = observe(cutter, islands, inputs, fusion.name) if islands and inputs else []
-    for decision in fusion.plan.decisions:
-        edit = fusion.edits.get(decision.key)
-        if edit is None:
+    written = [decision for decision in fusion.plan.decisions if decision.key in fusion.edits]
+    start, proved = time.perf_counter(), dict[str, Decision]()
+    for decision, kind in (
+        _new_kinds_first(fusion, cutter, written) if budget is not None else ((d, "") for d in written)
+    ):
+        like = proved.get(kind) if budget is not None and time.perf_counter() - start > budget else None
+        if like is not None and like.key in fusion.edits and like.key not in fusion.left:
+            certificate = fusion.certificates[like.key]
+            quantised = certificate.between is not None and not certificate.between.extremes
+            between = place_of(fusion.view, decision.site, fusion.edits[decision.key], quantised)
+            fusion.certificates[decision.key] = replace(
+                certificate, cases=0, tried=(), between=between, like=like.site.name
+            )
             continue
-        certificate = prove_site(fusion.view, cutter, decision.site, edit, seen if edit.island else ())
-        for plainer, dropped in _plainer(decision, edit):
-            if certificate.ok or not certificate.provable:
-                break
-            fusion.change(plainer, dict.fromkeys(dropped, certificate.failure or ""))
-            names.unclaim(edit.nodes)
-            fusion.edits[decision.key] = edit = _write(fusion, names, plainer, reserved)
-            certificate = prove_site(fusion.view, cutter, decision.site, edit)
-        fusion.certificates[decision.key] = certificate
-        if not certificate.ok:
-            del fusion.edits[decision.key]
+        _prove(fusion, cutter, names, reserved, decision, seen)
+        proved.setdefault(kind, decision)
+
+
+def _new_kinds_first(fusion: Fusion, cutter: Cutter, written: Sequence[Decision]) -> Iterator[tuple[Decision, str]]:
+    """Decisions with their signatures, the first of each signature in front of all others."""
+    kinds = [signature(fusion.view, cutter, each.site, fusion.edits[each.key]) for each in written]
+    first = {kind: place for place, kind in reversed([*enumerate(kinds)])}
+    places = sorted(range(len(written)), key=lambda place: first[kinds[place]] != place)
+    return ((written[place], kinds[place]) for place in places)
+
+
+def _prove(
+    fusion: Fusion,
+    cutter: Cutter,
+    names: Names,
+    reserved: Set[str],
+    decision: Decision,
+    seen: Sequence[Values],
+) -> None:
+    edit = fusion.edits[decision.key]
+    certificate = prove_site(fusion.view, cutter, decision.site, edit, seen if edit.island else ())
+    for plainer, dropped in _plainer(decision, edit):
+        if certificate.ok or not certificate.provable:
+            break
+        fusion.change(plainer, dict.fromkeys(dropped, certificate.failure or ""))
+        names.unclaim(edit.nodes)
+        fusion.edits[decision.key] = edit = _write(fusion, names, plainer, reserved)
+        certificate = prove_site(fusion.view, cutter, decision.site, edit)
+    fusion.certificates[decision.key] = certificate
+    if not certificate.ok:
+        del fusion.edits[decision.key]
 
 
 def _plainer(decision: Decision, edit: SiteEdit) -> Iterator[tuple[Decision, Sequence[str]]]:

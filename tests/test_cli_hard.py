@@ -154,7 +154,7 @@ def test_fuse_json_is_strict_where_a_site_cannot_be_run(monkeypatch: pytest.Monk
     def cannot(*_: object) -> None:
         raise CannotRun("site: ONNX Runtime does not load the model")
 
-    monkeypatch.setattr("onnx_attn.prove.site.Session", cannot)
+    monkeypatch.setattr("onnx_attn.prove.judge.Session", cannot)
     report = json_of("fuse", SMALLEST, "-o", tmp_path / "fused.onnx")
     [candidate] = report["candidates"]
     assert (candidate["status"], candidate["code"], candidate["form"]) == ("refused", "unprovable-here", None)

@@ -16,8 +16,9 @@ from onnx_attn.forms.way import Way
 from onnx_attn.forms.write import write_site
 from onnx_attn.graph.edit import Names
 from onnx_attn.graph.view import GraphView
+from onnx_attn.prove.certificate import Certificate
 from onnx_attn.prove.cut import Cutter
-from onnx_attn.prove.site import Certificate, prove_site
+from onnx_attn.prove.site import prove_site
 from onnx_attn.prove.smooth import smoothed, unrounded
 from onnx_attn.recognize.candidates import recognize
 from onnx_attn.runtime import Session

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -62,6 +64,12 @@ class GraphView:
     def worlds(self) -> tuple[World, ...]:
         """Inferred on first use: a graph without candidates never pays for it."""
         return worlds_of(self.proto)
+
+    def in_worlds(self, worlds: Iterable[World]) -> GraphView:
+        """The same graph at other sizes."""
+        other = copy.copy(self)
+        other.__dict__["worlds"], other._shapes = tuple(worlds), {}
+        return other
 
     @property
     def is_inferred(self) -> bool:

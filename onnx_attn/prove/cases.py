@@ -1,8 +1,9 @@
-"""What a site is tried on: random values, large logits, and masks that block keys, whole rows, or nothing."""
+"""What a site is tried on: random values, large logits, masks that block keys, whole rows, or nothing, and in half precision the
+smallest numbers and the largest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx import helper
 
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
+from onnx_attn.prove.certificate import Between
 from onnx_attn.prove.cut import Cut
 from onnx_attn.runtime import SEED
 from onnx_attn.site import AttentionSite
@@ -19,6 +21,9 @@ from onnx_attn.views.trace import lowest
 from onnx_attn.views.uniform import uniform
 
 LARGE = 10.0
+HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+SMALLEST = -24.0
+"""The power of two that is half precision's smallest number."""
 
 
 @dataclass(frozen=True)
@@ -34,27 +39,39 @@ class Case:
     exact: bool
 
 
-def cases(view: GraphView, site: AttentionSite | None, cut: Cut, operator: bool = False) -> Iterator[Case]:
+def cases(view: GraphView, between: Between | None, cut: Cut, operator: bool = False) -> Iterator[Case]:
     """Every kind of case in every world (two batch sizes and lengths where these are dynamic). operator: the site is, or
-    becomes, the Attention operator. Without a site, those of what has no masks."""
-    # What is subtracted blocks by plus infinity.
-    terms, tensors = (site.masks, site.mask_tensors) if site is not None else ((), ())
-    signs = {real(view, term.mask).name: -1.0 if term.kind == "subtract" else 1.0 for term in terms if term.mask}
-    masks = {name: sign for name, sign in signs.items() if name in cut.inputs}
+    becomes, the Attention operator. Without the place of a site, those of what has no masks."""
+    place = between or Between((), ())
+    masks = {name: sign for name, sign in place.masks.items() if sign and name in cut.inputs}
     # Masks are tried with what is hard for them, whatever they are.
-    plain = [name for name in cut.inputs if name not in {real(view, mask).name for mask in tensors}]
+    plain = [name for name in cut.inputs if name not in place.masks]
     # Exponentials that overflow make NaN of large logits, which one softmax does not.
-    kinds = ["random"] if site is not None and site.overflows else ["random", "large"]
+    kinds = ["random"] if place.overflows else ["random", "large"]
     if masks:
         kinds += ["blocked", "row-inf", "row-lowest"]
+    if place.extremes and any(view.worlds[0].elem_type(each) in HALF for each in place.outputs):
+        kinds += ["extremes"]
     for number, world in enumerate(view.worlds):
         for order, kind in enumerate(kinds):
-            rng = np.random.default_rng([SEED, number, order])
-            inputs = {name: _value(rng, view, world, name, kind, masks.get(name)) for name in cut.inputs}
+            draw = _Draw(np.random.default_rng([SEED, number, order]), world, kind, place.values)
+            inputs = {name: draw.value(name, masks.get(name)) for name in cut.inputs}
             inputs |= {name: _known(world, name) for name in cut.known} | _decided(view, world, plain)
             # The Attention operator's float64 kernel answers NaN for a masked row where its other kernels answer 0.
             exact = not (operator and kind.startswith("row"))
             yield Case(f"{kind}@{number}", inputs, kind != "large", exact)
+
+
+def between_of(
+    view: GraphView, site: AttentionSite, start: Iterable[str], outputs: Sequence[str], extremes: bool = True
+) -> Between:
+    """Where a site lies, and how its masks block."""
+    masks = {real(view, mask).name: 0.0 for mask in site.mask_tensors}
+    # What is subtracted blocks by plus infinity.
+    masks |= {real(view, t.mask).name: -1.0 if t.kind == "subtract" else 1.0 for t in site.masks if t.mask is not None}
+    own = site.value.whole.source.name
+    alone = own not in (site.query.whole.source.name, site.key.whole.source.name) and site.projection is None
+    return Between(tuple(sorted(start)), tuple(outputs), masks, own if alone else "", site.overflows, extremes)
 
 
 def _decided(view: GraphView, world: World, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -77,31 +94,45 @@ def _known(world: World, name: str) -> np.ndarray:
     return value.astype(np.float64) if np.dtype(value.dtype).kind == "f" else value
 
 
-def _value(
-    rng: np.random.Generator, view: GraphView, world: World, name: str, kind: str, sign: float | None
-) -> np.ndarray:
-    shape, elem_type = world.shape(name), view.worlds[0].elem_type(name)
-    if shape is None:
-        raise ValueError(f"the shape of '{name}' is not known")
-    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
-    if elem_type == onnx.TensorProto.BOOL:
-        allowed = rng.random(shape) < 0.6
-        if allowed.ndim >= 1:
-            allowed[..., 0] = True
-        if kind.startswith("row") and allowed.ndim >= 1:
-            allowed.reshape(-1, allowed.shape[-1])[0] = False
-        return np.asarray(allowed)
-    if np.issubdtype(dtype, np.integer):
-        return rng.integers(0, 2, shape).astype(dtype)
-    values = rng.standard_normal(shape)
-    if sign is not None:
-        return np.asarray(sign * _mask(rng, np.asarray(values), kind, elem_type))
-    return values * (LARGE if kind == "large" else 1.0)
+@dataclass(frozen=True)
+class _Draw:
+    """Random values of one kind at the sizes of one world."""
+
+    rng: np.random.Generator
+    world: World
+    kind: str
+    values: str
+
+    def value(self, name: str, sign: float | None) -> np.ndarray:
+        """sign: of a mask that blocks."""
+        shape, elem_type = self.world.shape(name), self.world.elem_type(name)
+        if shape is None:
+            raise ValueError(f"the shape of '{name}' is not known")
+        dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+        if elem_type == onnx.TensorProto.BOOL:
+            allowed = self.rng.random(shape) < 0.6
+            if allowed.ndim >= 1:
+                allowed[..., 0] = True
+            if self.kind.startswith("row") and allowed.ndim >= 1:
+                allowed.reshape(-1, allowed.shape[-1])[0] = False
+            return np.asarray(allowed)
+        if np.issubdtype(dtype, np.integer):
+            return self.rng.integers(0, 2, shape).astype(dtype)
+        values = self.rng.standard_normal(shape)
+        if sign is not None:
+            return np.asarray(sign * _mask(self.rng, np.asarray(values), self.kind, elem_type))
+        if self.kind == "extremes":
+            return np.asarray(np.sign(values) * 2 ** self.rng.uniform(SMALLEST, self._largest(name), shape))
+        return values * (LARGE if self.kind == "large" else 1.0)
+
+    def _largest(self, name: str) -> float:
+        """As a power of two: of V what half precision holds; else so that logits stay ordinary."""
+        return 15.0 if name == self.values else 1.0
 
 
 def _mask(rng: np.random.Generator, values: np.ndarray, kind: str, elem_type: int) -> np.ndarray:
     """An additive mask `(…, Sq, Sk)` or a broadcast form: all keys of one row blocked (`row-…`), elsewhere some."""
-    if kind in ("random", "large"):
+    if kind in ("random", "large", "extremes"):
         return values
     blocked = np.where(rng.random(values.shape) < 0.4, -np.inf, 0.0)
     if blocked.ndim == 0:

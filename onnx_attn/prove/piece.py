@@ -8,11 +8,11 @@ from onnx import helper
 
 from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
-from onnx_attn.prove.cases import cases
+from onnx_attn.prove.cases import between_of, cases
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.flips import compare
-from onnx_attn.prove.site import run_pair, type_name, typed_case, union_of
+from onnx_attn.prove.judge import run_pair, type_name, typed_case, union_of
 from onnx_attn.runtime import CannotRun, Session
 from onnx_attn.site import AttentionSite
 
@@ -29,7 +29,8 @@ def prove_piece(view: GraphView, cutter: Cutter, edit: SiteEdit, site: Attention
     rtol = RTOL[type_name(view, site) if site is not None else dtype.name]
     try:
         sessions = [Session(cut.model, edit.site) for cut in cuts]
-        for case in cases(view, site, union_of(*cuts)):
+        between = between_of(view, site, start, outputs) if site is not None else None
+        for case in cases(view, between, union_of(*cuts)):
             if site is not None and not case.own:
                 continue
             found = compare(*run_pair(sessions, cuts, typed_case(view, case)))

@@ -11,8 +11,9 @@ from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation
 from onnx_attn.fusion import Fusion
 from onnx_attn.graph.view import GraphView
 from onnx_attn.plan import Decision, Plan
+from onnx_attn.prove.certificate import Between, Certificate, Errors, Tried
 from onnx_attn.prove.compare import Difference
-from onnx_attn.prove.site import Certificate
+from onnx_attn.prove.recheck import Rechecked
 from onnx_attn.prove.whole import WholeProof
 from onnx_attn.recognize.causality import blocks_later_keys
 from onnx_attn.recognize.rotary import Rotary, read_rotary
@@ -137,7 +138,7 @@ def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Deci
         "folded": [list(fusion.view.worlds[0].shape(name) or ()) for name in edit.folded] if edit is not None else [],
         "unpacked_because": entry.unpacked,
         "notes": list(entry.site.notes),
-        "certificate": _certificate(certificate),
+        "certificate": _certificate(certificate, fusion.view),
     }
 
 
@@ -201,7 +202,7 @@ def _verdict(verdict: Verdict | None) -> dict[str, Any]:
     return {"code": verdict.code, "node": verdict.node, "reason": verdict.reason, "remedy": verdict.remedy}
 
 
-def _certificate(certificate: Certificate | None) -> dict[str, Any] | None:
+def _certificate(certificate: Certificate | None, view: GraphView) -> dict[str, Any] | None:
     if certificate is None:
         return None
     return {
@@ -209,18 +210,45 @@ def _certificate(certificate: Certificate | None) -> dict[str, Any] | None:
         **_difference(certificate.own),
         "cases": certificate.cases,
         "float64": _difference(certificate.exact),
-        "error_against_float64": _errors(certificate),
+        "error_against_float64": _errors(certificate.errors),
         "bound": certificate.bound,
         "large_logits": _difference(certificate.large) if certificate.large is not None else None,
         "failure": certificate.failure,
+        "like": certificate.like,
+        "reduced": {str(size): shorter for size, shorter in certificate.reduced.items()}
+        if certificate.reduced
+        else None,
+        "sizes": [dict(world.sizes) for world in view.worlds],
+        "inputs": [_tried(each) for each in certificate.tried],
+        "between": _between(certificate.between) if certificate.between is not None else None,
     }
 
 
-def _errors(certificate: Certificate) -> dict[str, dict[str, float]] | None:
-    """Of a site whose weights were rounded anew: its own distance from the truth, beside the original's."""
-    if certificate.errors is None:
+def _tried(tried: Tried) -> dict[str, Any]:
+    """One case: its kind, at the sizes of this number, and how far it is off."""
+    kind, _, number = tried.case.partition("@")
+    before, after = tried.errors if tried.errors is not None else (None, None)
+    told = {"max_rel": tried.own, "float64": tried.exact, "error_before": before, "error_after": after}
+    return {"kind": kind, "at": int(number), **{key: each.max_rel if each else None for key, each in told.items()}}
+
+
+def _between(between: Between) -> dict[str, Any]:
+    """The values that the site lies between, which the model has before and after: what `verify --certificate` cuts out again."""
+    return {
+        "start": list(between.start),
+        "outputs": list(between.outputs),
+        "masks": dict(between.masks),
+        "values": between.values,
+        "overflows": between.overflows,
+        "extremes": between.extremes,
+    }
+
+
+def _errors(errors: Errors | None) -> dict[str, dict[str, float]] | None:
+    """A site's own distance from the truth, beside the original's."""
+    if errors is None:
         return None
-    before, after = certificate.errors
+    before, after = errors
     return {"before": _difference(before), "after": _difference(after)}
 
 
@@ -228,18 +256,36 @@ def _difference(found: Difference) -> dict[str, float]:
     return {"max_abs": found.max_abs, "max_rel": found.max_rel}
 
 
+def _rechecked(found: Rechecked) -> dict[str, Any]:
+    return {
+        "site": found.site,
+        "softmax": found.softmax,
+        "ok": found.ok,
+        "cases": found.cases,
+        **(_difference(found.own) if found.own is not None else dict.fromkeys(("max_abs", "max_rel"))),
+        "bound": found.bound,
+        "error_against_float64": _errors(found.errors),
+        "reason": found.reason,
+    }
+
+
 def verification(
-    first: str, second: str, found: WholeProof, cases: Sequence[Mapping[str, np.ndarray]]
+    first: str,
+    second: str,
+    found: WholeProof,
+    cases: Sequence[Mapping[str, np.ndarray]],
+    checked: Sequence[Rechecked] | None = None,
 ) -> dict[str, Any]:
-    """The report of `verify`."""
+    """The report of `verify`. checked: what became of certificates."""
     return {
         "a": first,
         "b": second,
         **_difference(found.worst),
-        "ok": found.ok,
+        "ok": found.ok and all(each.ok is not False for each in checked or ()),
         "cases": found.cases,
         "rtol": found.rtol,
         "atol": found.atol,
+        "certificates": [_rechecked(each) for each in checked] if checked is not None else None,
         "shapes": [{name: list(value.shape) for name, value in case.items()} for case in cases],
         "outputs": [
             {"name": name, **_difference(each), "agrees": each.agrees, "ok": name not in found.failing}

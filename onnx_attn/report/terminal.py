@@ -46,6 +46,7 @@ def show_fusion(report: Report, output: str, console: Console) -> None:
         console.print("nothing to change")
     show_removed(report["stats"], console)
     console.print(f"proof   {_proof_line(report)}")
+    _show_truth(report, console)
     seconds = report["seconds"]
     phases = ", ".join(f"{phase} {time:.2f}" for phase, time in seconds.items())
     console.print(f"seconds {sum(seconds.values()):.2f} ({phases})")
@@ -63,6 +64,7 @@ def show_expansion(report: Report, output: str, console: Console) -> None:
         console.print(f"opset   {' → '.join(map(str, report['opset_raised']))}")
     console.print(f"nodes   {report['nodes_before']} → {report['nodes_after']}")
     console.print(f"proof   {_proof_line(report)}")
+    _show_truth(report, console)
     console.print(f"wrote   {escape(output)}")
 
 
@@ -89,9 +91,26 @@ def show_verification(report: Report, console: Console) -> None:
     for shapes in report["shapes"]:
         inputs = (f"{escape(name)} {'×'.join(map(str, shape))}" for name, shape in shapes.items())
         console.print(f"inputs  {', '.join(inputs)}")
+    for each in report["certificates"] or ():
+        _show_rechecked(each, console)
     verdict = "[green]the same[/]" if report["ok"] else "[bold red]different[/]"
     console.print(
         f"{verdict}: {_count(report['cases'], 'case')}, max_rel {report['max_rel']:.1e}, allowed {report['rtol']:.0e}"
+    )
+
+
+def _show_rechecked(found: Report, console: Console) -> None:
+    name = f"{found['site']} ({escape(found['softmax'])})"
+    if found["ok"] is None:
+        console.print(f"{name} [yellow]not checked by itself[/]: {escape(found['reason'])}")
+        return
+    verdict = "[green]holds[/]" if found["ok"] else "[bold red]DOES NOT HOLD[/]"
+    truth = found["error_against_float64"]
+    told = (
+        f"; off float64 by {truth['after']['max_rel']:.1e}, before by {truth['before']['max_rel']:.1e}" if truth else ""
+    )
+    console.print(
+        f"{name} {verdict}: {_count(found['cases'], 'case')}, max_rel {found['max_rel']:.1e}, allowed {found['bound']:.0e}{told}"
     )
 
 
@@ -245,11 +264,24 @@ def _proof_line(report: Report) -> str:
         return f"none: {report['proof_left']}"
     if not proof["cases"]:
         return "not needed, nothing was changed"
-    cases = sum(certificate["cases"] for certificate in _certificates(report))
+    certificates = _certificates(report)
+    cases, alike = sum(each["cases"] for each in certificates), sum(each["like"] is not None for each in certificates)
     return (
         f"whole model max_rel {proof['max_rel']:.1e} on {_count(proof['cases'], 'input set')} (allowed {proof['rtol']:.0e}); "
-        f"{_count(cases, 'case')} on the sites"
+        f"{_count(cases, 'case')} on the sites" + (f", {_count(alike, 'site')} by another like it" if alike else "")
     )
+
+
+def _show_truth(report: Report, console: Console) -> None:
+    """How far sites are from float64, before and after: the worst of each."""
+    told = [each["error_against_float64"] for each in _certificates(report) if each["error_against_float64"]]
+    if told:
+        before, after = (max(each[when]["max_rel"] for each in told) for when in ("before", "after"))
+        shorter = {length: to for each in _certificates(report) for length, to in (each["reduced"] or {}).items()}
+        if shorter:
+            lengths = ", ".join(f"{length} → {to}" for length, to in shorter.items())
+            console.print(f"        sites too large to be run as they are were run with shorter lengths: {lengths}")
+        console.print(f"        against float64 sites are off by {after:.1e} at most, as exported by {before:.1e}")
 
 
 def _certificates(report: Report) -> list[Report]:
