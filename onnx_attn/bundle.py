@@ -11,7 +11,6 @@ import math
 import platform
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from onnx_attn.graph.edit import subgraphs
+from onnx_attn.graph.everywhere import all_graphs, all_nodes, all_tensors
 from onnx_attn.graph.load import Loaded, copied
 from onnx_attn.graph.save import check_output, commit, staged
 from onnx_attn.graph.weights import bring_in, declared_bytes, refer, to_array
@@ -76,39 +75,28 @@ def _without_weights(model: onnx.ModelProto) -> int:
     """Fill what is secret with other numbers, which lie outside the file once for all; returns how many bytes of them."""
     del model.metadata_props[:], model.training_info[:]
     model.doc_string = model.producer_version = ""
-    largest = 0
-    for graph in _graphs(model):
-        graph.doc_string = ""
-        for tensor in graph.initializer:
-            if size := _secret(tensor):
-                _empty(tensor)
-                refer(tensor, DATA, 0, size)
-                largest = max(largest, size)
-        _clear_nodes(graph.node)
-    for function in model.functions:
-        function.doc_string = ""
-        _clear_nodes(function.node)
-    return largest
-
-
-def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    queue = [model.graph]
-    nodes = [node for function in model.functions for node in function.node]
-    queue += [inner for node in nodes for inner in subgraphs(node)]
-    while queue:
-        graph = queue.pop()
-        yield graph
-        queue += [inner for node in graph.node for inner in subgraphs(node)]
-
-
-def _clear_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
-    for node in nodes:
-        node.doc_string = ""
-        del node.metadata_props[:]
+    graphs, largest = list(all_graphs(model)), 0
+    # Kept, so that the ids stay their own. Where the numbers of a sparse tensor stand is structure.
+    initializers = [tensor for graph in graphs for tensor in graph.initializer]
+    indices = [sparse.indices for graph in graphs for sparse in graph.sparse_initializer]
+    apart, places = set(map(id, initializers)), set(map(id, indices))
+    for tensor in list(all_tensors(model)):
+        size = _secret(tensor) if id(tensor) not in places else 0
+        if size and id(tensor) in apart:
+            _empty(tensor)
+            refer(tensor, DATA, 0, size)
+            largest = max(largest, size)
+        elif size:
+            _empty(tensor)
+            tensor.raw_data = (FILLER * (size // len(FILLER) + 1))[:size]
+    for described in (*graphs, *model.functions, *all_nodes(model)):
+        described.doc_string = ""
+        del described.metadata_props[:]
+    for node in all_nodes(model):
         for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR and (size := _secret(attribute.t)):
-                _empty(attribute.t)
-                attribute.t.raw_data = (FILLER * (size // len(FILLER) + 1))[:size]
+            if len(attribute.floats) > FEW:
+                attribute.floats[:] = [1.0 / (1 + place % 7) for place in range(len(attribute.floats))]
+    return largest
 
 
 def _secret(tensor: TensorProto) -> int:

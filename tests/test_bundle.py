@@ -45,7 +45,11 @@ def test_no_weight_is_in_it(tmp_path: Path) -> None:
     model.graph.initializer.append(numpy_helper.from_array(secret, "secret_initializer"))
     constant = onnx.helper.make_node("Constant", [], ["secret_constant"], value=numpy_helper.from_array(secret))
     typed = onnx.helper.make_tensor("typed", onnx.TensorProto.FLOAT, [120], secret.reshape(-1))
-    model.graph.node.extend([constant, onnx.helper.make_node("Constant", [], ["secret_typed"], value=typed)])
+    floats = onnx.helper.make_node("Constant", [], ["secret_floats"], value_floats=secret[0].tolist())
+    model.graph.node.extend([constant, floats, onnx.helper.make_node("Constant", [], ["secret_typed"], value=typed)])
+    places = numpy_helper.from_array(np.arange(40), "places")
+    values = numpy_helper.from_array(secret[1], "secret_sparse")
+    model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, places, [100]))
     model.metadata_props.add(key="path", value="/home/somebody/secret")
     model.graph.doc_string = "/home/somebody/secret"
     onnx.save(model, tmp_path / "m.onnx")

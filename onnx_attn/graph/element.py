@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from onnx import TensorProto, helper
+from functools import cache
 
-BITS: dict[int, int] = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT4E2M1: 4}
-"""Types of less than a byte."""
+import ml_dtypes
+import numpy as np
+from onnx import helper
+
+
+@cache
+def bits_of(elem_type: int) -> int | None:
+    """Of one element as a file has it: numpy gives four and two bits a byte each. None for a type of no fixed size."""
+    try:
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(elem_type))
+    except (KeyError, TypeError, ValueError):
+        return None
+    if dtype.kind == "O":
+        return None
+    for info in (ml_dtypes.iinfo, ml_dtypes.finfo):
+        try:
+            return int(info(dtype).bits)
+        except ValueError:
+            continue
+    return dtype.itemsize * 8
 
 
 def bytes_of(elem_type: int, elements: int) -> int:
-    """Those of a packed tensor."""
-    if elem_type in BITS:
-        return (elements * BITS[elem_type] + 7) // 8
-    return elements * int(helper.tensor_dtype_to_np_dtype(elem_type).itemsize)
+    """Those of a packed tensor, of a type that has a size."""
+    bits = bits_of(elem_type)
+    if bits is None:
+        raise ValueError(f"elements of type {elem_type} have no fixed size")
+    return -(-elements * bits // 8)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 
 from onnx_attn.errors import InputError, printable
+from onnx_attn.graph.everywhere import all_tensors
 from onnx_attn.graph.slim import SMALL
 from onnx_attn.graph.weights import PROTOBUF_LIMIT, SMALLEST_EXTERNAL, bring_in, declared_bytes, is_apart, refer
 
@@ -136,34 +136,3 @@ def _size_of_file(place: Path, folder: Path) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise _Refused(f"'{told}', which is no plain file; put the data file itself into the model's folder")
     return found.st_size
-
-
-def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that a model holds, wherever: in bodies, functions, attributes, training info and sparse ones too."""
-    graphs = [proto.graph]
-    for training in proto.training_info:
-        graphs += [training.initialization, training.algorithm]
-    nodes = [node for function in proto.functions for node in function.node]
-    while graphs or nodes:
-        if graphs:
-            graph = graphs.pop()
-            yield from graph.initializer
-            yield from _of_sparse(graph.sparse_initializer)
-            nodes.extend(graph.node)
-            continue
-        for attribute in nodes.pop().attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            if attribute.HasField("sparse_tensor"):
-                yield from _of_sparse([attribute.sparse_tensor])
-            yield from _of_sparse(attribute.sparse_tensors)
-            if attribute.HasField("g"):
-                graphs.append(attribute.g)
-            graphs.extend(attribute.graphs)
-
-
-def _of_sparse(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProto]:
-    for sparse in tensors:
-        yield sparse.values
-        yield sparse.indices

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import onnx
 from onnx import AttributeProto, TensorProto, numpy_helper
 
-from onnx_attn.graph.edit import subgraphs
 from onnx_attn.graph.element import bytes_of
+from onnx_attn.graph.everywhere import all_graphs, all_nodes
 
 ELEMENTS = frozenset(TensorProto.DataType.values())
 
@@ -21,10 +20,10 @@ def unreadable(proto: onnx.ModelProto) -> str | None:
         domain = "" if entry.domain == "ai.onnx" else entry.domain
         if versions.setdefault(domain, entry.version) != entry.version:
             return f"it imports two versions of the domain '{domain or 'ai.onnx'}'"
-    for graph in _graphs(proto):
+    for graph in all_graphs(proto):
         if (reason := _unreadable_values(graph)) is not None:
             return reason
-    for node in _nodes(proto):
+    for node in all_nodes(proto):
         names = (node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute))
         if not all(isinstance(name, str) for name in names):
             return _NO_TEXT
@@ -78,21 +77,3 @@ def _has_more_data(tensor: TensorProto) -> bool:
         return len(tensor.raw_data) > size
     # Beside the data there are but names and numbers of a shape.
     return tensor.ByteSize() > size + LARGE
-
-
-def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The main graph, and all bodies."""
-    yield proto.graph
-    for node in _nodes(proto):
-        if node.attribute:
-            yield from subgraphs(node)
-
-
-def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node of the model, in bodies and functions too."""
-    stack = [proto.graph.node, *(function.node for function in proto.functions)]
-    while stack:
-        for node in stack.pop():
-            yield node
-            if node.attribute:
-                stack.extend(graph.node for graph in subgraphs(node))

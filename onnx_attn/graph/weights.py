@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
@@ -21,6 +19,7 @@ from onnx import helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnx_attn.errors import InputError, OutputError, one_line
+from onnx_attn.graph.element import bits_of, bytes_of
 
 PROTOBUF_LIMIT = 2**31 - 1
 """Bytes of the largest message that can be written."""
@@ -73,23 +72,9 @@ def is_past(model: onnx.ModelProto, limit: int) -> bool:
 
 def declared_bytes(tensor: onnx.TensorProto) -> int | None:
     """Bytes that type and dimensions ask for; None where the type has no fixed size, or a dimension is negative."""
-    if any(dim < 0 for dim in tensor.dims):
+    if any(dim < 0 for dim in tensor.dims) or bits_of(tensor.data_type) is None:
         return None
-    try:
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    except (KeyError, TypeError, ValueError):
-        return None
-    if dtype.kind == "O":
-        return None
-    return -(-math.prod(tensor.dims) * _bits(dtype) // 8)
-
-
-def _bits(dtype: np.dtype) -> int:
-    """Of one element as a file has it: numpy gives those of four and of two bits a byte each."""
-    for info in (ml_dtypes.iinfo, ml_dtypes.finfo) if dtype.itemsize == 1 else ():
-        with suppress(ValueError):
-            return int(info(dtype).bits)
-    return dtype.itemsize * 8
+    return bytes_of(tensor.data_type, math.prod(tensor.dims))
 
 
 def chunks(tensor: onnx.TensorProto) -> Iterator[bytes]:
@@ -115,7 +100,7 @@ def to_array(tensor: onnx.TensorProto) -> np.ndarray:
         return numpy_helper.to_array(tensor)
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
     data = b"".join(_read(tensor))
-    if dtype.newbyteorder("<") != dtype or _bits(dtype) != 8 * dtype.itemsize:
+    if dtype.newbyteorder("<") != dtype or bits_of(tensor.data_type) != 8 * dtype.itemsize:
         return numpy_helper.to_array(_inner(tensor, data))
     return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
 
@@ -125,7 +110,7 @@ def put_apart(array: np.ndarray, name: str, path: Path) -> onnx.TensorProto:
 
     Raises OutputError where the file cannot be written.
     """
-    if _bits(array.dtype) != 8 * array.dtype.itemsize:
+    if bits_of(helper.np_dtype_to_tensor_dtype(array.dtype)) != 8 * array.dtype.itemsize:
         return numpy_helper.from_array(array, name)
     tensor = onnx.TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
     try:
