@@ -35,7 +35,8 @@ def write_sites(fusion: Fusion, names: Names, cutter: Cutter) -> set[str]:
 
 def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:
     start = boundary(cutter.view, decision.site, edit).difference(edit.outputs)
-    return same_nodes(cutter.cut(edit.outputs, start), cutter.cut(edit.outputs, start, edit))
+    before, after = (cutter.cut(edit.outputs, start, each, varying=False) for each in (None, edit))
+    return same_nodes(before, after)
 
 
 def _write(fusion: Fusion, names: Names, decision: Decision, reserved: Set[str]) -> SiteEdit:

@@ -289,12 +289,13 @@ def test_bfloat16_is_fused_though_no_kernel_here_runs_it() -> None:
 
 def test_site_that_cannot_be_run_here_is_refused_as_unprovable(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime that refuses to open a model stands for kernels that this machine lacks."""
-    from onnx_attn.prove import site
+    from onnx_attn.prove import judge
+    from onnx_attn.runtime import CannotRun
 
     def refuse(*_: Any) -> None:
-        raise site.CannotRun("no kernel here")
+        raise CannotRun("no kernel here")
 
-    monkeypatch.setattr(site, "Session", refuse)
+    monkeypatch.setattr(judge, "Session", refuse)
     model = small_site()
     report = onnx_attn.fuse(model).report
     assert [(c["status"], c["code"], c["form"]) for c in report["candidates"]] == [("refused", "unprovable-here", None)]

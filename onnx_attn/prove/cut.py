@@ -92,11 +92,13 @@ class Cutter:
         edit: SiteEdit | None = None,
         kinds: str = "iu",
         fixed: Mapping[str, onnx.TensorProto] | None = None,
+        varying: bool = True,
     ) -> Cut:
         """The nodes from `start` to `outputs`, those of `edit` in place of the original's where it is given.
 
         kinds: the kinds of numpy types (`iu`: whole numbers, `f`: floats) whose known small values become inputs.
-        fixed: values that take the place of the nodes that compute them.
+        fixed: values that take the place of the nodes that compute them. varying: known values that differ from world to world
+        become inputs too; else they are computed.
         """
         producers, rank, weights = self._overlay(edit)
         weights = ChainMap(dict(fixed or {}), weights)
@@ -114,7 +116,7 @@ class Cutter:
                 used[name] = weights[name]
             elif name in start or name not in producers:
                 free[name] = None
-            elif name not in outputs and self._is_known(name, kinds):
+            elif name not in outputs and self._is_known(name, kinds, varying):
                 value = self.view.constant_of(name)
                 if value is not None and value.dtype.kind in "iu":  # Some operators want whole numbers as constants.
                     used[name] = numpy_helper.from_array(value, name)
@@ -141,8 +143,10 @@ class Cutter:
         weights = {tensor.name: tensor for tensor in edit.initializers}
         return ChainMap(producers, self._producers), ChainMap(rank, self._rank), ChainMap(weights, self._weights)
 
-    def _is_known(self, name: str, kinds: str) -> bool:
+    def _is_known(self, name: str, kinds: str, varying: bool) -> bool:
         values = [world.value(name) for world in self.view.worlds]
+        if not varying and self.view.constant_of(name) is None:
+            return False
         return all(value is not None and value.dtype.kind in kinds for value in values)
 
     def _typed(self, name: str) -> onnx.ValueInfoProto:
