@@ -12,7 +12,6 @@ pytestmark = pytest.mark.live
 pytest.importorskip("torch")
 
 LOOPS = (
-    ("mistral", "dynamo", 23, "sdpa"),
     ("llama", "torchscript", 17, "sdpa"),
     ("falcon", "torchscript", 17, "eager"),
     ("phi_continue", "dynamo", 18, "sdpa"),
