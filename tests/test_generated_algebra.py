@@ -16,7 +16,7 @@ APPLIED: dict[str, int] = {}
 """How often each identity was applied: that none is tried in vain."""
 
 
-@settings(max_examples=90, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(spellings(), st.booleans(), st.sampled_from(["auto", "primitives"]))
 def each_spelling(spelling: Knobs, dynamic: bool, form: str) -> None:
     """In float64, where an identity that does not hold stands out from rounding by ten orders of magnitude."""
