@@ -207,11 +207,9 @@ def verify(
             show_verification(report, console())
         if not report["ok"]:
             failed = [each["site"] for each in report["certificates"] or () if each["ok"] is False]
-            raise DifferenceError(
-                f"{b}: differs from {a} "
-                + (f"at {', '.join(failed)}, whose certificate does not hold" if failed else "")
-                + ("" if failed else f"(max_rel {report['max_rel']:.1e}, allowed {report['rtol']:.0e})")
-            )
+            by = f"(max_rel {report['max_rel']:.1e}, allowed {report['rtol']:.0e})"
+            at = f"at {', '.join(failed)}, whose certificate does not hold"
+            raise DifferenceError(f"{b}: differs from {a} {at if failed else by}")
 
 
 @app.command()

@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_attn.errors import InputError, UsageError, one_line, printable
-from onnx_attn.graph.external import all_tensors
+from onnx_attn.graph.everywhere import all_tensors
 from onnx_attn.graph.load import Loaded, check, load
 from onnx_attn.graph.weights import is_apart
 

@@ -123,6 +123,11 @@ class Block:
     body: Body
 
 
+def is_nested(entries: Sequence[object]) -> bool:
+    """Whether attention was found in bodies of If, Loop or Scan."""
+    return any(isinstance(entry, Verdict) and entry.code == "nested-graph" for entry in entries)
+
+
 def blocks(model: onnx.ModelProto, worlds: Collection[World], entries: Sequence[object]) -> list[Block]:
     """The bodies of `model` in which attention was found, with the places of their candidates among `entries`."""
     found = []

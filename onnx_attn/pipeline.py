@@ -25,18 +25,9 @@ from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import opset_of, raise_opset
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
-from onnx_attn.nested import (
-    Block,
-    blocks,
-    counted,
-    merged,
-    replace_bodies,
-)
+from onnx_attn.nested import Block, blocks, counted, is_nested, merged, replace_bodies
 from onnx_attn.options import Options
-from onnx_attn.plan import (
-    Plan,
-    make_plan,
-)
+from onnx_attn.plan import Plan, make_plan
 from onnx_attn.plan_file import plan_document
 from onnx_attn.prepared import Prepared, prepared, stats_of
 from onnx_attn.prove.compare import RTOL
@@ -97,10 +88,6 @@ def inspect_model(loaded: Loaded, target: Target) -> Report:
     return report
 
 
-def _is_nested(entries: Sequence[object]) -> bool:
-    return any(isinstance(entry, Verdict) and entry.code == "nested-graph" for entry in entries)
-
-
 @contextmanager
 def _without_collector() -> Iterator[None]:
     """A graph is a million small objects that all stay: the collector would walk them again and again for nothing, which
@@ -125,7 +112,7 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     with fusion.clock("apply"):
         names = Names(ready.loaded.proto, options.outer or (), ready.loaded.made)
         reserved = write_sites(fusion, names, cutter)
-    nested = _is_nested(fusion.plan.entries)
+    nested = is_nested(fusion.plan.entries)
     tried = left is None and options.outer is None and (fusion.edits or nested or ready.changed)
     inputs = (ready.calls or _trial_inputs(fusion)) if tried else []
     whole = _batch_inputs(fusion, varied) if options.verify and varied is not None else inputs
@@ -143,16 +130,20 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     changed = bool(fusion.edits) or inner_changed or finished or ready.changed or (ready.spelled and bool(fusion.kept))
     if not changed:  # What was raised or inlined for nothing is not delivered.
         fusion.opsets, fusion.nodes_after = fusion.opsets[:1], ready.nodes
-    trial = _trial(fusion, ready.found, model, whole, left, options)
+    scores = max((scores_bytes(view, decision.site) for decision in fusion.plan.decisions), default=0)
+    left = left or options.why_too_large(scores // 2)  # In float32; `scores_bytes` tells of float64.
+    rtol = max(default_rtol([model]), _island_rtol(fusion.plan, options))
+    slices = (_slices_of(varied), WHOLE) if varied is not None else (WHOLE, WHOLE)
+    trial = Trial(loaded.name, changed, whole, rtol, _document(fusion, ready.found, options), slices, left)
     with fusion.clock("stats"):
         after = stats_of(Loaded(model, loaded.name), view, options, candidates) if changed else ready.stats
     report = fusion_report(fusion)
-    report["proof_left"] = trial.left
+    report["proof_left"] = left
     report["stats"] = compared(ready.stats, after) if ready.stats and after else None
     report["candidates"] = merged(report["candidates"], inner)
     counted(report)
     _check_expectation(loaded.name, report, options)
-    return report, replace(trial, changed=changed), model
+    return report, trial, model
 
 
 def _planned(ready: Prepared, name: str, cutter: Cutter, options: Options) -> Fusion:
@@ -172,22 +163,10 @@ def _planned(ready: Prepared, name: str, cutter: Cutter, options: Options) -> Fu
     return fusion
 
 
-def _trial(
-    fusion: Fusion,
-    found: str,
-    model: onnx.ModelProto,
-    inputs: list[dict[str, np.ndarray]],
-    left: str | None,
-    options: Options,
-) -> Trial:
-    """found: the fingerprint of the model as it was. left: why it is not to be run whole."""
-    varied, told = fusion.varied, fusion.search.document if fusion.search is not None else None
-    document = plan_document(fusion.name, found, options.target, fusion.plan, told, varied is not None)
-    rtol = max(default_rtol([model]), _island_rtol(fusion.plan, options))
-    slices = (_slices_of(varied), WHOLE) if varied is not None else (WHOLE, WHOLE)
-    # In float32; `scores_bytes` tells of float64.
-    scores = max((scores_bytes(fusion.view, decision.site) // 2 for decision in fusion.plan.decisions), default=0)
-    return Trial(fusion.name, True, inputs, rtol, document, slices, left or options.why_too_large(scores))
+def _document(fusion: Fusion, found: str, options: Options) -> PlanDocument:
+    """What was decided, of a model whose fingerprint was `found`."""
+    told = fusion.search.document if fusion.search is not None else None
+    return plan_document(fusion.name, found, options.target, fusion.plan, told, fusion.varied is not None)
 
 
 def _finish_expansion(name: str, model: onnx.ModelProto, options: Options) -> bool:

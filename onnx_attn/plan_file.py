@@ -54,6 +54,7 @@ class ReadPlan:
 
 
 MOST_BYTES = 2**16
+"""Of an attribute that is told as it is."""
 
 
 def fingerprint(proto: onnx.ModelProto) -> str:

@@ -9,13 +9,13 @@ from onnx_attn.errors import UsageError
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import LEAST_OPSET, raise_opset
 from onnx_attn.graph.view import GraphView
-from onnx_attn.nested import Block, blocks, with_calls_inlined, with_functions_inlined, with_windows_inlined
+from onnx_attn.nested import Block, blocks, is_nested, with_calls_inlined, with_functions_inlined, with_windows_inlined
 from onnx_attn.operators.microsoft.model import Outcome, without_microsoft
 from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.options import Address
 from onnx_attn.plan import Choice, has_sites, is_attention
 from onnx_attn.prepared import has_runtime_operators, keeps_runtime_operators
-from onnx_attn.site import Candidate, Verdict
+from onnx_attn.site import Candidate
 from onnx_attn.targets.editions import Target
 
 
@@ -31,8 +31,7 @@ class Reading:
     @property
     def blocks(self) -> list[Block]:
         """The bodies of If, Loop and Scan in which attention lies."""
-        nested = any(isinstance(each, Verdict) and each.code == "nested-graph" for each in self.candidates)
-        return blocks(self.loaded.proto, self.view.worlds, self.candidates) if nested else []
+        return blocks(self.loaded.proto, self.view.worlds, self.candidates) if is_nested(self.candidates) else []
 
 
 def read_model(loaded: Loaded, target: Target) -> Reading:
@@ -85,10 +84,10 @@ def find_sites(loaded: Loaded, target: Target) -> list[Found]:
 
 def site_of(site: str, found: Sequence[Found]) -> Found:
     """The site of an id of `inspect`. Raises UsageError where there is none."""
-    number = site.removeprefix("site-")
-    if site == number or not number.isdecimal() or int(number) >= len(found):
+    ids = {f"site-{number}": each for number, each in enumerate(found)}
+    if site not in ids:
         raise UsageError(f"the model has no '{site}'; `onnx-attn inspect` shows the ids of its sites")
-    return found[int(number)]
+    return ids[site]
 
 
 def open_site(loaded: Loaded, address: Address, target: Target) -> tuple[GraphView, Candidate]:

@@ -17,6 +17,9 @@ from onnx_attn.prove.observed import Values, observe
 from onnx_attn.prove.signature import signature
 from onnx_attn.prove.site import place_of, prove_site
 
+Kind = tuple[object, ...]
+"""The signature of a site."""
+
 
 def write_sites(fusion: Fusion, names: Names, cutter: Cutter) -> set[str]:
     """Record the edit of every site that does not stand as it should already; returns the values that are made anew."""
@@ -63,24 +66,29 @@ def prove_sites(
     islands = [(d.site, e) for d in fusion.plan.decisions if (e := fusion.edits.get(d.key)) is not None and e.island]
     seen = observe(cutter, islands, inputs, fusion.name) if islands and inputs else []
     written = [decision for decision in fusion.plan.decisions if decision.key in fusion.edits]
-    start, proved = time.perf_counter(), dict[str, Decision]()
-    for decision, kind in (
-        _new_kinds_first(fusion, cutter, written) if budget is not None else ((d, "") for d in written)
-    ):
-        like = proved.get(kind) if budget is not None and time.perf_counter() - start > budget else None
-        if like is not None and like.key in fusion.edits and like.key not in fusion.left:
-            certificate = fusion.certificates[like.key]
-            quantised = certificate.between is not None and not certificate.between.extremes
-            between = place_of(fusion.view, decision.site, fusion.edits[decision.key], quantised)
-            fusion.certificates[decision.key] = replace(
-                certificate, cases=0, tried=(), between=between, like=like.site.name
-            )
-            continue
-        _prove(fusion, cutter, names, reserved, decision, seen)
-        proved.setdefault(kind, decision)
+    if budget is None:
+        for decision in written:
+            _prove(fusion, cutter, names, reserved, decision, seen)
+        return
+    start, proved = time.perf_counter(), dict[Kind, Decision]()
+    for decision, kind in _new_kinds_first(fusion, cutter, written):
+        like = proved.setdefault(kind, decision)
+        in_time = time.perf_counter() - start <= budget
+        if like is decision or in_time or like.key not in fusion.edits or like.key in fusion.left:
+            _prove(fusion, cutter, names, reserved, decision, seen)
+        else:
+            _stand_in(fusion, like, decision)
 
 
-def _new_kinds_first(fusion: Fusion, cutter: Cutter, written: Sequence[Decision]) -> Iterator[tuple[Decision, str]]:
+def _stand_in(fusion: Fusion, like: Decision, decision: Decision) -> None:
+    """Give a site the certificate of one that is like it, between its own values."""
+    certificate = fusion.certificates[like.key]
+    quantised = certificate.between is not None and not certificate.between.extremes
+    between = place_of(fusion.view, decision.site, fusion.edits[decision.key], quantised)
+    fusion.certificates[decision.key] = replace(certificate, cases=0, tried=(), between=between, like=like.site.name)
+
+
+def _new_kinds_first(fusion: Fusion, cutter: Cutter, written: Sequence[Decision]) -> Iterator[tuple[Decision, Kind]]:
     """Decisions with their signatures, the first of each signature in front of all others."""
     kinds = [signature(fusion.view, cutter, each.site, fusion.edits[each.key]) for each in written]
     first = {kind: place for place, kind in reversed([*enumerate(kinds)])}

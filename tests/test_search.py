@@ -15,9 +15,9 @@ from test_algebra_scale import half_with_scale
 
 import onnx_attn
 from onnx_attn.forms.placement import BIASES, SCALES, SPLITS
+from onnx_attn.graph.alike import digest
 from onnx_attn.graph.view import GraphView
 from onnx_attn.prove.cut import Cutter
-from onnx_attn.search.alike import digest
 from onnx_attn.search.ask import Compiler, Cost, Question
 from onnx_attn.search.pieces import pieces_of
 
@@ -111,9 +111,9 @@ def test_sites_are_alike_by_structure_and_not_by_name() -> None:
     for value in (*renamed.model.graph.input, *renamed.model.graph.output, *renamed.model.graph.initializer):
         value.name = f"other {value.name}"
     wider.model.graph.input[0].type.tensor_type.shape.dim[1].dim_value += 1
-    assert digest(first) == digest(renamed)
-    assert digest(first) != digest(wider)
-    assert digest(first) != digest(whole("gqa_block.dynamo.18.static.half.onnx"))
+    assert digest(first.model) == digest(renamed.model)
+    assert digest(first.model) != digest(wider.model)
+    assert digest(first.model) != digest(whole("gqa_block.dynamo.18.static.half.onnx").model)
 
 
 def test_fewer_kernels_are_better_and_of_equals_fewer_bytes() -> None:

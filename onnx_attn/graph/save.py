@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnx_attn.errors import OutputError, one_line
-from onnx_attn.graph.external import all_tensors
+from onnx_attn.graph.everywhere import all_tensors
 from onnx_attn.graph.weights import (
     SMALLEST_EXTERNAL,
     bring_in,

@@ -83,7 +83,7 @@ def chunks(tensor: onnx.TensorProto) -> Iterator[bytes]:
 
 
 def content(tensor: onnx.TensorProto) -> bytes:
-    """A digest of the tensor's numbers, wherever and however they are stored."""
+    """A digest of the tensor's numbers, in a file or in the message; raw bytes have another than numbers that are listed."""
     digest = hashlib.sha256()
     raw = is_apart(tensor) or tensor.HasField("raw_data")
     for piece in chunks(tensor) if raw else [numpy_helper.from_array(to_array(tensor)).SerializeToString()]:

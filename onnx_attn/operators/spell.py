@@ -15,6 +15,7 @@ from onnx import TensorProto
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.operators.masks import Lengths, Mask, Span, one_mask
+from onnx_attn.recognize.operator import is_causal
 from onnx_attn.views.trace import FLOATS
 
 QUERY, KEY, VALUE, MASK, PAST_KEY, PAST_VALUE, NONPAD = range(7)
@@ -45,7 +46,7 @@ class Operator:
     def span(self) -> Span:
         """The keys that is_causal and a window leave a query."""
         left, right = (None if size < 0 else size for size in self.window)
-        return Span(left, 0 if self.node.attrs.get("is_causal", 0) == 1 else right)
+        return Span(left, 0 if is_causal(self.node) else right)
 
     @property
     def is_wide(self) -> bool:
@@ -74,7 +75,7 @@ class Operator:
         """Whether more than one thing masks, or one that a plain node cannot say. (TensorRT takes is_causal without a mask only,
         and crashes on a computed triangle beside a boolean mask: TensorRT for RTX 1.7.1.)"""
         alone = self.input(MASK) is None and self.input(PAST_KEY) is None
-        causal, windowed = bool(self.node.attrs.get("is_causal", 0) == 1), any(size >= 0 for size in self.window)
+        causal, windowed = is_causal(self.node), any(size >= 0 for size in self.window)
         return self.input(NONPAD) is not None or windowed or (causal and not alone) or self.has_short_mask
 
     @property
@@ -123,7 +124,7 @@ def spell(writer: Writer, operator: Operator, name: str) -> None:
     value = _with_past(writer, operator, value, PAST_VALUE, PRESENT_VALUE)
     mask = operator.input(MASK)
     given = [query, key, value]
-    causal = node.attrs.get("is_causal", 0) == 1
+    causal = is_causal(node)
     if operator.merges_masks:
         lengths = _lengths(writer, operator, query, key)
         stored = Mask(mask.name, view.elem_type(mask), operator.has_short_mask) if mask is not None else None

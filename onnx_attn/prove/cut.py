@@ -49,8 +49,8 @@ def same_nodes(before: Cut, after: Cut) -> bool:
 def _numbered(graph: onnx.GraphProto, known: dict[tuple[object, ...], int]) -> list[int]:
     """The outputs by numbers that stand for what is computed: the same number in `known` for the same computation."""
 
-    def number(*content: object) -> int:
-        return known.setdefault(content, len(known))
+    def number(*parts: object) -> int:
+        return known.setdefault(parts, len(known))
 
     values = {value.name: number("input", value.name) for value in graph.input}
     for tensor in graph.initializer:

@@ -14,6 +14,7 @@ import onnx
 from onnx import helper
 
 from onnx_attn.domain import MICROSOFT
+from onnx_attn.forms.attention import is_operator
 from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.prove.cases import Case
@@ -50,6 +51,11 @@ class Cuts:
     @property
     def quantised(self) -> bool:
         return any(is_quantised(cut.model) for cut in self.own)
+
+    @property
+    def has_operator(self) -> bool:
+        """Whether the site is, or becomes, the Attention operator."""
+        return any(is_operator(node) for cut in self.exact for node in cut.model.graph.node)
 
     @property
     def wanted(self) -> Cut:

@@ -81,15 +81,11 @@ def _recheck(pair: tuple[Cutter, Cutter], between: Between, found: Rechecked) ->
         return replace(
             found, reason=f"'{gone}' is not in both models: it was made on the way, as of an operator that was spelled"
         )
-    own = _cut(pair, outputs, between)
+    before, after = (cutter.cut(outputs, set(between.start)) for cutter in pair)
+    own = before, after
     if any(is_quantised(cut.model) for cut in own):
         return replace(found, reason="its numbers are quantised: steps may fall either way; the whole model tells")
     return _compared(pair, between, own, found, outputs)
-
-
-def _cut(pair: tuple[Cutter, Cutter], outputs: Sequence[str], between: Between) -> tuple[Cut, Cut]:
-    before, after = (cutter.cut(outputs, set(between.start)) for cutter in pair)
-    return before, after
 
 
 def _compared(
@@ -98,10 +94,8 @@ def _compared(
     view = pair[0].view
     truth = pair[0].cut(outputs, set(between.start), kinds="iuf")
     wide = widest((truth, own[1]))
-    exact, sessions = (
-        Session(widened(truth.model, wide), found.softmax),
-        [Session(cut.model, found.softmax) for cut in own],
-    )
+    exact = Session(widened(truth.model, wide), found.softmax)
+    sessions = [Session(cut.model, found.softmax) for cut in own]
     differences, errors, ok = list[Difference](), list[Errors](), True
     for case in cases(view, between, union_of(own[0], truth)):
         if not case.own:

@@ -12,7 +12,6 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnx_attn.domain import DOMAIN
-from onnx_attn.forms.attention import is_operator
 from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.prove.cases import Case, between_of, cases
@@ -46,8 +45,7 @@ def prove_site(
     try:
         if reduction is not None and scores_bytes(view, site) > free_bytes():
             raise CannotRun(why)
-        operator = any(is_operator(node) for cut in cuts.exact for node in cut.model.graph.node)
-        return _judged(view, site, edit, cuts, observed_cases(cutter, cuts.wanted, observed, not operator))
+        return _judged(view, site, edit, cuts, observed_cases(cutter, cuts.wanted, observed, not cuts.has_operator))
     except (CannotRun, ValueError, MemoryError) as error:
         nothing, between = Difference(float("inf"), float("inf"), False), place_of(view, site, edit, cuts.quantised)
         return Certificate(False, nothing, nothing, 0, failure=str(error), provable=False, between=between)
@@ -57,8 +55,7 @@ def _judged(view: GraphView, site: AttentionSite, edit: SiteEdit, cuts: Cuts, ob
     """Raises CannotRun, and ValueError where a shape is not known."""
     judge, between = Judge(view, site, edit, cuts), place_of(view, site, edit, cuts.quantised)
     # The operator's float64 kernel answers otherwise where a row is masked throughout, as a real one may be.
-    operator = any(is_operator(node) for cut in cuts.exact for node in cut.model.graph.node)
-    for case in chain(cases(view, between, cuts.wanted, operator), observed):
+    for case in chain(cases(view, between, cuts.wanted, cuts.has_operator), observed):
         judge.judge(case)
     return judge.certificate(between)
 
@@ -75,11 +72,12 @@ def _cuts(view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteEdit) 
     )
     # Errors are told of what really runs: with the folded masks as they are, and not with any mask.
     truth = cutter.cut(outputs, start.difference(folded), kinds="iuf", fixed=folded) if folded else None
+    cuts = Cuts(own, exact, truth, own)
+    if not cuts.quantised:
+        return cuts
     # The steps of folded values were taken when they were folded.
-    steps = own
-    if Cuts(own, exact, truth, own).quantised:
-        steps = (cutter.cut(outputs, start, fixed=folded), cutter.cut(outputs, start, edit, fixed=folded))
-    return Cuts(own, exact, truth, steps)
+    steps = (cutter.cut(outputs, start, fixed=folded), cutter.cut(outputs, start, edit, fixed=folded))
+    return replace(cuts, steps=steps)
 
 
 def place_of(view: GraphView, site: AttentionSite, edit: SiteEdit, quantised: bool) -> Between:

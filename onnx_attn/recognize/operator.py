@@ -63,6 +63,11 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
     )
 
 
+def is_causal(node: gs.Node) -> bool:
+    """By the attribute, of which the specification and ONNX Runtime take 1 alone."""
+    return bool(node.attrs.get("is_causal", 0) == 1)
+
+
 def kv_heads(view: GraphView, key: Operand) -> int | None:
     count = view.static(key.tensor, 1)
     return None if count is None else count // head_copies(view, key)
@@ -85,7 +90,7 @@ def _guard(view: GraphView, mask: gs.Tensor | None) -> Guard:
 def _terms(view: GraphView, node: gs.Node, mask: gs.Tensor | None) -> tuple[ScoreTerm, ...]:
     cap, precision = node.attrs.get("softcap") or 0.0, _precision(view, node)
     terms = [ScoreTerm("softcap", fill=float(cap))] if cap else []
-    terms += [ScoreTerm("causal")] if node.attrs.get("is_causal", 0) == 1 else []
+    terms += [ScoreTerm("causal")] if is_causal(node) else []
     if mask is not None and view.elem_type(mask) == onnx.TensorProto.BOOL:
         terms.append(ScoreTerm("where", mask, -math.inf, keep_when=True))
     elif mask is not None:
@@ -129,7 +134,7 @@ def _unread_feature(view: GraphView, node: gs.Node) -> str | None:
     if any(tensor.name and (tensor.outputs or view.is_output(tensor)) for tensor in node.outputs[1:]):
         return "a second output is read"
     has_mask = len(node.inputs) > 3 and bool(node.inputs[3].name)
-    if has_mask and node.attrs.get("is_causal", 0) == 1:
+    if has_mask and is_causal(node):
         return "is_causal together with a mask"
     for attribute in ("left_window_size", "right_window_size"):
         if node.attrs.get(attribute) not in (None, -1):

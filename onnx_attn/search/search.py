@@ -15,11 +15,11 @@ from typing import Any
 from onnx_attn.decided import write_decided
 from onnx_attn.engine.compile import choose_toolkit
 from onnx_attn.engine.profiles import Profile, fitted
+from onnx_attn.graph.alike import digest
 from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.plan import Choice, Decision, Plan, decide
 from onnx_attn.prove.cut import Cutter, boundary
-from onnx_attn.search.alike import digest
 from onnx_attn.search.ask import Compiler, Cost, Question
 from onnx_attn.search.pieces import Pieces, pieces_of
 from onnx_attn.search.ways import ROUNDS, plainer
@@ -120,7 +120,7 @@ class _Search:
             question = self.pieces.question(*limits, None) if limits is not None else None
             if limits is not None and question is not None:
                 written = (decision.stays, decision.packing is None, decision.algebra.names, decision.adaptation)
-                kinds.setdefault(f"{digest(question)} {written}", (limits, []))[1].append(decision)
+                kinds.setdefault(f"{digest(question.model)} {written}", (limits, []))[1].append(decision)
         return list(kinds.values())
 
     def _best_of(self, first: Decision, limits: Limits) -> Choice | None:
