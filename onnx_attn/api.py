@@ -15,6 +15,7 @@ from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.arguments import Shapes, capability, profile_of, searched_for
 from onnx_attn.bundle import write_bundle
 from onnx_attn.deliver import fuse_file, fuse_proto
+from onnx_attn.engine.compile import choose_toolkit
 from onnx_attn.engine.profiles import as_range, fitted, sizes_at
 from onnx_attn.errors import ExpectationError, InputError, UsageError
 from onnx_attn.forms.adaptation import ISLANDS
@@ -37,6 +38,7 @@ from onnx_attn.prove.recheck import recheck
 from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.prove.whole import compare_models, default_rtol
 from onnx_attn.report.document import verification
+from onnx_attn.report.html.page import place_of_page, write_page
 from onnx_attn.report.landed import landing_report
 from onnx_attn.report.reasons import headline
 from onnx_attn.runtime import refuse_crash
@@ -50,15 +52,18 @@ def inspect(
     target: str = "tensorrt",
     target_version: str | None = None,
     bundle: str | PathLike[str] | None = None,
+    html: str | PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Find the attention in a model and say what can be done with each candidate. Changes nothing.
 
     `bundle`: also write a zip for a bug report: the model's structure without its weights, this report, and versions.
+    `html`: also write the report as a page to look at, with drawings.
 
     Raises InputError for what cannot be read, UsageError for an unknown target, OutputError.
     """
+    page = place_of_page(html)
     loaded, parsed = loaded_from(model), parse_target(target, target_version)
-    report = inspect_model(loaded, parsed)
+    report = write_page(inspect_model(loaded, parsed, draw=page is not None), page)
     if bundle is not None:
         write_bundle(loaded, report, Path(bundle))
     return report
@@ -85,6 +90,8 @@ def fuse(
     prove_budget: float | None = None,
     verify_large: bool = False,
     plan: dict[str, Any] | str | PathLike[str] | None = None,
+    land: bool = False,
+    html: str | PathLike[str] | None = None,
 ) -> Result:
     """Rewrite every attention site in the form that the target takes, prove it, and (with `output`) save the model.
 
@@ -111,6 +118,9 @@ def fuse(
 
     `plan`: an earlier result's plan, perhaps edited (its file or itself); it says how every site is written.
 
+    `land`: also compile the model before and after, and put what `land` reports into the report. `html`: also write the report
+    as a page to look at, with drawings of every site before and after.
+
     Raises InputError, OutputError, UsageError, ExpectationError, DifferenceError; nothing is written then.
     """
     if precision not in ("keep", *ISLANDS):
@@ -125,7 +135,10 @@ def fuse(
     )
     if prove_budget is not None and not (verify and 0 <= prove_budget < float("inf")):
         raise UsageError("prove_budget is a number of seconds for the proof; leave it out where nothing is proved")
-    asked = searched_for(search, sm, shapes, target)
+    page = place_of_page(html)
+    asked = searched_for(search, land, sm, shapes, target)
+    if land:
+        choose_toolkit(None)  # Before any work: is there one?
     if plan is None:
         options = Options(
             parse_target(target, target_version),
@@ -145,7 +158,16 @@ def fuse(
                 f"leave these options out, and search"
             )
         options = Options(given.target, choice, expect, verify, plan=given, dynamic_batch=given.dynamic_batch)
-    options = replace(options, prove_budget=prove_budget, verify_large=verify_large)
+    options = replace(options, prove_budget=prove_budget, verify_large=verify_large, draw=page is not None)
+    result = _fused(model, output, options)
+    if land:
+        written = output if output is not None else result.model
+        result.report["land"] = _landed(written, model, sm, shapes)
+    result.report = write_page(result.report, page)
+    return result
+
+
+def _fused(model: Model, output: str | PathLike[str] | None, options: Options) -> Result:
     if isinstance(model, str | PathLike) and output is not None:
         return Result(*fuse_file(Path(model), Path(output), options), None, Path(output))
     loaded = loaded_from(model).whole()
@@ -153,6 +175,10 @@ def fuse(
         raise UsageError("output needs a path as model; save the result's .model yourself")
     report, document, proto = fuse_proto(loaded.proto, loaded.name, options)
     return Result(report, document, gs.import_onnx(proto) if isinstance(model, gs.Graph) else proto)
+
+
+def _landed(written: Model, original: Model, sm: int | None, shapes: Shapes | None) -> dict[str, Any]:
+    return land(written, baseline=original, sm=sm, shapes=shapes)
 
 
 def verify(
@@ -229,6 +255,7 @@ def land(
     compiler: str | None = None,
     layer_info: str | PathLike[str] | None = None,
     timeout: float = 600.0,
+    html: str | PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Compile a model with TensorRT, which needs no GPU for that, and report the kernel of every attention site.
 
@@ -239,6 +266,7 @@ def land(
     compiler: `tensorrt_rtx` or, on a machine with a GPU, `tensorrt`; the first that is installed if left out.
     layer_info: do not compile, but read what TensorRT wrote of the model's engine (`trtexec --exportLayerInfo`).
     timeout: seconds for each build.
+    html: also write the report as a page to look at.
 
     A model that does not build is reported (`built` is false). Raises InputError, UsageError, ExpectationError, and
     OnnxAttnError where no compiler is installed.
@@ -248,12 +276,13 @@ def land(
     capability(sm)
     if not timeout > 0:
         raise UsageError("timeout is in seconds; give a number above 0")
-    options = LandOptions(sm, profile_of(shapes or {}), compiler, timeout, Path(layer_info) if layer_info else None)
+    page, info = place_of_page(html), Path(layer_info) if layer_info else None
+    options = LandOptions(sm, profile_of(shapes or {}), compiler, timeout, info, draw=page is not None)
     found = [
         land_model(own_copy(entry), Path(entry) if isinstance(entry, str | PathLike) else None, options)
         for entry in ([model] if baseline is None else [model, baseline])
     ]
-    report = landing_report(*found)
+    report = write_page(landing_report(*found), page)
     if expect_all:
         check_all_landed(report)
     return report

@@ -16,13 +16,14 @@ Shape: TypeAlias = "Sequence[int]"
 Shapes: TypeAlias = "Mapping[str, Shape | Sequence[Shape]]"
 
 
-def searched_for(search: bool, sm: int | None, shapes: Shapes | None, target: str) -> Asked | None:
+def searched_for(search: bool, land: bool, sm: int | None, shapes: Shapes | None, target: str) -> Asked | None:
+    """What the compiler is asked before sites are written. land: it also compiles what was written."""
+    if (search or land) and target != "tensorrt":
+        raise UsageError(f"search and land ask TensorRT's compiler; leave them out for {target}")
     if not search:
-        if sm is not None or shapes:
-            raise UsageError("sm and shapes say what to search for; add search, or leave them out")
+        if (sm is not None or shapes) and not land:
+            raise UsageError("sm and shapes say what to compile for; add search or land, or leave them out")
         return None
-    if target != "tensorrt":
-        raise UsageError(f"search asks TensorRT's compiler; leave it out for {target}")
     return Asked(capability(sm), profile_of(shapes or {}))
 
 

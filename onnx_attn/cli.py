@@ -29,6 +29,9 @@ Target = Annotated[str, typer.Option(help="Runtime that will read the model: ten
 Version = Annotated[str | None, typer.Option(help="TensorRT version: 8.6, 10.0 … 11.x, or rtx.")]
 Sm = Annotated[int | None, typer.Option(help="Compute capability × 10 of the GPU: 75, 80, 86, 89 (default), 120, 121.")]
 VerifyLarge = Annotated[bool, typer.Option("--verify-large", help="Run the model whole even if it is past 2 GB.")]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="PATH", help="Write the report as a page, with drawings of the sites.")
+]
 Json = Annotated[str | None, typer.Option("--json", metavar="PATH|-", help="Write the report as JSON; - for stdout.")]
 
 
@@ -49,11 +52,12 @@ def inspect(
         typer.Option(metavar="F", help="Write a zip for a bug report: the model's structure without its weights."),
     ] = None,
     json_path: Json = None,
+    html: Html = None,
 ) -> None:
     """List every softmax and attention operator: site, refused (and why), or not attention (and why)."""
     with errors():
         check_json(json_path, model, *([bundle] if bundle is not None else []))
-        report = api.inspect(model, target=target, target_version=target_version, bundle=bundle)
+        report = api.inspect(model, target=target, target_version=target_version, bundle=bundle, html=html)
         if not write_json(report, json_path):
             show_inspection(report, console())
 
@@ -91,7 +95,7 @@ def fuse(
     sm: Sm = None,
     shapes: Annotated[
         list[str] | None,
-        typer.Option(help="With --search: NAME:1x3x224x224 for an input that varies, as in `land`."),
+        typer.Option(help="With --search or --land: NAME:1x3x224x224 for an input that varies, as in `land`."),
     ] = None,
     expect: Annotated[int | None, typer.Option(help="Exit 3 unless exactly N sites are fused.", metavar="N")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Rewrite without proof.")] = False,
@@ -104,7 +108,11 @@ def fuse(
     write_plan: Annotated[
         Path | None, typer.Option(metavar="OUT.json", help="Write what was decided, to be edited and given to --plan.")
     ] = None,
+    land: Annotated[
+        bool, typer.Option("--land", help="Compile before and after with TensorRT, without a GPU, as `land` does.")
+    ] = False,
     json_path: Json = None,
+    html: Html = None,
 ) -> None:
     """Rewrite every attention site in the form that the target takes, prove it, and write the model."""
     with errors():
@@ -131,11 +139,15 @@ def fuse(
             prove_budget=prove_budget,
             verify_large=verify_large,
             plan=plan,
+            land=land,
+            html=html,
         )
         if write_plan is not None:
             write_json(result.plan, str(write_plan))
         if not write_json(result.report, json_path):
             show_fusion(result.report, str(output), console())
+            if land:
+                show_landing(result.report["land"], console())
 
 
 Sites = Annotated[list[str] | None, typer.Option("--site", metavar="ID", help="An id of `inspect`; may be repeated.")]
@@ -229,6 +241,7 @@ def land(
         Path | None, typer.Option(metavar="F", help="Read trtexec --exportLayerInfo of the engine; compile nothing.")
     ] = None,
     json_path: Json = None,
+    html: Html = None,
 ) -> None:
     """Compile with TensorRT, without a GPU, and show the kernel that every attention site reached."""
     with errors():
@@ -240,6 +253,7 @@ def land(
             shapes=read_shapes(shapes or []),
             compiler=compiler,
             layer_info=layer_info,
+            html=html,
         )
         if not write_json(report, json_path):
             show_landing(report, console())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.batch.make import Varied
+from onnx_attn.drawing.site import Drawn
 from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.operators.microsoft.model import Outcome
@@ -29,6 +30,7 @@ class Fusion:
     search: what the compiler was asked and said, where it was.
     varied: the batch that was baked in and is a dimension now.
     microsoft: what became of ONNX Runtime's own operators.
+    drawings: by the plan's entries, where they were asked for.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Fusion:
     search: Found | None = None
     varied: Varied | None = None
     microsoft: Outcome = field(default_factory=Outcome)
+    drawings: Sequence[Drawn | None] = ()
 
     @property
     def fused(self) -> int:

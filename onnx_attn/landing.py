@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from onnx_attn.drawing.site import Drawer, Drawn
 from onnx_attn.engine.compile import choose_toolkit, compile_model
 from onnx_attn.engine.inspector import parse_inspector
 from onnx_attn.engine.kernels import Engine
@@ -20,6 +21,7 @@ from onnx_attn.errors import InputError, one_line
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.save import write
 from onnx_attn.graph.view import GraphView
+from onnx_attn.prove.cut import Cutter
 from onnx_attn.recognize.candidates import recognize
 
 DEFAULT_SM = 89
@@ -37,6 +39,8 @@ class Options:
     toolkit: str | None = None
     timeout: float = 600.0
     layer_info: Path | None = None
+    draw: bool = False
+    """Also make what the report to look at shows of each site."""
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Landed:
     """What one run of `land` found.
 
     moved_bytes: of the engine; where its shapes vary, of one built for the usual shapes alone.
-    labels: what users call the nodes that had to be renamed.
+    labels: what users call the nodes that had to be renamed. drawings: by `landings`, where they were asked for.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Landed:
     profile: Profile
     labels: dict[str, str]
     seconds: dict[str, float]
+    drawings: list[Drawn | None] = field(default_factory=list)
 
     @property
     def landed(self) -> int:
@@ -87,7 +92,12 @@ def land_model(loaded: Loaded, path: Path | None, options: Options) -> Landed:
         candidates = recognize(view)
     with _clock(seconds, "map"):
         landings = find_landings(loaded.proto, candidates, engine)
-    return Landed(loaded.name, view, engine, landings, moved_bytes, profile, labels, seconds)
+    found = Landed(loaded.name, view, engine, landings, moved_bytes, profile, labels, seconds)
+    if options.draw:
+        with _clock(seconds, "draw"):
+            drawer = Drawer(view, Cutter(view), labels)
+            found.drawings = [drawer.standing(landing.candidate) for landing in landings]
+    return found
 
 
 def read_layer_info(path: Path, sm: int) -> Engine:

@@ -65,6 +65,8 @@ class Options:
     """Of a body: the names of the model around it."""
     prove_budget: float | None = None
     """Seconds for the proofs of sites; None for as many as they take."""
+    draw: bool = False
+    """Also make what the report to look at shows (`drawing/`)."""
     expansion: Expansion | None = None
     """Set where attention is to be taken apart, and not fused."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,13 +12,14 @@ import numpy as np
 import onnx
 
 from onnx_attn.batch.make import Varied
+from onnx_attn.drawing.site import Drawer, Drawn
 from onnx_attn.errors import ExpectationError, InputError, UsageError
 from onnx_attn.forms.adaptation import ISLANDS
 from onnx_attn.forms.folded import compute_folds
 from onnx_attn.fusion import Fusion
 from onnx_attn.graph.body import Body, names_within
 from onnx_attn.graph.compose import compose
-from onnx_attn.graph.edit import Names
+from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.inline import inline_operators
 from onnx_attn.graph.load import Loaded
@@ -27,7 +28,7 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.nested import Block, blocks, counted, is_nested, merged, replace_bodies
 from onnx_attn.options import Options
-from onnx_attn.plan import Plan, make_plan
+from onnx_attn.plan import Decision, Plan, is_attention, make_plan
 from onnx_attn.plan_file import plan_document
 from onnx_attn.prepared import Prepared, prepared, stats_of
 from onnx_attn.prove.compare import RTOL
@@ -42,6 +43,7 @@ from onnx_attn.recognize.rotary import read_rotary
 from onnx_attn.recognize.window import read_window
 from onnx_attn.recognize.window_masks import mask_kinds
 from onnx_attn.report.document import fusion_report, inspection
+from onnx_attn.report.drawn import with_drawings
 from onnx_attn.runtime import CannotRun
 from onnx_attn.search.search import search
 from onnx_attn.site import Candidate, Verdict
@@ -72,16 +74,19 @@ class Trial:
     left: str | None = None
 
 
-def inspect_model(loaded: Loaded, target: Target) -> Report:
-    """Recognise and plan, nothing more."""
+def inspect_model(loaded: Loaded, target: Target, draw: bool = False) -> Report:
+    """Recognise and plan, nothing more. draw: also what the report to look at shows."""
     reading = read_model(loaded, target)
     view, outcome = reading.view, reading.outcome
     taking = target.taking(view.opset)
     plan = make_plan(view, reading.candidates, taking)
     report = inspection(loaded.name, taking, view, plan)
     report["spelled"] = outcome.document if outcome else None
+    if draw:
+        with_drawings(report["candidates"], _drawings(view, Cutter(view), plan, {}))
     inner = [
-        (block, inspect_model(Loaded(block.body.model, loaded.name), target)["candidates"]) for block in reading.blocks
+        (block, inspect_model(Loaded(block.body.model, loaded.name), target, draw)["candidates"])
+        for block in reading.blocks
     ]
     report["candidates"] = merged(report["candidates"], inner)
     counted(report)
@@ -121,6 +126,9 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
             prove_sites(fusion, cutter, names, reserved, inputs, options.prove_budget)
     with fusion.clock("plan"):
         _read_for_report(view, [*candidates, *(decision.site for decision in fusion.plan.decisions)])
+    if options.draw:
+        with fusion.clock("draw"):
+            fusion.drawings = _drawings(view, cutter, fusion.plan, fusion.edits)
     worlds = view.worlds if nested else ()
     with fusion.clock("apply"):
         model = compose(ready.loaded.proto, list(fusion.edits.values()))
@@ -138,6 +146,7 @@ def rewrite(loaded: Loaded, options: Options) -> tuple[Report, Trial, onnx.Model
     with fusion.clock("stats"):
         after = stats_of(Loaded(model, loaded.name), view, options, candidates) if changed else ready.stats
     report = fusion_report(fusion)
+    with_drawings(report["candidates"], fusion.drawings)
     report["proof_left"] = left
     report["stats"] = compared(ready.stats, after) if ready.stats and after else None
     report["candidates"] = merged(report["candidates"], inner)
@@ -192,6 +201,18 @@ def _read_for_report(view: GraphView, candidates: Sequence[Candidate]) -> None:
             blocks_later_keys(view, site.masks)
             mask_kinds(view, site, read_window(view, site))
             read_rotary(view, site)
+
+
+def _drawings(view: GraphView, cutter: Cutter, plan: Plan, edits: Mapping[str, SiteEdit]) -> list[Drawn | None]:
+    """What the report to look at shows of each of the plan's entries that is attention."""
+    drawer, drawn = Drawer(view, cutter), list[Drawn | None]()
+    for entry in plan.entries:
+        edit = edits.get(entry.key) if isinstance(entry, Decision) else None
+        if isinstance(entry, Decision):
+            drawn.append(drawer.written(entry.site, edit) if edit is not None else drawer.standing(entry.site))
+        else:
+            drawn.append(drawer.standing(entry) if is_attention(entry) else None)
+    return drawn
 
 
 def _island_rtol(plan: Plan, options: Options) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnx_attn.batch.make import Varied, with_dynamic_batch
+from onnx_attn.drawing.outline import outline
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import LEAST_OPSET, raise_opset
 from onnx_attn.graph.view import GraphView
@@ -221,7 +222,9 @@ def stats_of(
     a candidate, whose sizes nobody had to infer."""
     if options.outer is not None or not view.is_inferred:
         return None
-    return short_statistics(flow_of(loaded.proto, view, candidates), loaded.proto, len(view.worlds) == 1)
+    flow = flow_of(loaded.proto, view, candidates)
+    found = short_statistics(flow, loaded.proto, len(view.worlds) == 1)
+    return found | {"outline": outline(flow)} if options.draw else found
 
 
 def keeps_runtime_operators(target: Target, choices: Sequence[Choice]) -> bool:

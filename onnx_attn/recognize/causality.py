@@ -49,7 +49,7 @@ def blocks_later_keys(view: GraphView, masks: Sequence[ScoreTerm]) -> bool:
 def _ever_attended(view: GraphView, term: ScoreTerm) -> np.ndarray | None:
     """Where the mask lets a query attend for some padding: none at all, or, where a mask names what it blocks, the other way."""
     assert term.mask is not None
-    allowed = [_attended(term, value) for value in _values(view, term.mask)]
+    allowed = [_attended(term, value) for value in numbers_of(view, term.mask)]
     return np.logical_or.reduce(allowed) if allowed else None
 
 
@@ -70,7 +70,7 @@ def _is_causal(attended: np.ndarray) -> bool:
     return False
 
 
-def _values(view: GraphView, mask: gs.Tensor) -> list[np.ndarray]:
+def numbers_of(view: GraphView, mask: gs.Tensor) -> list[np.ndarray]:
     """A mask's numbers at the first world's sizes, over the axes of the site, for each number that a caller may give."""
     tensor = real(view, mask)
     if tensor.name not in view.computed:

@@ -7,6 +7,7 @@ from typing import Any
 from onnx_attn.engine.kernels import Kernel, TensorInfo
 from onnx_attn.engine.landing import Landing
 from onnx_attn.landing import Landed
+from onnx_attn.report.drawn import with_drawings
 from onnx_attn.report.reasons import warning, why_not
 
 
@@ -17,6 +18,8 @@ def landing_report(found: Landed, baseline: Landed | None = None) -> dict[str, A
 
 def _document(found: Landed) -> dict[str, Any]:
     engine = found.engine
+    sites = [_site(landing, found) for landing in found.landings]
+    with_drawings(sites, found.drawings)
     known = engine.built and not engine.unread
     return {
         "model": found.name,
@@ -30,7 +33,7 @@ def _document(found: Landed) -> dict[str, Any]:
         "attention_kernels": len(engine.attention_kernels) if known else None,
         "moved_bytes": found.moved_bytes,
         "other_attention_kernels": _others(found) if known else None,
-        "per_site": [_site(landing, found) for landing in found.landings],
+        "per_site": sites,
         "errors": list(engine.errors),
         "seconds": {phase: round(seconds, 4) for phase, seconds in found.seconds.items()},
         "layers": [_kernel(kernel, found.labels) for kernel in engine.kernels],

@@ -10,6 +10,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from onnx_attn.errors import printable
+from onnx_attn.report.reading import heads_text, masks_text, projection_text, rotary_text, window_text
 from onnx_attn.report.removed import show_removed
 
 Report = dict[str, Any]
@@ -205,37 +206,16 @@ def _span(names: list[str]) -> str:
 
 
 def _row(site: Report) -> tuple[str, ...]:
-    masks = ["causal"] if site["causal"] else []
-    masks += [f"{mask['kind']} {'×'.join(str(size) for size in mask['shape'])}" for mask in site["masks"]]
-    packing = " → packed" if site.get("packed") and site["projection"] == "triplet" else ""
     return (
-        str(site["heads"]) if site["heads"] == site["kv_heads"] else f"{site['heads']}/{site['kv_heads']}",
+        heads_text(site),
         str(site["head_dim"]),
         f"{site['scale']:.6g}",
-        escape(", ".join(masks)) or "none",
-        _window(site["window"]),
-        _rotary(site["rotary"]),
-        site["projection"] + packing,
+        escape(masks_text(site)),
+        window_text(site["window"]),
+        rotary_text(site["rotary"]),
+        projection_text(site),
         ", ".join([site.get("form") or "", *site["changes"]]),
     )
-
-
-def _window(window: Report | None) -> str:
-    """`7×7 +3,3`: the size, the kind where that is not windows of neighbours in order, and the shift where there is one."""
-    if window is None:
-        return ""
-    kind = "" if window["kind"] == "window" else f" {window['kind']}"
-    shift = f" +{','.join(map(str, window['shift']))}" if any(window["shift"]) else ""
-    return "×".join(map(str, window["size"])) + kind + shift
-
-
-def _rotary(rotary: Report | None) -> str:
-    """`half 64`: the kind and how many channels of a head, operand by operand where these are not alike."""
-    if rotary is None:
-        return ""
-    if rotary["kind"] is None:
-        return ", ".join(f"{role} {rotary[role]['kind']} {rotary[role]['dim']}" for role in rotary["of"])
-    return f"{rotary['kind']} {rotary['dim']}" + (f", {rotary['of'][0]} alone" if len(rotary["of"]) == 1 else "")
 
 
 def _show_left_alone(report: Report, console: Console) -> None:
