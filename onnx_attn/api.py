@@ -61,7 +61,7 @@ def inspect(
 
     Raises InputError for what cannot be read, UsageError for an unknown target, OutputError.
     """
-    page = place_of_page(html)
+    page = place_of_page(html, model, bundle)
     loaded, parsed = loaded_from(model), parse_target(target, target_version)
     report = write_page(inspect_model(loaded, parsed, draw=page is not None), page)
     if bundle is not None:
@@ -135,7 +135,7 @@ def fuse(
     )
     if prove_budget is not None and not (verify and 0 <= prove_budget < float("inf")):
         raise UsageError("prove_budget is a number of seconds for the proof; leave it out where nothing is proved")
-    page = place_of_page(html)
+    page = place_of_page(html, model, output, plan)
     asked = searched_for(search, land, sm, shapes, target)
     if land:
         choose_toolkit(None)  # Before any work: is there one?
@@ -276,7 +276,7 @@ def land(
     capability(sm)
     if not timeout > 0:
         raise UsageError("timeout is in seconds; give a number above 0")
-    page, info = place_of_page(html), Path(layer_info) if layer_info else None
+    page, info = place_of_page(html, model, baseline, layer_info), Path(layer_info) if layer_info else None
     options = LandOptions(sm, profile_of(shapes or {}), compiler, timeout, info, draw=page is not None)
     found = [
         land_model(own_copy(entry), Path(entry) if isinstance(entry, str | PathLike) else None, options)

@@ -56,7 +56,7 @@ def inspect(
 ) -> None:
     """List every softmax and attention operator: site, refused (and why), or not attention (and why)."""
     with errors():
-        check_json(json_path, model, *([bundle] if bundle is not None else []))
+        check_json(json_path, model, *filter(None, (bundle, html)))
         report = api.inspect(model, target=target, target_version=target_version, bundle=bundle, html=html)
         if not write_json(report, json_path):
             show_inspection(report, console())
@@ -116,9 +116,10 @@ def fuse(
 ) -> None:
     """Rewrite every attention site in the form that the target takes, prove it, and write the model."""
     with errors():
-        read = [plan] if plan is not None else []
-        check_json(json_path, model, output, *read, *([write_plan] if write_plan else []))
-        check_json(str(write_plan) if write_plan else None, model, output, option="--write-plan")
+        check_json(json_path, model, output, *filter(None, (plan, write_plan, html)))
+        check_json(
+            str(write_plan) if write_plan else None, model, output, *filter(None, (html,)), option="--write-plan"
+        )
         result = api.fuse(
             model,
             output,
@@ -245,7 +246,7 @@ def land(
 ) -> None:
     """Compile with TensorRT, without a GPU, and show the kernel that every attention site reached."""
     with errors():
-        check_json(json_path, model, *[path for path in (baseline, layer_info) if path is not None])
+        check_json(json_path, model, *filter(None, (baseline, layer_info, html)))
         report = api.land(
             model,
             baseline=baseline,

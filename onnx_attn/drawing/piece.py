@@ -30,18 +30,16 @@ _ATTENTION = frozenset({"Softmax", "LogSoftmax", "Attention"})
 
 
 def draw(
-    model: onnx.ModelProto, worlds: Sequence[World], labels: Mapping[str, str], told_of: Mapping[str, str] | None = None
+    model: onnx.ModelProto, worlds: Sequence[World], labels: Mapping[str, str], told_of: Mapping[str, str] = {}
 ) -> Drawing:
     """A piece whose inputs are values of `worlds`; sizes that differ between these are given by name. labels: what users call
     nodes that were renamed. told_of: what is to be said of inputs, by name.
 
-    Inputs whose value sizes decide are left out: the arithmetic of shapes is not what is looked at.
+    Whole numbers that sizes decide are left out, inputs and nodes: the arithmetic of shapes is not what is looked at.
     """
-    told = _told(model, worlds)
-    sized = {value.name for value in model.graph.input if worlds[0].value(value.name) is not None}
-    constants = [node for node in model.graph.node if node.op_type == "Constant"]
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    weights |= {node.output[0]: each.t for node in constants for each in node.attribute if each.name == "value"}
+    found = [_inferred(model, world) for world in worlds]
+    told, sized = _told(found, worlds), {name for name, known in found[0].items() if _is_size(known)}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer} | _constants(model)
     nodes: list[Drawing] = []
     edges: list[tuple[int, int]] = []
     maker: dict[str, int] = {}
@@ -49,19 +47,30 @@ def draw(
         if value.name not in sized:
             maker[value.name] = len(nodes)
             nodes.append(_end("input", value.name, told))
-            nodes[-1]["holds"] += [told_of[value.name]] if told_of and value.name in told_of else []
+            nodes[-1]["holds"] += [told_of[value.name]] if value.name in told_of else []
     for node in model.graph.node:
-        if node.output[0] in weights:
-            continue  # It is told of those that read it.
+        if all(name in sized or name in weights for name in node.output):
+            continue
         place = len(nodes)
         nodes.append(_node(model, node, weights, told))
         nodes[-1]["name"] = labels.get(nodes[-1]["name"], nodes[-1]["name"])
         edges += [(maker[name], place) for name in dict.fromkeys(node.input) if name in maker]
         maker |= dict.fromkeys((name for name in node.output if name), place)
     for value in model.graph.output:
-        edges.append((maker[value.name], len(nodes)))
-        nodes.append(_end("output", value.name, told))
-    return {"nodes": nodes, "edges": edges, "drawn": len(model.graph.node) <= MOST_NODES}
+        if value.name in maker:
+            edges.append((maker[value.name], len(nodes)))
+            nodes.append(_end("output", value.name, told))
+    return {"nodes": nodes, "edges": edges, "drawn": len(nodes) <= MOST_NODES}
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """What Constant nodes hold is told of those that read it."""
+    nodes = [node for node in model.graph.node if node.op_type == "Constant"]
+    return {node.output[0]: each.t for node in nodes for each in node.attribute if each.name == "value"}
+
+
+def _is_size(known: Known) -> bool:
+    return known.value is not None and known.value.dtype.kind in "iu"
 
 
 def _end(kind: str, name: str, told: Mapping[str, str]) -> Drawing:
@@ -139,9 +148,8 @@ def _shown(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else _number(value)
 
 
-def _told(model: onnx.ModelProto, worlds: Sequence[World]) -> dict[str, str]:
-    """The type and sizes of every value of the piece, as text: inferred from its inputs, world by world."""
-    found = [_inferred(model, world) for world in worlds]
+def _told(found: Sequence[Mapping[str, Known]], worlds: Sequence[World]) -> dict[str, str]:
+    """The type and sizes of every value of the piece, as text."""
     names = {tuple(world.sizes[name] for world in worlds): name for name in worlds[0].sizes}
     told = {}
     for name, first in found[0].items():
@@ -151,6 +159,7 @@ def _told(model: onnx.ModelProto, worlds: Sequence[World]) -> dict[str, str]:
 
 
 def _inferred(model: onnx.ModelProto, world: World) -> dict[str, Known]:
+    """What follows from the inputs of a piece."""
     piece = onnx.ModelProto()
     piece.opset_import.extend(model.opset_import)
     piece.functions.extend(model.functions)

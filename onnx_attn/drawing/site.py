@@ -16,6 +16,7 @@ from onnx_attn.graph.view import GraphView, label
 from onnx_attn.prove.cut import Cut, Cutter, boundary
 from onnx_attn.site import AttentionSite, Candidate, Verdict
 from onnx_attn.views.arrange import real
+from onnx_attn.views.folding import is_fixed
 
 Drawn = dict[str, Any]
 """`before` and `after` (`drawing.piece`; null where there is none), `masks`: one list of pictures a mask (`drawing.masks`)."""
@@ -35,17 +36,21 @@ class Drawer:
         self._nodes: dict[str, gs.Node] = {}
 
     def written(self, site: AttentionSite, edit: SiteEdit) -> Drawn:
-        """Before and after, between the values that its proof lies between; what was folded is told by how many nodes made it."""
+        """Before and after, between the values that its proof lies between."""
         start, folded = boundary(self._view, site, edit), set(edit.folded)
         outputs = [name for name in edit.outputs if name not in folded]
         before = self._cutter.cut(outputs, start | folded)
         after = self._cutter.cut(outputs, start.difference(folded), edit)
-        return self._drawn(before, after, site, {name: self._origin(name) for name in edit.folded})
+        return self._drawn(before, after, site)
 
-    def _origin(self, name: str) -> str:
-        """Of a folded value."""
-        count = len(self._cutter.cut([name], set()).model.graph.node)
-        return f"made by {count} node{'' if count == 1 else 's'}, from weights"
+    def _origins(self, site: AttentionSite) -> dict[str, str]:
+        """Of masks that are computed and that no input decides: by how many nodes."""
+        told = {}
+        for mask in (real(self._view, each) for each in site.mask_tensors):
+            if self._view.producer(mask) is not None and is_fixed(self._view, mask):
+                count = len(self._cutter.cut([mask.name], set()).model.graph.node)
+                told[mask.name] = f"made by {count} node{'' if count == 1 else 's'}, from weights"
+        return told
 
     def standing(self, candidate: Candidate) -> Drawn | None:
         """As it is: a site from what its projections read, others by the nodes around them, among which is what blocks. None
@@ -63,12 +68,11 @@ class Drawer:
         start |= {real(self._view, mask).name for mask in site.mask_tensors}
         return self._drawn(self._cutter.cut([real(self._view, site.output).name], start), None, site)
 
-    def _drawn(
-        self, before: Cut, after: Cut | None, site: AttentionSite | None, told_of: Mapping[str, str] | None = None
-    ) -> Drawn:
+    def _drawn(self, before: Cut, after: Cut | None, site: AttentionSite | None) -> Drawn:
         key = tuple(digest(cut.model) for cut in (before, after) if cut is not None)
         if key not in self._known:
             worlds = self._view.worlds
+            told_of = self._origins(site) if site is not None else {}
             self._known[key] = {
                 "before": draw(before.model, worlds, self._labels, told_of),
                 "after": draw(after.model, worlds, self._labels) if after is not None else None,

@@ -25,14 +25,18 @@ from onnx_attn.report.html.groups import landed_groups, site_groups
 Report = dict[str, Any]
 
 
-def place_of_page(path: str | PathLike[str] | None) -> Path | None:
+def place_of_page(path: str | PathLike[str] | None, *taken: object) -> Path | None:
     """Before any work: a place where the page can be written, and that holds nothing else that would be lost.
+
+    taken: models and other files of the same run, of which those that are paths count.
 
     Raises OutputError; UsageError for a file that is no page.
     """
     if path is None:
         return None
     place = Path(path)
+    if place.resolve() in [Path(other).resolve() for other in taken if isinstance(other, str | PathLike)]:
+        raise UsageError(f"{path}: is a file of this very run; give the page a name of its own")
     try:
         if place.is_dir() or not place.parent.is_dir():
             raise OutputError(f"{path}: the page cannot be written there; name a file in a folder that exists")
