@@ -53,6 +53,18 @@ def test_alike_sites_are_one_entry(tmp_path: Path) -> None:
     assert text.count("<svg") == 2
 
 
+def test_sites_of_other_sizes_are_entries_of_their_own(tmp_path: Path) -> None:
+    net = Net()
+    for keys in (5, 5, 7):
+        sizes = {"query": (5, 24), "key_transposed": (24, keys), "value": (keys, 24)}
+        inputs = [net.input(f"{name}_{len(net.inputs)}", 2, 2, *each) for name, each in sizes.items()]
+        net.output(net.sdpa(*inputs))
+    onnx_attn.fuse(net.model(), verify=False, html=tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert text.count('<details class="group') == 2
+    assert "2×2×24×7 float32" in text
+
+
 def test_pages_of_one_report_are_the_same_bytes(tmp_path: Path) -> None:
     first, second = (re.sub(r"<footer.*</footer>", "", fused_page(SWIN, tmp_path)) for _ in range(2))
     assert first == second

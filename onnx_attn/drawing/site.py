@@ -10,10 +10,10 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.drawing.masks import pictures
 from onnx_attn.drawing.piece import draw
-from onnx_attn.graph.alike import digest
 from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView, label
 from onnx_attn.prove.cut import Cut, Cutter, boundary
+from onnx_attn.prove.signature import structure
 from onnx_attn.site import AttentionSite, Candidate, Verdict
 from onnx_attn.views.arrange import real
 from onnx_attn.views.folding import is_fixed
@@ -69,7 +69,7 @@ class Drawer:
         return self._drawn(self._cutter.cut([real(self._view, site.output).name], start), None, site)
 
     def _drawn(self, before: Cut, after: Cut | None, site: AttentionSite | None) -> Drawn:
-        key = tuple(digest(cut.model) for cut in (before, after) if cut is not None)
+        key = tuple(structure(self._view, cut) for cut in (before, after) if cut is not None)
         if key not in self._known:
             worlds = self._view.worlds
             told_of = self._origins(site) if site is not None else {}

@@ -13,10 +13,10 @@ def signature(view: GraphView, cutter: Cutter, site: AttentionSite, edit: SiteEd
     """Equal for sites whose proof would run the same nodes at the same sizes."""
     start, outputs = boundary(view, site, edit).difference(edit.folded), list(edit.outputs)
     cuts = (cutter.cut(outputs, start), cutter.cut(outputs, start, edit))
-    return (edit.algebra, edit.island, edit.scale and edit.scale.exact, *(_structure(view, cut) for cut in cuts))
+    return (edit.algebra, edit.island, edit.scale and edit.scale.exact, *(structure(view, cut) for cut in cuts))
 
 
-def _structure(view: GraphView, cut: Cut) -> str:
-    """In every world: the shapes of what is given, and the values of what sizes decide."""
+def structure(view: GraphView, cut: Cut) -> str:
+    """Of one piece. In every world: the shapes of what is given, and the values of what sizes decide."""
     told = {name: [world.shape(name) for world in view.worlds] for name in cut.inputs}
     return digest(cut.model, told | {name: [str(world.value(name)) for world in view.worlds] for name in cut.known})
