@@ -1,18 +1,26 @@
-"""Find the attention in an exported ONNX model, rewrite it for fused kernels, and prove that nothing changed."""
+"""Find the attention in an exported ONNX model, rewrite it for fused kernels, and prove that nothing changed.
 
-from onnx_attn.apart import expand
-from onnx_attn.api import fuse, inspect, land, stats, verify
-from onnx_attn.codes import CODES
-from onnx_attn.cut_out import extract
-from onnx_attn.errors import (
-    DifferenceError,
-    ExpectationError,
-    InputError,
-    OnnxAttnError,
-    OutputError,
-    UsageError,
-)
-from onnx_attn.given import Result
+What stands here is imported when it is first asked for: a process that only compiles, or a tool that looks for plugins, is spared
+onnx, graphsurgeon and ONNX Runtime.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnx_attn.apart import expand
+    from onnx_attn.api import fuse, inspect, land, stats, verify
+    from onnx_attn.codes import CODES
+    from onnx_attn.cut_out import extract
+    from onnx_attn.errors import (
+        DifferenceError,
+        ExpectationError,
+        InputError,
+        OnnxAttnError,
+        OutputError,
+        UsageError,
+    )
+    from onnx_attn.given import Result
 
 __version__ = "0.1.0"
 
@@ -34,3 +42,18 @@ __all__ = [
     "stats",
     "verify",
 ]
+
+_HOMES = {"CODES": "codes", "Result": "given", "expand": "apart", "extract": "cut_out"}
+_HOMES |= dict.fromkeys(("fuse", "inspect", "land", "stats", "verify"), "api")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

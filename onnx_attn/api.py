@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.arguments import Shapes, capability, profile_of, searched_for
 from onnx_attn.bundle import write_bundle
+from onnx_attn.counting.model import statistics
 from onnx_attn.deliver import fuse_file, fuse_proto
 from onnx_attn.engine.compile import choose_toolkit
 from onnx_attn.engine.profiles import as_range, fitted, sizes_at
@@ -42,7 +43,6 @@ from onnx_attn.report.html.page import place_of_page, write_page
 from onnx_attn.report.landed import landing_report
 from onnx_attn.report.reasons import headline
 from onnx_attn.runtime import refuse_crash
-from onnx_attn.stats.model import statistics
 from onnx_attn.targets.editions import parse_target
 
 

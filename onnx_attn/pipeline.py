@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_attn.batch.make import Varied
+from onnx_attn.counting.model import compared
 from onnx_attn.drawing.site import Drawer, Drawn
 from onnx_attn.errors import ExpectationError, InputError, UsageError
 from onnx_attn.forms.adaptation import ISLANDS
@@ -48,7 +49,6 @@ from onnx_attn.runtime import CannotRun
 from onnx_attn.search.search import search
 from onnx_attn.site import Candidate, Verdict
 from onnx_attn.sites import prove_sites, write_sites
-from onnx_attn.stats.model import compared
 from onnx_attn.targets.editions import Target
 from onnx_attn.targets.reading import TYPES
 

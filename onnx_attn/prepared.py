@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnx_attn.batch.make import Varied, with_dynamic_batch
+from onnx_attn.counting.model import flow_of, short_statistics
 from onnx_attn.drawing.outline import outline
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import LEAST_OPSET, raise_opset
@@ -40,7 +41,6 @@ from onnx_attn.rotary.rewrite import Embedded, embed
 from onnx_attn.row_order.order import Ordered, tokens_first
 from onnx_attn.runtime import refuse_crash
 from onnx_attn.site import AttentionSite, Candidate, Verdict
-from onnx_attn.stats.model import flow_of, short_statistics
 from onnx_attn.targets.editions import Target
 from onnx_attn.targets.rotary import RotaryFacts, gains_by_rotary
 

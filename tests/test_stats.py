@@ -336,7 +336,7 @@ def test_command_shows_the_figures(tmp_path: Any) -> None:
 
 
 def test_two_sets_of_sizes_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["onnx_attn.stats.model"], "third_world", lambda *_: None)
+    monkeypatch.setattr(sys.modules["onnx_attn.counting.model"], "third_world", lambda *_: None)
     flops = onnx_attn.stats(small_site(sizes=("batch", 5, 5)))["flops"]
     assert flops["products"] is None
     assert "--shapes" in flops["reason"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnx_attn.stats.polynomial import Poly, as_polynomial, total
+from onnx_attn.counting.polynomial import Poly, as_polynomial, total
 
 SIZES = [{"b": 2, "s": 5}, {"b": 3, "s": 7}, {"b": 113, "s": 127}]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from onnx_attn.stats.flow import Flow
+from onnx_attn.counting.flow import Flow
 
 Run = dict[str, Any]
 """`role` of so many (`count`) nodes that follow each other; `site`: the name of the softmax, of nodes that are attention."""

@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 from onnx import defs, helper
 
+from onnx_attn.counting.roles import MOVEMENT, WEIGHTED
 from onnx_attn.domain import DOMAIN, MICROSOFT, is_attention_function
 from onnx_attn.graph.inference import Inference, stored_value
 from onnx_attn.graph.view import called
 from onnx_attn.graph.world import Known, Shape, World
-from onnx_attn.stats.roles import MOVEMENT, WEIGHTED
 
 Drawing = dict[str, Any]
 """`nodes`: dicts of `op`, `name`, `kind` (input, output, attention, projection, movement, other), `holds` (what is stored in

@@ -7,6 +7,15 @@ from typing import Any
 
 import onnx
 
+from onnx_attn.counting.document import PRIMITIVES, exposed, nodes_document, numeric_document, symbolic_document
+from onnx_attn.counting.flatten import flatten
+from onnx_attn.counting.flops import FORMULAS
+from onnx_attn.counting.flow import Flow
+from onnx_attn.counting.operator import Reading, reading
+from onnx_attn.counting.parameters import parameters
+from onnx_attn.counting.regions import anchors_of
+from onnx_attn.counting.roles import assign_roles, counts
+from onnx_attn.counting.symbolic import SymbolicShapes, third_world
 from onnx_attn.engine.profiles import Profile, fitted, is_fixed, sizes_at
 from onnx_attn.errors import UsageError
 from onnx_attn.graph.inference import Inference
@@ -16,15 +25,6 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.nested import with_functions_inlined
 from onnx_attn.site import AttentionSite, Candidate
-from onnx_attn.stats.document import PRIMITIVES, exposed, nodes_document, numeric_document, symbolic_document
-from onnx_attn.stats.flatten import flatten
-from onnx_attn.stats.flops import FORMULAS
-from onnx_attn.stats.flow import Flow
-from onnx_attn.stats.operator import Reading, reading
-from onnx_attn.stats.parameters import parameters
-from onnx_attn.stats.regions import anchors_of
-from onnx_attn.stats.roles import assign_roles, counts
-from onnx_attn.stats.symbolic import SymbolicShapes, third_world
 
 
 def statistics(loaded: Loaded, profile: Profile) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from onnx_attn.counting.flow import Flow, Op
+from onnx_attn.counting.operator import REPEAT
 from onnx_attn.site import AttentionSite, Candidate, Verdict
-from onnx_attn.stats.flow import Flow, Op
-from onnx_attn.stats.operator import REPEAT
 from onnx_attn.views.movement import REARRANGE
 
 PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum"})

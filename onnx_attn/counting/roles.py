@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from onnx_attn.stats.flow import Flow, Op, Unit
-from onnx_attn.stats.operator import REPEAT
-from onnx_attn.stats.regions import Anchors, Region, regions_of
+from onnx_attn.counting.flow import Flow, Op, Unit
+from onnx_attn.counting.operator import REPEAT
+from onnx_attn.counting.regions import Anchors, Region, regions_of
 
 ROLES = ("attention", "projection", "mask", "movement", "other")
 MOVEMENT = frozenset(

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 from onnx import TensorProto
 
+from onnx_attn.counting.flow import Flow
+from onnx_attn.counting.operator import REPEAT
+from onnx_attn.counting.regions import Region
 from onnx_attn.graph.element import bytes_of
 from onnx_attn.graph.world import Known
-from onnx_attn.stats.flow import Flow
-from onnx_attn.stats.operator import REPEAT
-from onnx_attn.stats.regions import Region
 
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout", REPEAT})
 

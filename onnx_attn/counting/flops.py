@@ -13,8 +13,8 @@ from typing import Any
 
 from onnx import helper
 
-from onnx_attn.stats.flow import Op
-from onnx_attn.stats.roles import MOVEMENT
+from onnx_attn.counting.flow import Op
+from onnx_attn.counting.roles import MOVEMENT
 
 Sizes = Sequence[Any]
 """A shape: of each axis a number, or a polynomial."""

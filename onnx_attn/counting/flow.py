@@ -26,7 +26,7 @@ class Unit:
 class Op:
     """One operation. kind: the operator, with its domain where that is not the standard's. unit: of its flow's units.
 
-    role, site: what it is for, and of which site of the flow; read by `stats.roles`. varies: whether it has something to do when
+    role, site: what it is for, and of which site of the flow; read by `counting.roles`. varies: whether it has something to do when
         the model runs.
     """
 
@@ -50,7 +50,7 @@ class Op:
 class Flow:
     """The operations of the main graph, or of a body of If, Loop or Scan, in the order in which they stand.
 
-    known: types and shapes by name. given: its inputs. regions: its sites (`stats.regions`).
+    known: types and shapes by name. given: its inputs. regions: its sites (`counting.regions`).
     constant: values that are there before the model runs: weights, what is computed from them alone, and the sizes of what does
         not vary. free: these, and few whole numbers that follow from sizes.
     """

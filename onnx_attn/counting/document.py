@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from onnx_attn.stats.flow import Flow
-from onnx_attn.stats.measure import (
+from onnx_attn.counting.flow import Flow
+from onnx_attn.counting.measure import (
     Flops,
     MemoryFound,
     SiteFlops,
@@ -16,12 +16,12 @@ from onnx_attn.stats.measure import (
     measure_memory,
     scores_of,
 )
-from onnx_attn.stats.memory import interior, lives, tensor_bytes
-from onnx_attn.stats.operator import REPEAT
-from onnx_attn.stats.polynomial import total
-from onnx_attn.stats.regions import SOFTMAXES
-from onnx_attn.stats.roles import ROLES, counts
-from onnx_attn.stats.symbolic import SymbolicShapes, numeric_shapes
+from onnx_attn.counting.memory import interior, lives, tensor_bytes
+from onnx_attn.counting.operator import REPEAT
+from onnx_attn.counting.polynomial import total
+from onnx_attn.counting.regions import SOFTMAXES
+from onnx_attn.counting.roles import ROLES, counts
+from onnx_attn.counting.symbolic import SymbolicShapes, numeric_shapes
 
 Document = dict[str, Any]
 PRIMITIVES = "primitives"

@@ -7,12 +7,12 @@ from typing import Any
 
 import onnx
 
+from onnx_attn.counting.flow import Flow
+from onnx_attn.counting.measure import UnknownSizeError
+from onnx_attn.counting.polynomial import Poly, as_polynomial
 from onnx_attn.graph.element import bytes_of
 from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.world import World
-from onnx_attn.stats.flow import Flow
-from onnx_attn.stats.measure import UnknownSizeError
-from onnx_attn.stats.polynomial import Poly, as_polynomial
 
 ENOUGH = 3
 """Sets of sizes by which a polynomial is told from chance."""

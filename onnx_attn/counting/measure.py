@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnx_attn.stats.flops import NOT_COUNTED, PRODUCTS, Sizes, elementwise_flops, product_flops
-from onnx_attn.stats.flow import Flow, Op
-from onnx_attn.stats.memory import Life, Peak, interior, lives, peak
-from onnx_attn.stats.operator import REPEAT
-from onnx_attn.stats.regions import Region
+from onnx_attn.counting.flops import NOT_COUNTED, PRODUCTS, Sizes, elementwise_flops, product_flops
+from onnx_attn.counting.flow import Flow, Op
+from onnx_attn.counting.memory import Life, Peak, interior, lives, peak
+from onnx_attn.counting.operator import REPEAT
+from onnx_attn.counting.regions import Region
 
 Shapes = Callable[[str], Sizes]
 
