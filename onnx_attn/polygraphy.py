@@ -76,15 +76,22 @@ def fuse_attention_to_file(model: Source, path: str | os.PathLike[str], **option
 
 
 def _fused(model: Source, output: str | os.PathLike[str] | None, options: dict[str, Any]) -> Result:
-    given, _ = util.invoke_if_callable(model)
+    given, is_made = util.invoke_if_callable(model)
     try:
-        result = fuse(given, output, **options)
+        result = fuse(_typed(given) if is_made and isinstance(given, onnx.ModelProto) else given, output, **options)
     except OnnxAttnError as error:
         message = f"onnx-attn: {printable(str(error))}"
         G_LOGGER.log(message, G_LOGGER.CRITICAL)
         raise PolygraphyException(message) from error
     _tell(result.report)
     return result
+
+
+def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """With types for outputs that have none, as ModifyOutputs leaves those that it marks, and no checker takes them."""
+    if all(value.type.WhichOneof("value") for value in model.graph.output):
+        return model
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 
 def _tell(report: dict[str, Any]) -> None:
@@ -94,7 +101,7 @@ def _tell(report: dict[str, Any]) -> None:
     if report["fused"]:
         G_LOGGER.info(told)
     else:
-        G_LOGGER.warning(f"{told}; the model is as it was, and a comparison with it shows nothing")
+        G_LOGGER.warning(f"{told}; a comparison with it shows nothing")
     for each in report["candidates"]:
         if each["status"] == "refused":
             line = f"onnx-attn: {each['softmax']} is left alone ({each['code']}): {each['reason']}; {each['remedy']}"
