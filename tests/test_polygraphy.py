@@ -17,6 +17,9 @@ from commands import DEMO, NO_ATTENTION, SMALLEST
 from support import EXPORTS
 
 import onnx_attn
+from onnx_attn.forms.adaptation import ISLANDS
+from onnx_attn.targets.editions import RUNTIMES
+from onnx_attn.targets.lookup import ON_REQUEST, WRITTEN
 
 polygraphy = pytest.importorskip("polygraphy")
 
@@ -141,6 +144,15 @@ def test_a_file_that_is_no_model(run: Runs, tmp_path: Path) -> None:
     found = run(path, "--fuse-attention")
     assert found.code == 1
     assert "is not an ONNX model" in found.told and "Traceback" not in found.told
+
+
+def test_the_choices_are_those_of_the_package() -> None:
+    """Which the plugin does not import."""
+    from onnx_attn_polygraphy import CHOICES
+
+    assert set(CHOICES["target"]) == set(RUNTIMES)
+    assert set(CHOICES["form"]) == {"auto", *WRITTEN, *ON_REQUEST}
+    assert set(CHOICES["precision"]) == {"keep", *ISLANDS}
 
 
 def test_the_plugin_brings_in_nothing_of_ours() -> None:
