@@ -14,6 +14,7 @@ from commands import DEMO, NO_ATTENTION, SMALLEST
 from decorated import decorated
 
 import onnx_attn
+from onnx_attn.match import find, op, var
 
 ir = pytest.importorskip("onnx_ir")
 
@@ -114,6 +115,7 @@ def test_every_verb_takes_a_model_in_memory(apart: Path, tmp_path: Path) -> None
     assert onnx_attn.stats(model)["sites"] == 2
     assert onnx_attn.extract(model, "site-1", tmp_path / "site.onnx")["nodes"] > 0
     assert onnx_attn.inspect(ir.load(tmp_path / "site.onnx"))["sites"] == 1
+    assert len(list(find(op("Softmax", var("scores")), model))) == 2
     assert onnx_attn.verify(KINDS["gs.Graph"](DEMO), KINDS["ModelProto"](DEMO))["max_rel"] == 0
 
 
