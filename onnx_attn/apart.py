@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-import onnx_graphsurgeon as gs
-
-from onnx_attn.deliver import fuse_file, fuse_proto
-from onnx_attn.given import Model, Result, loaded_from
+from onnx_attn.given import Model, Result, loaded_from, rewritten
 from onnx_attn.options import Address, Expansion, Options
 from onnx_attn.plan import Choice
 from onnx_attn.reading import find_sites, site_of
@@ -47,13 +43,9 @@ def expand(
         split=split_projection,
     )
     options = Options(target, choice, verify=verify, verify_large=verify_large, expansion=Expansion(wanted, opset))
-    if isinstance(model, str | PathLike) and output is not None:
-        report, document = fuse_file(Path(model), Path(output), options)
-        return Result(_expansion_report(report, sites), document, None, Path(output))
-    loaded = loaded_from(model).whole()
-    report, document, proto = fuse_proto(loaded.proto, loaded.name, options)
-    made = gs.import_onnx(proto) if isinstance(model, gs.Graph) else proto
-    return Result(_expansion_report(report, sites), document, made)
+    result = rewritten(model, output, options)
+    result.report = _expansion_report(result.report, sites)
+    return result
 
 
 def _wanted(model: Model, sites: Sequence[str]) -> dict[Address, str]:

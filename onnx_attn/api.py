@@ -9,20 +9,18 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
 from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.arguments import Shapes, capability, profile_of, searched_for
 from onnx_attn.bundle import write_bundle
 from onnx_attn.counting.model import statistics
-from onnx_attn.deliver import fuse_file, fuse_proto
 from onnx_attn.engine.compile import choose_toolkit
 from onnx_attn.engine.profiles import as_range, fitted, sizes_at
 from onnx_attn.errors import ExpectationError, InputError, UsageError
 from onnx_attn.forms.adaptation import ISLANDS
-from onnx_attn.given import Model, Result, loaded_from, own_copy
+from onnx_attn.given import Model, Result, loaded_from, own_copy, rewritten
 from onnx_attn.graph.inference import Inference
-from onnx_attn.graph.load import Loaded, load
+from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.sizes import worlds_of
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
@@ -37,6 +35,7 @@ from onnx_attn.prove.decoder_calls import decoder_calls
 from onnx_attn.prove.inputs import flags_off, model_inputs
 from onnx_attn.prove.recheck import recheck
 from onnx_attn.prove.values import check_values, read_values
+from onnx_attn.prove.whole import Model as Runnable
 from onnx_attn.prove.whole import compare_models, default_rtol
 from onnx_attn.report.document import verification
 from onnx_attn.report.html.page import place_of_page, write_page
@@ -95,10 +94,10 @@ def fuse(
 ) -> Result:
     """Rewrite every attention site in the form that the target takes, prove it, and (with `output`) save the model.
 
-    `model` is never changed. `pack`: also pack Q/K/V projections into one. `algebra`: also take biases and scales out of packed
-    projections by exact identities. `expect`: fail unless exactly so many sites are fused. `verify`: prove each site and the
-    whole model in ONNX Runtime. `verify_large`: run the whole model even if it is past 2 GB, for which it has to be in memory;
-    `report["proof_left"]` says so where it was not run.
+    `model` is never changed, and the result's is of its kind. `pack`: also pack Q/K/V projections into one. `algebra`: also take
+    biases and scales out of packed projections by exact identities. `expect`: fail unless exactly so many sites are fused.
+    `verify`: prove each site and the whole model in ONNX Runtime. `verify_large`: run the whole model even if it is past 2 GB,
+    for which it has to be in memory; `report["proof_left"]` says so where it was not run.
 
     `prove_budget`: seconds for the proofs of sites. One site of each kind (the same operators, types and shapes) is proved in any
     case; when the time is over, others take the certificate of the one that is like them, which it names (`like`).
@@ -159,7 +158,7 @@ def fuse(
             )
         options = Options(given.target, choice, expect, verify, plan=given, dynamic_batch=given.dynamic_batch)
     options = replace(options, prove_budget=prove_budget, verify_large=verify_large, draw=page is not None)
-    result = _fused(model, output, options)
+    result = rewritten(model, output, options)
     if land:
         written = output if output is not None else result.model
         result.report["land"] = _landed(written, model, sm, shapes)
@@ -167,23 +166,13 @@ def fuse(
     return result
 
 
-def _fused(model: Model, output: str | PathLike[str] | None, options: Options) -> Result:
-    if isinstance(model, str | PathLike) and output is not None:
-        return Result(*fuse_file(Path(model), Path(output), options), None, Path(output))
-    loaded = loaded_from(model).whole()
-    if output is not None:
-        raise UsageError("output needs a path as model; save the result's .model yourself")
-    report, document, proto = fuse_proto(loaded.proto, loaded.name, options)
-    return Result(report, document, gs.import_onnx(proto) if isinstance(model, gs.Graph) else proto)
-
-
 def _landed(written: Model, original: Model, sm: int | None, shapes: Shapes | None) -> dict[str, Any]:
     return land(written, baseline=original, sm=sm, shapes=shapes)
 
 
 def verify(
-    a: str | PathLike[str],
-    b: str | PathLike[str],
+    a: Model,
+    b: Model,
     *,
     shapes: dict[str, tuple[int, ...]] | None = None,
     inputs: dict[str, np.ndarray] | str | PathLike[str] | None = None,
@@ -198,7 +187,7 @@ def verify(
     rtol: largest max|a − b| / max|a|; by default 1e-5, or 2e-3 where a model holds float16.
     certificate: the report of the `fuse` that made `b` of `a` (its file or itself): each site's certificate is checked again.
     """
-    first, second = load(Path(a)), load(Path(b))
+    first, second = loaded_from(a), loaded_from(b)
     wanted = _signature(first.proto)
     if wanted != _signature(second.proto):
         raise InputError(
@@ -215,7 +204,7 @@ def verify(
     for each in (first, second):
         refuse_crash(each.proto, each.name)
     also = flags_off(cases) if inputs is None else ()
-    found = compare_models((Path(a), first.name), (Path(b), second.name), cases, limit, atol, also=also)
+    found = compare_models(_runnable(a, first), _runnable(b, second), cases, limit, atol, also=also)
     checked = None
     if certificate is not None:
         told = (
@@ -224,6 +213,11 @@ def verify(
         name = "certificate" if isinstance(certificate, dict) else str(certificate)
         checked = recheck(GraphView(first.proto), GraphView(second.proto), told, name)
     return verification(first.name, second.name, found, cases, checked)
+
+
+def _runnable(model: Model, loaded: Loaded) -> tuple[Runnable, str]:
+    """What ONNX Runtime is to open, a file where there is one, and its name for messages."""
+    return Path(model) if isinstance(model, str | PathLike) else loaded.proto, loaded.name
 
 
 def _cases(

@@ -22,38 +22,42 @@ from onnx_attn.report.document import proof_document
 from onnx_attn.runtime import CannotRun
 
 
-def fuse_file(path: Path, output: Path, options: Options) -> tuple[Report, PlanDocument]:
-    """Fuse the model at `path` into `output`, which is written whole or not at all.
+def fuse_file(source: Path | Loaded, output: Path, options: Options) -> tuple[Report, PlanDocument]:
+    """Fuse a model, in a file or in memory, into `output`, which is written whole or not at all; `source` stays as it is.
 
     What is proved is the very file that will be delivered; the model in memory is given up before it is run.
 
     Raises InputError, OutputError, ExpectationError, DifferenceError, UsageError as the interface's exit codes say.
     """
-    check_output(output, path)
+    check_output(output, source if isinstance(source, Path) else None)
     with staged(output) as draft:
-        report, trial = _write_draft(path, output, draft, options)
+        report, trial = _write_draft(source, output, draft, options)
         gc.collect()  # graphsurgeon's nodes and tensors refer to each other, and through them to the weights.
         if trial.left is None:
-            _prove_whole(report, trial, path, draft)
+            _prove_whole(report, trial, source if isinstance(source, Path) else source.proto, draft)
         start = time.perf_counter()
         commit(draft, output)
         _add_seconds(report, "save", start)
     return report, trial.plan
 
 
-def fuse_proto(proto: onnx.ModelProto, name: str, options: Options) -> tuple[Report, PlanDocument, onnx.ModelProto]:
-    """Fuse a model in memory; `proto` stays as it is."""
-    report, trial, model = rewrite(Loaded(copied(proto), name), options)
+def fuse_proto(loaded: Loaded, options: Options) -> tuple[Report, PlanDocument, onnx.ModelProto]:
+    """Fuse a model in memory; `loaded` stays as it is."""
+    report, trial, model = rewrite(loaded.copy(), options)
     if not trial.changed:
-        model = copied(proto)
+        model = copied(loaded.proto)
     if trial.left is None:
-        _prove_whole(report, trial, proto, model)
+        _prove_whole(report, trial, loaded.proto, model)
     return report, trial.plan, model
 
 
-def _write_draft(path: Path, output: Path, draft: Path, options: Options) -> tuple[Report, Trial]:
+def _own(source: Path | Loaded) -> Loaded:
+    return load(source) if isinstance(source, Path) else source.copy()
+
+
+def _write_draft(source: Path | Loaded, output: Path, draft: Path, options: Options) -> tuple[Report, Trial]:
     start = time.perf_counter()
-    loaded = load(path)
+    loaded = _own(source)
     check_data(output, loaded.data_files)
     if loaded.external:
         loaded = replace(loaded, made=draft.parent / "made")
@@ -63,10 +67,10 @@ def _write_draft(path: Path, output: Path, draft: Path, options: Options) -> tup
     start = time.perf_counter()
     if trial.changed:
         write(model, draft, loaded.external)
-    elif loaded.external:
-        write(load(path).proto, draft, external=True)
+    elif isinstance(source, Path) and not loaded.external:
+        shutil.copyfile(source, draft)
     else:
-        shutil.copyfile(path, draft)
+        write(_own(source).proto, draft, loaded.external)
     _add_seconds(report, "save", start)
     return report, trial
 

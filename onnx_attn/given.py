@@ -1,26 +1,33 @@
-"""What callers give, and what they get back: paths, messages and graphsurgeon's graphs."""
+"""What callers give, and what they get back: paths, messages, graphs of graphsurgeon, models of onnx_ir, torch's programs."""
 
 from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_attn.deliver import fuse_file, fuse_proto
 from onnx_attn.errors import InputError, UsageError, one_line, printable
 from onnx_attn.graph.everywhere import all_tensors
 from onnx_attn.graph.load import Loaded, check, load
 from onnx_attn.graph.weights import is_apart
+from onnx_attn.ir_model import give_back, ir_model_of, load_ir
+from onnx_attn.options import Options
 
-Model: TypeAlias = "str | PathLike[str] | onnx.ModelProto | gs.Graph"
+if TYPE_CHECKING:
+    import onnx_ir
+    import torch.onnx
+
+Model: TypeAlias = "str | PathLike[str] | onnx.ModelProto | gs.Graph | onnx_ir.Model | torch.onnx.ONNXProgram"
 
 
 class Result:
-    """What `fuse` gives back: `model`, `report` and `plan`.
+    """What `fuse` and `expand` give back: `model`, `report` and `plan`.
 
-    model: a gs.Graph for a gs.Graph, else a ModelProto; where the result was saved, it is read from the file when asked
+    model: of the kind that was given (a ModelProto for a path); where the result was saved, it is read from the file when asked
     for, so that a large model is not held in memory for nobody. report: a dict as the JSON interface documents it.
     plan: what was decided for each site, to be edited and given to `fuse` again.
     """
@@ -29,20 +36,40 @@ class Result:
         self,
         report: dict[str, Any],
         plan: dict[str, Any],
-        model: onnx.ModelProto | gs.Graph | None,
-        path: Path | None = None,
+        given: Model,
+        made: onnx.ModelProto | Path,
     ):
+        """given: what the result was made of. made: the message, or the file that it was saved to."""
         self.report = report
         self.plan = plan
-        self._model = model
-        self._path = path
+        self._given, self._made = given, made
+        self._model: Any = None
 
     @property
-    def model(self) -> onnx.ModelProto | gs.Graph:
+    def model(self) -> Any:
         if self._model is None:
-            assert self._path is not None
-            self._model = onnx.load(str(self._path))
+            proto = onnx.load(str(self._made)) if isinstance(self._made, Path) else self._made
+            self._model = _of_kind(proto, self._given)
         return self._model
+
+
+def rewritten(model: Model, output: str | PathLike[str] | None, options: Options) -> Result:
+    """The model as `options` want it, in memory or saved."""
+    if output is not None:
+        source = Path(model) if isinstance(model, str | PathLike) else loaded_from(model)
+        return Result(*fuse_file(source, Path(output), options), model, Path(output))
+    loaded = loaded_from(model)
+    if isinstance(model, str | PathLike):
+        loaded.whole()
+    report, plan, proto = fuse_proto(loaded, options)
+    return Result(report, plan, model, proto)
+
+
+def _of_kind(proto: onnx.ModelProto, given: Model) -> Any:
+    """A message, which may be taken apart for it, as the kind of what was given."""
+    if isinstance(given, gs.Graph):
+        return gs.import_onnx(proto)
+    return give_back(proto, given) if ir_model_of(given) is not None else proto
 
 
 def own_copy(model: Model) -> Loaded:
@@ -61,8 +88,13 @@ def loaded_from(model: Model) -> Loaded:
             raise InputError(f"graph: onnx-graphsurgeon cannot export it: {one_line(error)}") from error
     elif isinstance(model, onnx.ModelProto):
         proto = model
+    elif (held := ir_model_of(model)) is not None:
+        return load_ir(held)
     else:
-        raise UsageError(f"a {type(model).__name__} is no model; pass a path, an onnx.ModelProto or a gs.Graph")
+        raise UsageError(
+            f"a {type(model).__name__} is no model; pass a path, an onnx.ModelProto, a gs.Graph, an onnx_ir.Model or a "
+            f"torch.onnx.ONNXProgram"
+        )
     name = proto.graph.name or "model"
     apart = next(filter(is_apart, all_tensors(proto)), None)
     if apart is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
@@ -27,8 +28,12 @@ class _Refused(Exception):
     """Why a reference is not followed, and the way out."""
 
 
-def locate(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
+def locate(
+    proto: onnx.ModelProto, path: Path, name: str | None = None, folders: Mapping[str, Path] | None = None
+) -> tuple[Path, ...]:
     """Check all references of a model that lies at `path`; returns the files that they are to.
+
+    name: of the model in messages, if not its path. folders: those that locations are in, if not the model's own.
 
     The larger initializers of the main graph stay where they lie, and refer to it by a whole path (`graph.weights`); the numbers
     of everything else are brought in.
@@ -36,44 +41,45 @@ def locate(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     Raises InputError for what leaves the folder, is no file, or is not there in full; and for tensors, external or not, that
     claim more elements than they have bytes.
     """
-    folder, files = Path(os.path.abspath(path.parent)), dict[Path, None]()
+    own, files, name = Path(os.path.abspath(path.parent)), dict[Path, None](), name or str(path)
     initializers = list(proto.graph.initializer)  # Kept, so that the ids stay their own.
     main = {id(tensor) for tensor in initializers}
     inner, brought = [], 0
     for tensor in all_tensors(proto):
         if not is_apart(tensor):
-            _check_claim(tensor, path)
+            _check_claim(tensor, name)
             continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        folder = (folders or {}).get(entries.get("location", ""), own)
         try:
-            place, offset, length = _reference(tensor, folder)
+            place, offset, length = _reference(tensor, entries, folder)
         except _Refused as reason:
-            raise InputError(f"{path}: weight '{printable(tensor.name)}' lies in external data {reason}") from None
+            raise InputError(f"{name}: weight '{printable(tensor.name)}' lies in external data {reason}") from None
         refer(tensor, place, offset, length)
-        files[path.parent / place.relative_to(folder)] = None
+        files[path.parent / place.relative_to(own) if folder == own else place] = None
         if id(tensor) not in main or length < SMALLEST_EXTERNAL or math.prod(tensor.dims) <= SMALL:
             brought += length
             inner.append(tensor)
     if brought > PROTOBUF_LIMIT:
         raise InputError(
-            f"{path}: tensors outside the main graph's initializers, such as '{printable(inner[-1].name)}', refer to more than "
+            f"{name}: tensors outside the main graph's initializers, such as '{printable(inner[-1].name)}', refer to more than "
             f"2 GB of external data, which no file could hold with them; make them initializers of the main graph"
         )
     bring_in(inner)
     return tuple(files)
 
 
-def _check_claim(tensor: onnx.TensorProto, path: Path) -> None:
+def _check_claim(tensor: onnx.TensorProto, name: str) -> None:
     """(The size of the message is known without a copy of its bytes; whether they are exactly as many is onnx.checker's part.)"""
     if math.prod(tensor.dims) > MOST_ELEMENTS_PER_BYTE * tensor.ByteSize():
         raise InputError(
-            f"{path}: weight '{printable(tensor.name)}' claims {math.prod(tensor.dims)} elements, and has {tensor.ByteSize()} "
+            f"{name}: weight '{printable(tensor.name)}' claims {math.prod(tensor.dims)} elements, and has {tensor.ByteSize()} "
             f"bytes; export it again"
         )
 
 
-def _reference(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int, int]:
+def _reference(tensor: onnx.TensorProto, entries: Mapping[str, str], folder: Path) -> tuple[Path, int, int]:
     """Whole path, offset and length of what a tensor refers to. Raises _Refused."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
     if len(entries) < len(tensor.external_data):
         raise _Refused("and says twice where; export it again")
     place = folder / _relative(entries.get("location", ""))
@@ -93,7 +99,7 @@ def _reference(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int, int]:
     return place, offset, length
 
 
-def _number(entries: dict[str, str], key: str, default: int) -> int:
+def _number(entries: Mapping[str, str], key: str, default: int) -> int:
     text = entries.get(key, str(default))
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
         raise _Refused(f"with {key} '{_shown(text)}', which is no count of bytes; export it again")

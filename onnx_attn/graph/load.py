@@ -15,7 +15,7 @@ from onnx_attn.graph.external import locate
 from onnx_attn.graph.opset import opset_of
 from onnx_attn.graph.slim import slim_copy
 from onnx_attn.graph.unchecked import unreadable
-from onnx_attn.graph.weights import bring_in
+from onnx_attn.graph.weights import bring_in, is_apart
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,13 @@ def load(path: str | Path) -> Loaded:
 def check(proto: onnx.ModelProto, name: str, path: Path | None = None) -> None:
     """Raise InputError unless onnx.checker accepts the model and the types at every node fit together.
 
-    A model with external data is checked from its file (`path`), since it may be past protobuf's 2 GB.
+    A model with external data is checked from its file (`path`), since it may be past protobuf's 2 GB; one in memory that has
+    weights in files, without these.
     """
     proto, foreign = _with_foreign_marked(proto)
+    apart = path is None and any(map(is_apart, proto.graph.initializer))
     try:
-        onnx.checker.check_model(str(path) if path and not foreign else proto)
+        onnx.checker.check_model(str(path) if path and not foreign else slim_copy(proto) if apart else proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}: onnx.checker refuses the model: {one_line(error)}; export it again") from error
     if (reason := unreadable(proto)) is not None:

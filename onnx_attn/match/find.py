@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.load import load
 from onnx_attn.graph.view import GraphView, label
+from onnx_attn.ir_model import ir_model_of, load_ir
 from onnx_attn.match.matcher import Bound, Failure, Match, Matcher, below, depth
 from onnx_attn.match.pattern import (
     Either,
@@ -26,7 +26,10 @@ from onnx_attn.match.pattern import (
     substitute,
 )
 
-Model: TypeAlias = "str | PathLike[str] | onnx.ModelProto | gs.Graph | GraphView"
+if TYPE_CHECKING:
+    from onnx_attn.given import Model as Given
+
+Model: TypeAlias = "Given | GraphView"
 
 
 def find(pattern: Pattern, model: Model) -> Iterator[Match]:
@@ -120,6 +123,8 @@ def as_view(model: Model) -> GraphView:
         return model
     if isinstance(model, gs.Graph):
         return GraphView(gs.export_onnx(model))
+    if (held := ir_model_of(model)) is not None:
+        return GraphView(load_ir(held).whole().proto)
     return GraphView(model if isinstance(model, onnx.ModelProto) else load(Path(model)).whole().proto)
 
 
