@@ -19,7 +19,7 @@ from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 
 ROOT = EXPORTS.parent.parent
-PACKAGES = ("onnx_attn", "onnx_attn_polygraphy")
+PACKAGES = ("onnx_attn",)
 
 
 def files_under(*folders: str) -> set[str]:
@@ -56,7 +56,7 @@ def test_the_wheel_s_metadata_say_version_licence_and_entry_points(wheel: dict[s
     assert metadata["License-Expression"] == "MIT" and f"{info}/licenses/LICENSE" in wheel
     entries = wheel[f"{info}/entry_points.txt"].decode()
     assert "onnx-attn = onnx_attn.cli:app" in entries
-    assert "onnx-attn = onnx_attn_polygraphy:argument_groups" in entries
+    assert "onnx-attn = onnx_attn.polygraphy_plugin:argument_groups" in entries
 
 
 def test_the_sdist_holds_what_builds_the_same_wheel(wheel: dict[str, bytes], sdist: Path, tmp_path: Path) -> None:

@@ -148,22 +148,22 @@ def test_a_file_that_is_no_model(run: Runs, tmp_path: Path) -> None:
 
 def test_the_choices_are_those_of_the_package() -> None:
     """Which the plugin does not import."""
-    from onnx_attn_polygraphy import CHOICES
+    from onnx_attn.polygraphy_plugin import CHOICES
 
     assert set(CHOICES["target"]) == set(RUNTIMES)
     assert set(CHOICES["form"]) == {"auto", *WRITTEN, *ON_REQUEST}
     assert set(CHOICES["precision"]) == {"keep", *ISLANDS}
 
 
-def test_the_plugin_brings_in_nothing_of_ours() -> None:
+def test_the_plugin_brings_in_nothing_but_itself() -> None:
     """polygraphy loads it at every call, whatever it is called for."""
     program = (
-        "import sys; import polygraphy.tools.run.run; import onnx_attn_polygraphy; "
-        "assert onnx_attn_polygraphy.argument_groups(); "
+        "import sys; import polygraphy.tools.run.run; import onnx_attn.polygraphy_plugin; "
+        "assert onnx_attn.polygraphy_plugin.argument_groups(); "
         "print([m for m in sys.modules if m.split('.')[0] in ('onnx_attn', 'onnx', 'numpy', 'onnxruntime')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-1] == "['onnx_attn', 'onnx_attn.polygraphy_plugin']"
 
 
 def test_a_loader_takes_what_polygraphy_s_loaders_give(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ class Unit:
 class Op:
     """One operation. kind: the operator, with its domain where that is not the standard's. unit: of its flow's units.
 
-    role, site: what it is for, and of which site of the flow; read by `counting.roles`. varies: whether it has something to do when
-        the model runs.
+    role, site: what it is for, and of which site of the flow; read by `counting.roles`. varies: whether it has something to do
+        when the model runs.
     """
 
     node: onnx.NodeProto

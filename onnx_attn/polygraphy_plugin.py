@@ -1,7 +1,7 @@
 """`polygraphy run MODEL --onnxrt --fuse-attention`: the fused model as one more runner beside polygraphy's own.
 
-polygraphy loads this whenever anybody calls it, for whatever: so it is a package of its own, which imports nothing that it
-has not imported by then, and `onnx_attn` and all that it needs come in when the model is fused, by the script that is made here.
+polygraphy loads this whenever anybody calls it, for whatever: so it imports nothing that polygraphy has not imported by then.
+The rest of the package comes in when the model is fused, by the script that is made here.
 """
 
 from __future__ import annotations
