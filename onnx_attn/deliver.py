@@ -15,6 +15,7 @@ from onnx_attn.graph.load import Loaded, copied, load
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.options import Options
 from onnx_attn.pipeline import PlanDocument, Report, Trial, rewrite
+from onnx_attn.progress import stage
 from onnx_attn.prove.inputs import flags_off
 from onnx_attn.prove.whole import Model, WholeProof, compare_models
 from onnx_attn.prove.whole_quantised import compare_quantised
@@ -36,7 +37,8 @@ def fuse_file(path: Path, output: Path, options: Options) -> tuple[Report, PlanD
         if trial.left is None:
             _prove_whole(report, trial, path, draft)
         start = time.perf_counter()
-        commit(draft, output)
+        with stage("save"):
+            commit(draft, output)
         _add_seconds(report, "save", start)
     return report, trial.plan
 
@@ -61,12 +63,13 @@ def _write_draft(path: Path, output: Path, draft: Path, options: Options) -> tup
     report, trial, model = rewrite(loaded, options)
     report["seconds"]["load"] += seconds
     start = time.perf_counter()
-    if trial.changed:
-        write(model, draft, loaded.external)
-    elif loaded.external:
-        write(load(path).proto, draft, external=True)
-    else:
-        shutil.copyfile(path, draft)
+    with stage("save"):
+        if trial.changed:
+            write(model, draft, loaded.external)
+        elif loaded.external:
+            write(load(path).proto, draft, external=True)
+        else:
+            shutil.copyfile(path, draft)
     _add_seconds(report, "save", start)
     return report, trial
 
@@ -79,9 +82,10 @@ def _prove_whole(report: Report, trial: Trial, before: Model, after: Model) -> N
         try:
             named = (before, trial.name), (after, f"{trial.name} (fused)")
             others = flags_off(trial.inputs)
-            proof = compare_models(*named, trial.inputs, trial.rtol, slices=trial.slices, also=others)
-            if not proof.ok:
-                proof = compare_quantised(*named, trial.inputs, proof, trial.slices)
+            with stage("prove whole"):
+                proof = compare_models(*named, trial.inputs, trial.rtol, slices=trial.slices, also=others)
+                if not proof.ok:
+                    proof = compare_quantised(*named, trial.inputs, proof, trial.slices)
         except CannotRun as error:
             raise CannotRun(f"{error}; pass --no-verify to rewrite without proof") from error
     if not proof.ok:

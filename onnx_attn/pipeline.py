@@ -30,6 +30,7 @@ from onnx_attn.options import Options
 from onnx_attn.plan import Plan, make_plan
 from onnx_attn.plan_file import plan_document
 from onnx_attn.prepared import Prepared, prepared, stats_of
+from onnx_attn.progress import stage
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.inputs import model_inputs
@@ -74,15 +75,16 @@ class Trial:
 
 def inspect_model(loaded: Loaded, target: Target) -> Report:
     """Recognise and plan, nothing more."""
-    reading = read_model(loaded, target)
+    with stage("recognize"):
+        reading = read_model(loaded, target)
+        inside = reading.blocks
     view, outcome = reading.view, reading.outcome
     taking = target.taking(view.opset)
-    plan = make_plan(view, reading.candidates, taking)
-    report = inspection(loaded.name, taking, view, plan)
+    with stage("plan"):
+        plan = make_plan(view, reading.candidates, taking)
+        report = inspection(loaded.name, taking, view, plan)
     report["spelled"] = outcome.document if outcome else None
-    inner = [
-        (block, inspect_model(Loaded(block.body.model, loaded.name), target)["candidates"]) for block in reading.blocks
-    ]
+    inner = [(each, inspect_model(Loaded(each.body.model, loaded.name), target)["candidates"]) for each in inside]
     report["candidates"] = merged(report["candidates"], inner)
     counted(report)
     return report
