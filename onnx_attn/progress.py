@@ -1,4 +1,4 @@
-"""What is being done at this moment, told to whoever listens; by default nobody, so that functions called from Python are silent."""
+"""What is being done at this moment, told to whoever listens: by default nobody, so that Python's callers read nothing."""
 
 from __future__ import annotations
 
