@@ -90,7 +90,12 @@ def count(number: int, thing: str) -> str:
 
 
 def span(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
+    """`site-0 … site-11`, with how many they are where others lie between."""
+    if len(names) == 1:
+        return names[0]
+    first, last = (int(name.rpartition("-")[2]) for name in (names[0], names[-1]))
+    between = "" if last - first + 1 == len(names) else f" ({len(names)})"
+    return f"{names[0]} … {names[-1]}{between}"
 
 
 def show_seconds(seconds: dict[str, float], console: Console) -> None:

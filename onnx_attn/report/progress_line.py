@@ -47,7 +47,8 @@ class Watch:
         passed = int(time.perf_counter() - self._start)
         parts: list[Text | ProgressBar] = [Text(printable(self._shown), style="bold")]
         if total > 1:
-            parts += [ProgressBar(total, number - 1, width=BAR), Text(f"{number} of {total}")]
+            bar = [ProgressBar(total, number - 1, width=BAR)] if self.console.width >= 3 * BAR else []
+            parts += [*bar, Text(f"{number} of {total}")]
         end = Text(f"{passed // 60}:{passed % 60:02}")
         taken = sum(len(part) if isinstance(part, Text) else BAR for part in (*parts, end)) + len(parts) + 1
         parts += [Text(_end(printable(label), self.console.width - taken - 1)), end]

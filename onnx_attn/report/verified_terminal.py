@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from onnx_attn.report.lines import count, escape, find, say, show_table, table_of
+from onnx_attn.report.lines import count, escape, find, say, show_table, span, table_of
 
 Report = dict[str, Any]
 
@@ -30,8 +30,7 @@ def show_verification(report: Report, console: Console, verbose: bool = False) -
     for shapes in report["shapes"]:
         inputs = (f"{escape(name)} {'×'.join(map(str, shape))}" for name, shape in shapes.items())
         say(console, "inputs", ", ".join(inputs))
-    for each in report["certificates"] or ():
-        _show_rechecked(each, console)
+    _show_certificates(report["certificates"] or [], console, verbose)
     verdict = "[green]the same[/]" if report["ok"] else "[bold red]different[/]"
     bound = f"max_rel {report['max_rel']:.1e} in {count(report['cases'], 'case')} (allowed {report['rtol']:.0e})"
     say(console, "verdict", f"{verdict}: {bound}")
@@ -39,6 +38,19 @@ def show_verification(report: Report, console: Console, verbose: bool = False) -
 
 MOST = 20
 """Outputs: a decoder has two for each of its layers."""
+
+
+def _show_certificates(found: list[Report], console: Console, verbose: bool) -> None:
+    """Those that hold on one line, with the worst of them, or each by itself; the others always are."""
+    held = [each for each in found if each["ok"]]
+    for each in found:
+        if verbose or not each["ok"]:
+            _show_rechecked(each, console)
+    if held and not verbose:
+        worst = max(held, key=lambda each: each["max_rel"] - each["bound"])
+        console.print(f"{span([each['site'] for each in held])} [green]{'hold' if len(held) > 1 else 'holds'}[/]")
+        cases = count(sum(each["cases"] for each in held), "case")
+        say(console, "", f"max_rel {worst['max_rel']:.1e} at most in {cases} (allowed {worst['bound']:.0e})")
 
 
 def _show_rechecked(found: Report, console: Console) -> None:
