@@ -49,7 +49,7 @@ def _show_site(site: Report, console: Console) -> None:
         for name, reason in site.get(kind, {}).items():
             say(console, "", f"[yellow]without {name}[/]: {escape(reason)}")
     if site.get("unpacked_because"):
-        say(console, "", f"[yellow]not packed[/]: {escape(site['unpacked_because'])}")
+        say(console, "", f"[yellow]without packing[/]: {escape(site['unpacked_because'])}")
     if site.get("folded"):
         say(console, "", f"folded: {', '.join('×'.join(map(str, shape)) or 'a scalar' for shape in site['folded'])}")
     for note in site.get("notes", ()):
