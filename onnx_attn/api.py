@@ -271,9 +271,8 @@ def stats(model: Model, *, shapes: Shapes | None = None) -> dict[str, Any]:
 
     Raises InputError for what cannot be read, UsageError for shapes that do not fit.
     """
-    loaded, profile = loaded_from(model), profile_of(shapes or {})
     with stage("count"):
-        return statistics(loaded, profile)
+        return statistics(loaded_from(model), profile_of(shapes or {}))
 
 
 def check_all_landed(report: dict[str, Any]) -> None:
