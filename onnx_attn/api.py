@@ -31,6 +31,7 @@ from onnx_attn.options import Options
 from onnx_attn.pipeline import inspect_model
 from onnx_attn.plan import Choice
 from onnx_attn.plan_file import load_plan
+from onnx_attn.progress import stage
 from onnx_attn.prove.decoder_calls import decoder_calls
 from onnx_attn.prove.inputs import flags_off, model_inputs
 from onnx_attn.prove.recheck import recheck
@@ -204,14 +205,16 @@ def verify(
     for each in (first, second):
         refuse_crash(each.proto, each.name)
     also = flags_off(cases) if inputs is None else ()
-    found = compare_models(_runnable(a, first), _runnable(b, second), cases, limit, atol, also=also)
+    with stage("run"):
+        found = compare_models(_runnable(a, first), _runnable(b, second), cases, limit, atol, also=also)
     checked = None
     if certificate is not None:
         told = (
             certificate if isinstance(certificate, dict) else read_json(Path(certificate), "a report of `fuse --json`")
         )
         name = "certificate" if isinstance(certificate, dict) else str(certificate)
-        checked = recheck(GraphView(first.proto), GraphView(second.proto), told, name)
+        with stage("check certificates"):
+            checked = recheck(GraphView(first.proto), GraphView(second.proto), told, name)
     return verification(first.name, second.name, found, cases, checked)
 
 
@@ -291,7 +294,8 @@ def stats(model: Model, *, shapes: Shapes | None = None) -> dict[str, Any]:
 
     Raises InputError for what cannot be read, UsageError for shapes that do not fit.
     """
-    return statistics(loaded_from(model), profile_of(shapes or {}))
+    with stage("count"):
+        return statistics(loaded_from(model), profile_of(shapes or {}))
 
 
 def check_all_landed(report: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from onnx_attn.graph.load import check
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.weights import bring_in
+from onnx_attn.progress import stage
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.reading import find_sites, open_site, site_of
 from onnx_attn.site import AttentionSite, Verdict
@@ -33,7 +34,8 @@ def extract(model: Model, site: str, output: str | PathLike[str]) -> dict[str, A
     """
     loaded = loaded_from(model)
     target = parse_target("onnx")
-    view, candidate = open_site(loaded, site_of(site, find_sites(loaded, target)).address, target)
+    with stage("recognize"):
+        view, candidate = open_site(loaded, site_of(site, find_sites(loaded, target)).address, target)
     if isinstance(candidate, Verdict) and candidate.recomputable is not None:
         candidate = candidate.recomputable
     if not isinstance(candidate, AttentionSite):
@@ -45,7 +47,7 @@ def extract(model: Model, site: str, output: str | PathLike[str]) -> dict[str, A
     path = Path(output)
     check_output(path, Path(model) if isinstance(model, str | PathLike) else None)
     check_data(path, loaded.data_files)
-    with staged(path) as draft:
+    with stage("save"), staged(path) as draft:
         write(made, draft, loaded.external)
         commit(draft, path)
     names = {kind: [value.name for value in getattr(made.graph, kind)] for kind in ("input", "output")}

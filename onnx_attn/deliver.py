@@ -15,6 +15,7 @@ from onnx_attn.graph.load import Loaded, copied, load
 from onnx_attn.graph.save import check_data, check_output, commit, staged, write
 from onnx_attn.options import Options
 from onnx_attn.pipeline import PlanDocument, Report, Trial, rewrite
+from onnx_attn.progress import stage
 from onnx_attn.prove.inputs import flags_off
 from onnx_attn.prove.whole import Model, WholeProof, compare_models
 from onnx_attn.prove.whole_quantised import compare_quantised
@@ -36,7 +37,8 @@ def fuse_file(source: Path | Loaded, output: Path, options: Options) -> tuple[Re
         if trial.left is None:
             _prove_whole(report, trial, source if isinstance(source, Path) else source.proto, draft)
         start = time.perf_counter()
-        commit(draft, output)
+        with stage("save"):
+            commit(draft, output)
         _add_seconds(report, "save", start)
     return report, trial.plan
 
@@ -65,12 +67,13 @@ def _write_draft(source: Path | Loaded, output: Path, draft: Path, options: Opti
     report, trial, model = rewrite(loaded, options)
     report["seconds"]["load"] += seconds
     start = time.perf_counter()
-    if trial.changed:
-        write(model, draft, loaded.external)
-    elif isinstance(source, Path) and not loaded.external:
-        shutil.copyfile(source, draft)
-    else:
-        write(_own(source).proto, draft, loaded.external)
+    with stage("save"):
+        if trial.changed:
+            write(model, draft, loaded.external)
+        elif isinstance(source, Path) and not loaded.external:
+            shutil.copyfile(source, draft)
+        else:
+            write(_own(source).proto, draft, loaded.external)
     _add_seconds(report, "save", start)
     return report, trial
 
@@ -83,9 +86,10 @@ def _prove_whole(report: Report, trial: Trial, before: Model, after: Model) -> N
         try:
             named = (before, trial.name), (after, f"{trial.name} (fused)")
             others = flags_off(trial.inputs)
-            proof = compare_models(*named, trial.inputs, trial.rtol, slices=trial.slices, also=others)
-            if not proof.ok:
-                proof = compare_quantised(*named, trial.inputs, proof, trial.slices)
+            with stage("prove whole"):
+                proof = compare_models(*named, trial.inputs, trial.rtol, slices=trial.slices, also=others)
+                if not proof.ok:
+                    proof = compare_quantised(*named, trial.inputs, proof, trial.slices)
         except CannotRun as error:
             raise CannotRun(f"{error}; pass --no-verify to rewrite without proof") from error
     if not proof.ok:

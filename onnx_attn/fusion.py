@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from onnx_attn.algebra.choose import IDENTITIES
@@ -14,6 +13,7 @@ from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.operators.microsoft.model import Outcome
 from onnx_attn.plan import Decision, Plan
+from onnx_attn.progress import clock
 from onnx_attn.prove.certificate import Certificate
 from onnx_attn.search.search import Found
 from onnx_attn.site import Written
@@ -74,8 +74,5 @@ class Fusion:
         """Why changes that were asked for were not made after all, by their names."""
         return {n: reason for n, reason in self.left.get(decision.key, {}).items() if n not in IDENTITIES}
 
-    @contextmanager
-    def clock(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+    def clock(self, phase: str) -> AbstractContextManager[None]:
+        return clock(self.seconds, phase)

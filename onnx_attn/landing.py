@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from onnx_attn.errors import InputError, one_line
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.save import write
 from onnx_attn.graph.view import GraphView
+from onnx_attn.progress import clock, step
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.recognize.candidates import recognize
 
@@ -78,23 +76,23 @@ def land_model(loaded: Loaded, path: Path | None, options: Options) -> Landed:
     if options.layer_info is None:
         choose_toolkit(options.toolkit)  # Before any work: is there one?
         profile = fitted(loaded.proto, options.shapes, loaded.name)
-        with _clock(seconds, "names"):
+        with clock(seconds, "names"):
             labels = make_readable(loaded.proto)
-        with _clock(seconds, "compile"):
+        with clock(seconds, "compile"):
             engine, moved_bytes = _compile(loaded, None if labels else path, profile, options)
     else:
         profile, labels = {}, {}
         engine = read_layer_info(options.layer_info, options.sm or 0)
         _check_layers(engine, loaded, options.layer_info)
         moved_bytes = engine.moved_bytes
-    with _clock(seconds, "recognize"):
+    with clock(seconds, "recognize"):
         view = GraphView(loaded.proto)
         candidates = recognize(view)
-    with _clock(seconds, "map"):
+    with clock(seconds, "map"):
         landings = find_landings(loaded.proto, candidates, engine)
     found = Landed(loaded.name, view, engine, landings, moved_bytes, profile, labels, seconds)
     if options.draw:
-        with _clock(seconds, "draw"):
+        with clock(seconds, "draw"):
             drawer = Drawer(view, Cutter(view), labels)
             found.drawings = [drawer.standing(landing.candidate) for landing in landings]
     return found
@@ -128,6 +126,7 @@ def _compile(loaded: Loaded, path: Path | None, profile: Profile, options: Optio
     """The engine, and the bytes that it moves: tensors of an engine for varying shapes have no size, so for these a second
     one is built for the usual shapes alone."""
     with tempfile.TemporaryDirectory(prefix="onnx-attn-") as folder:
+        step(0, 0, loaded.name)
         source = path or _written(loaded, Path(folder, "model.onnx"))
 
         def build(shapes: Profile) -> Engine:
@@ -145,10 +144,3 @@ def _compile(loaded: Loaded, path: Path | None, profile: Profile, options: Optio
 def _written(loaded: Loaded, path: Path) -> Path:
     write(loaded.copy().proto, path, loaded.external)  # The weights that go to a data file are given up.
     return path
-
-
-@contextmanager
-def _clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[phase] = time.perf_counter() - start

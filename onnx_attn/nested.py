@@ -21,6 +21,7 @@ from onnx_attn.graph.inline import inline_functions
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
+from onnx_attn.progress import within
 from onnx_attn.recognize.candidates import recognize
 from onnx_attn.site import Candidate, Verdict
 
@@ -183,7 +184,8 @@ def replace_bodies(
     """Rewrite each body, given with its number; one that changed is put back. Returns its candidates, and whether any did."""
     results, changed = [], False
     for number, block in enumerate(found):
-        own, after = rewrite(number, block.body)
+        with within(f"body {number + 1} of {len(found)}"):
+            own, after = rewrite(number, block.body)
         results.append((block, own))
         if after is not None:
             put_back(model, block.body, after)

@@ -32,6 +32,7 @@ from onnx_attn.options import Options
 from onnx_attn.plan import Decision, Plan, is_attention, make_plan
 from onnx_attn.plan_file import plan_document
 from onnx_attn.prepared import Prepared, prepared, stats_of
+from onnx_attn.progress import stage
 from onnx_attn.prove.compare import RTOL
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.inputs import model_inputs
@@ -76,18 +77,19 @@ class Trial:
 
 def inspect_model(loaded: Loaded, target: Target, draw: bool = False) -> Report:
     """Recognise and plan, nothing more. draw: also what the report to look at shows."""
-    reading = read_model(loaded, target)
+    with stage("recognize"):
+        reading = read_model(loaded, target)
+        inside = reading.blocks
     view, outcome = reading.view, reading.outcome
     taking = target.taking(view.opset)
-    plan = make_plan(view, reading.candidates, taking)
-    report = inspection(loaded.name, taking, view, plan)
+    with stage("plan"):
+        plan = make_plan(view, reading.candidates, taking)
+        report = inspection(loaded.name, taking, view, plan)
     report["spelled"] = outcome.document if outcome else None
     if draw:
-        with_drawings(report["candidates"], _drawings(view, Cutter(view), plan, {}))
-    inner = [
-        (block, inspect_model(Loaded(block.body.model, loaded.name), target, draw)["candidates"])
-        for block in reading.blocks
-    ]
+        with stage("draw"):
+            with_drawings(report["candidates"], _drawings(view, Cutter(view), plan, {}))
+    inner = [(each, inspect_model(Loaded(each.body.model, loaded.name), target, draw)["candidates"]) for each in inside]
     report["candidates"] = merged(report["candidates"], inner)
     counted(report)
     return report

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +31,7 @@ from onnx_attn.plan import (
     is_attention,
 )
 from onnx_attn.plan_file import check_fits, fingerprint
+from onnx_attn.progress import clock
 from onnx_attn.prove.decoder_calls import decoder_calls
 from onnx_attn.prove.spelled import prove_spelled
 from onnx_attn.recognize.candidates import recognize
@@ -59,7 +58,7 @@ class Prepared:
 
     def __init__(self, loaded: Loaded, options: Options):
         self.seconds: dict[str, float] = {}
-        with self._clock("load"):
+        with clock(self.seconds, "load"):
             self.loaded, self._options = loaded, options
             self.nodes, self.found = len(loaded.proto.graph.node), fingerprint(loaded.proto)
             self.view = GraphView(loaded.proto)
@@ -188,15 +187,9 @@ class Prepared:
         if self.view.opset != self.opsets[-1]:
             self.opsets.append(self.view.opset)
 
-    @contextmanager
-    def _clock(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-
     def take(self, phase: str, *steps: Callable[[], None]) -> None:
         """The steps of one phase, on its clock."""
-        with self._clock(phase):
+        with clock(self.seconds, phase):
             for step in steps:
                 step()
 

@@ -1,4 +1,4 @@
-"""What every command shares: errors as one line and an exit code, a console, a report as JSON."""
+"""What every command shares: errors as one line and an exit code, a console, how loud it is, a report as JSON."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
-from onnx_attn.errors import OnnxAttnError, OutputError, UsageError, one_line, printable
+from onnx_attn.errors import OnnxAttnError, OutputError, UsageError, one_line
 from onnx_attn.json_file import strict
+from onnx_attn.progress import listening
+from onnx_attn.report.lines import escape, show_seconds
+from onnx_attn.report.progress_line import Watch, shown
+
+Report: TypeAlias = dict[str, Any]
 
 
 @contextmanager
@@ -40,12 +44,48 @@ def errors() -> Iterator[None]:
 
 
 def _fail(message: str, code: int, cause: BaseException) -> NoReturn:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(printable(message))}", highlight=False)
+    console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     raise typer.Exit(code) from cause
 
 
-def console() -> Console:
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
+def console(stderr: bool = False) -> Console:
+    """What is piped has no colours and no line breaks of ours; under NO_COLOR neither has a terminal bold letters."""
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(
+        stderr=stderr,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        highlight=False,
+        soft_wrap=not terminal,
+        width=None if terminal else 160,
+    )
+
+
+class Voice:
+    """How a command speaks: its report in full or in short, as JSON, or not at all; and of what it does while it does it."""
+
+    def __init__(self, quiet: bool, verbose: bool, json_path: str | None = None):
+        """Raises UsageError for both at once."""
+        if quiet and verbose:
+            raise UsageError("--quiet and --verbose contradict each other; leave one of them out")
+        self._quiet, self._verbose, self._json_path = quiet, verbose, json_path
+        self._watch = Watch(console(stderr=True))
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Progress while this lasts; what is printed is to be printed afterwards."""
+        if self._quiet:
+            yield
+            return
+        with listening(self._watch), shown(self._watch):
+            yield
+
+    def tell(self, report: Report, show: Callable[[Report, Console, bool], None]) -> None:
+        """Write the report as JSON where that was asked for, and show it to people unless stdout is taken."""
+        if write_json(report, self._json_path) or self._quiet:
+            return
+        show(report, console(), self._verbose)
+        if self._verbose and "seconds" not in report:
+            show_seconds(self._watch.seconds, console())
 
 
 def check_json(path: str | None, *taken: Path, option: str = "--json") -> None:
@@ -66,7 +106,7 @@ def check_json(path: str | None, *taken: Path, option: str = "--json") -> None:
         raise OutputError(f"{path}: the report cannot be written there ({one_line(error)})") from error
 
 
-def write_json(report: dict[str, Any], path: str | None) -> bool:
+def write_json(report: Report, path: str | None) -> bool:
     """Write the report where it was asked for; True if that is stdout, which then holds nothing else."""
     if path is None:
         return False

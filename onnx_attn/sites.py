@@ -12,6 +12,7 @@ from onnx_attn.forms.adaptation import island_name
 from onnx_attn.fusion import Fusion
 from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.plan import Decision
+from onnx_attn.progress import step, steps
 from onnx_attn.prove.cut import Cutter, boundary, same_nodes
 from onnx_attn.prove.observed import Values, observe
 from onnx_attn.prove.signature import signature
@@ -26,7 +27,7 @@ def write_sites(fusion: Fusion, names: Names, cutter: Cutter) -> set[str]:
     written = [decision for decision in fusion.plan.decisions if not decision.stays]
     reserved = {decision.key for decision in written}
     fusion.kept.update(decision.key for decision in fusion.plan.decisions if decision.stays)
-    for decision in written:
+    for decision in steps(written, _name):
         edit = _write(fusion, names, decision, reserved)
         spelled = decision.form in ("primitives", "attention") and not decision.site.shared
         if spelled and _stands_already(cutter, decision, edit):
@@ -34,6 +35,10 @@ def write_sites(fusion: Fusion, names: Names, cutter: Cutter) -> set[str]:
         else:
             fusion.edits[decision.key] = edit
     return reserved
+
+
+def _name(decision: Decision) -> str:
+    return decision.site.name
 
 
 def _stands_already(cutter: Cutter, decision: Decision, edit: SiteEdit) -> bool:
@@ -67,11 +72,12 @@ def prove_sites(
     seen = observe(cutter, islands, inputs, fusion.name) if islands and inputs else []
     written = [decision for decision in fusion.plan.decisions if decision.key in fusion.edits]
     if budget is None:
-        for decision in written:
+        for decision in steps(written, _name):
             _prove(fusion, cutter, names, reserved, decision, seen)
         return
     start, proved = time.perf_counter(), dict[Kind, Decision]()
-    for decision, kind in _new_kinds_first(fusion, cutter, written):
+    for number, (decision, kind) in enumerate(_new_kinds_first(fusion, cutter, written), 1):
+        step(number, len(written), _name(decision))
         like = proved.setdefault(kind, decision)
         in_time = time.perf_counter() - start <= budget
         if like is decision or in_time or like.key not in fusion.edits or like.key in fusion.left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,6 +89,7 @@ def short_statistics(flow: Flow, proto: onnx.ModelProto, numeric: bool) -> dict[
     return {
         "nodes": len(units),
         "by_role": counts(units),
+        "by_operator": dict(sorted(Counter(unit.kind for unit in units).items())),
         "operations_exposed": exposed(flow),
         "parameters": parameters(proto)["count"],
         "flops": flops and {name: flops[name] for name in ("products", "elementwise", "total")},

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-import onnx
 from rich.console import Console
-from rich.markup import escape
 
 from onnx_attn.api import fuse
 from onnx_attn.report.terminal import show_fusion
@@ -17,24 +15,18 @@ from onnx_attn.report.terminal import show_fusion
 MODEL = "vit_b_16_tiny.onnx"
 """torchvision's VisionTransformer, 2 layers, made by
 `python -m models export vit_b_16 --size tiny --dynamic -o onnx_attn/demo/vit_b_16_tiny.onnx`."""
+OUTPUT = "fused.onnx"
 
 
-def run_demo(console: Console) -> None:
-    """Fuse the model in a passing folder, show the report, and what a viewer sees before and after."""
+def fuse_demo() -> dict[str, Any]:
+    """The report of the model, fused in a passing folder."""
     source = resources.files(__package__) / MODEL
     with tempfile.TemporaryDirectory(prefix="onnx-attn-demo-") as folder, resources.as_file(source) as path:
-        output = Path(folder, "fused.onnx")
-        console.print(f"$ onnx-attn fuse {escape(path.name)} -o {output.name}\n")
-        report = fuse(path, output).report
-        before, after = onnx.load(str(path)), onnx.load(str(output))
-    show_fusion(report, output.name, console)
-    console.print("\nwhat a viewer shows")
-    console.print(f"  before  {_histogram(before)}")
-    console.print(f"  after   {_histogram(after)}")
+        return fuse(path, Path(folder, OUTPUT)).report
+
+
+def show_demo(report: dict[str, Any], console: Console, verbose: bool = False) -> None:
+    """The command that was run, and its report."""
+    console.print(f"$ onnx-attn fuse {MODEL} -o {OUTPUT}\n")
+    show_fusion({**report, "model": MODEL}, console, verbose, output=OUTPUT)
     console.print("\nnext: onnx-attn fuse on a model of yours, and onnx-attn land to see the kernels that it reaches")
-
-
-def _histogram(model: onnx.ModelProto) -> str:
-    counts = Counter(node.op_type for node in model.graph.node)
-    shown = [f"{count} {op}" for op, count in counts.most_common() if op != "Constant"]
-    return ", ".join(shown)

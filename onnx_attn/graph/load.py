@@ -16,6 +16,7 @@ from onnx_attn.graph.opset import opset_of
 from onnx_attn.graph.slim import slim_copy
 from onnx_attn.graph.unchecked import unreadable
 from onnx_attn.graph.weights import bring_in, is_apart
+from onnx_attn.progress import stage, step
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ def load(path: str | Path) -> Loaded:
         raise InputError(
             f"{path}: is a pipe or a device, which could be read only once, or for ever; save it to a file first"
         )
+    with stage("load"):
+        step(0, 0, str(path))
+        return _loaded(path)
+
+
+def _loaded(path: Path) -> Loaded:
     try:
         proto = onnx.load(str(path), load_external_data=False)
     except (DecodeError, ValueError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from onnx_attn.errors import UsageError
 from onnx_attn.graph.view import GraphView
+from onnx_attn.progress import steps
 from onnx_attn.prove.cases import Case, cases
 from onnx_attn.prove.certificate import Between, Errors, worst_pair
 from onnx_attn.prove.compare import Difference, worst
@@ -42,7 +43,7 @@ def recheck(before: GraphView, after: GraphView, report: Document, name: str) ->
     """Every certificate of a report of `fuse`. Raises UsageError where `report` (called `name`) is none."""
     pair = Cutter(before), Cutter(after)
     found = []
-    for site, softmax, bound, between in _certificates(report, name):
+    for site, softmax, bound, between in steps(_certificates(report, name), lambda each: f"{each[0]} {each[1]}"):
         empty = Rechecked(site, softmax, None, bound=bound)
         try:
             found.append(_recheck(pair, between, empty))

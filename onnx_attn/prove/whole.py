@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from onnx_attn.progress import step
 from onnx_attn.prove.compare import RTOL, Difference, difference, worst
 from onnx_attn.prove.slices import WHOLE, Slices
 from onnx_attn.runtime import CannotRun, Session
@@ -53,16 +53,23 @@ def compare_models(
     slices: how many entries of a batch each takes at a time, where that is fixed. also: more inputs, as far as the first model
     runs on them.
     """
+    total = 2 * (len(inputs) + len(also))
+    step(1, total, before[1])
     session = Session(*before)
-    outputs = session.outputs
-    runs = [(values, slices[0].run(session, values, outputs)) for values in inputs]
-    for values in also:
-        with suppress(CannotRun):
+    outputs, runs = session.outputs, list[tuple[Mapping[str, np.ndarray], list[np.ndarray]]]()
+    for number, values in enumerate([*inputs, *also]):
+        step(number + 1, total, before[1])
+        try:
             runs.append((values, slices[0].run(session, values, outputs)))
+        except CannotRun:
+            if number < len(inputs):
+                raise
     del session
+    step(total // 2 + 1, total, after[1])
     session = Session(*after)
     found: dict[str, list[Difference]] = {name: [] for name in outputs}
-    for values, wanted in runs:
+    for number, (values, wanted) in enumerate(runs, total // 2 + 1):
+        step(number, total, after[1])
         for name, a, b in zip(outputs, wanted, slices[1].run(session, values, outputs), strict=True):
             found[name].append(difference(a, b))
     return WholeProof({name: worst(differences) for name, differences in found.items()}, len(runs), rtol, atol)

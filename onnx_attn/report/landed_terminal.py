@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from onnx_attn.report.terminal import escape
+from onnx_attn.report.lines import escape, find, say, show_seconds, show_table
+from onnx_attn.report.reading import kernel_family
 
 Report = dict[str, Any]
-_NUMBER = re.compile(r"_myl\d+_\d+$")
 
 
-def show_landing(report: Report, console: Console) -> None:
+def show_landing(report: Report, console: Console, verbose: bool = False) -> None:
     target = f" for SM {report['sm']}" if report["sm"] else ""
     console.print(f"[bold]{escape(report['model'])}[/] by {escape(report['compiler'])}{target}{_shapes(report)}")
     for name, each in (("", report), ("baseline: ", report["baseline"] or {"built": True})):
         if not each["built"]:
             error = each["errors"][0] if each["errors"] else "the compiler gave no reason"
-            console.print(f"[bold red]{name}does not build[/]: {escape(error)}")
-    console.print(_figures(report))
+            find(console, f"[bold red]{name}does not build[/]", error)
+    show_table(_figures(report), console)
     if report["built"]:
-        _show_kernels(report, console)
+        _show_kernels(report, console, verbose)
         for error in report["errors"]:
-            console.print(f"[yellow]the compiler says[/] {escape(error)}")
-    _show_missing(report, console)
+            find(console, "[yellow]the compiler says[/]", error)
+    _show_missing(report, console, verbose)
     _show_warnings(report, console)
+    if verbose:
+        show_seconds(report["seconds"], console)
 
 
 def _shapes(report: Report) -> str:
@@ -79,10 +80,18 @@ def _change(key: str, before: int | None, after: int | None, better: int) -> str
     return f"[{colour}]{figure}{f' ({share:+.0%})' if abs(share) >= 0.005 else ''}[/]"
 
 
-def _show_kernels(report: Report, console: Console) -> None:
-    """Equal kernels on one line: a model has layers, and layers are alike."""
+def _show_kernels(report: Report, console: Console, verbose: bool) -> None:
+    """Equal kernels on one line: a model has layers, and layers are alike. Or each site with its own."""
+    if verbose:
+        for site in report["per_site"]:
+            if site["landed"]:
+                console.print(f"[green]landed[/] {escape(site['site'])}")
+                say(console, "", escape(f"{site['kernel']} {_operands(report, site['kernel'])}"))
+        return
     counts = Counter(
-        (_family(site["kernel"]), _operands(report, site["kernel"])) for site in report["per_site"] if site["landed"]
+        (kernel_family(site["kernel"]), _operands(report, site["kernel"]))
+        for site in report["per_site"]
+        if site["landed"]
     )
     for (family, operands), count in counts.items():
         console.print(f"[green]{count} × {escape(family)}[/] {escape(operands)}")
@@ -91,16 +100,11 @@ def _show_kernels(report: Report, console: Console) -> None:
 def _show_warnings(report: Report, console: Console) -> None:
     for site in report["per_site"]:
         if site["warning"]:
-            console.print(f"[bold red]wrong[/] {escape(site['site'])} {escape(site['warning'])}")
+            find(console, f"[bold red]wrong[/] {escape(site['site'])}", site["warning"])
     if report["other_attention_kernels"]:
         console.print(
             f"[yellow]{report['other_attention_kernels']} more attention kernels[/] compute what is not read as a site"
         )
-
-
-def _family(kernel: str) -> str:
-    """`_gemm_mha_v2_myl0_3` without the number of the kernel."""
-    return _NUMBER.sub("", kernel)
 
 
 def _operands(report: Report, name: str) -> str:
@@ -108,20 +112,19 @@ def _operands(report: Report, name: str) -> str:
     return ", ".join(f"{'×'.join(map(str, tensor['shape']))} {tensor['type']}" for tensor in kernel["inputs"])
 
 
-def _show_missing(report: Report, console: Console) -> None:
-    groups: dict[tuple[str, str | None], list[str]] = {}
+def _show_missing(report: Report, console: Console, verbose: bool) -> None:
+    groups: dict[tuple[str | None, ...], list[Report]] = {}
     for site in report["per_site"]:
         if not site["landed"]:
-            groups.setdefault((_plain(site), site["remedy"]), []).append(site["site"])
-    for (reason, remedy), names in groups.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        console.print(f"[yellow]not landed[/] {escape(names[0])}{more}")
-        console.print(f"        {escape(reason)}")
-        if remedy:
-            console.print(f"        → {escape(remedy)}")
+            own = site["site"] if verbose else None
+            groups.setdefault((_plain(site), site["remedy"], own), []).append(site)
+    for first, *others in groups.values():
+        more = f" and {len(others)} more" if others else ""
+        reason = first["reason"] if verbose else _plain(first)
+        find(console, f"[yellow]not landed[/] {escape(first['site'])}{more}", reason, first["remedy"])
 
 
 def _plain(site: Report) -> str:
     """The reason without the number of the kernel, which differs from site to site."""
     reason: str = site["reason"]
-    return reason.replace(site["kernel"], _family(site["kernel"])) if site["kernel"] else reason
+    return reason.replace(site["kernel"], kernel_family(site["kernel"])) if site["kernel"] else reason

@@ -1,10 +1,14 @@
-"""How a site was read, as short texts: for tables, and for the page."""
+"""How a site was read and where it ended, as short texts: for tables, and for the page."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 Report = dict[str, Any]
+
+_NUMBER = re.compile(r"_myl\d+_\d+$")
+"""At the end of a kernel's name: its number in the engine."""
 
 
 def heads_text(site: Report) -> str:
@@ -40,3 +44,8 @@ def rotary_text(rotary: Report | None) -> str:
     if rotary["kind"] is None:
         return ", ".join(f"{role} {rotary[role]['kind']} {rotary[role]['dim']}" for role in rotary["of"])
     return f"{rotary['kind']} {rotary['dim']}" + (f", {rotary['of'][0]} alone" if len(rotary["of"]) == 1 else "")
+
+
+def kernel_family(kernel: str) -> str:
+    """`_gemm_mha_v2_myl0_3` without the number of the kernel."""
+    return _NUMBER.sub("", kernel)

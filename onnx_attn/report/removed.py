@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
+from onnx_attn.report.lines import count, say
+
 
 def show_removed(stats: dict[str, Any] | None, console: Console) -> None:
     """`counts  12 attentions of 5 operations → 1; 268 → 136 nodes of movement; 44.7 MB of scores no longer written out`."""
@@ -14,13 +16,13 @@ def show_removed(stats: dict[str, Any] | None, console: Console) -> None:
     before, after, removed = stats["before"], stats["after"], stats["removed"]
     number = len(before["operations_exposed"])
     parts = [
-        f"{number} attention{'s' if number > 1 else ''} of {exposed_line(before['operations_exposed'])} → "
+        f"{count(number, 'attention')} of {exposed_line(before['operations_exposed'])} → "
         f"{exposed_line(after['operations_exposed'])} operations",
         f"movement {before['by_role']['movement']} → {after['by_role']['movement']} nodes",
     ]
     if removed["scores"]:
         parts.append(f"{megabytes(removed['scores'])} of scores no longer written out")
-    console.print(f"counts  {'; '.join(parts)}")
+    say(console, "counts", "; ".join(parts))
 
 
 def exposed_line(operations: list[int]) -> str:

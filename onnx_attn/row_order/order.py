@@ -17,6 +17,7 @@ from onnx_attn.graph.compose import INITIALIZERS_ALONE_IR, compose
 from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.view import GraphView
+from onnx_attn.progress import steps
 from onnx_attn.prove.cut import Cutter
 from onnx_attn.prove.piece import prove_piece
 from onnx_attn.row_order.block import Block, read_block
@@ -56,7 +57,7 @@ def tokens_first(
     names, left, trips = Names(loaded.proto), dict[str, str](), list[Trip]()
     taken = {node for block in blocks for node in block.nodes}
     cutter, edits = Cutter(view), dict[str, SiteEdit]()
-    for block in blocks:
+    for block in steps(blocks, lambda block: block.site.name):
         key, form = block.site.output.name, form_of(block.site)
         if form is None:
             continue

@@ -19,6 +19,7 @@ from onnx_attn.graph.alike import digest
 from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.plan import Choice, Decision, Plan, decide
+from onnx_attn.progress import stage, step, steps
 from onnx_attn.prove.cut import Cutter, boundary
 from onnx_attn.search.ask import Compiler, Cost, Question
 from onnx_attn.search.pieces import Pieces, pieces_of
@@ -76,7 +77,8 @@ def search(cutter: Cutter, target: Target, plan: Plan, choice: Choice, asked: As
     shapes = fitted(cutter.view.proto, asked.shapes, name)
     reserved = frozenset(decision.key for decision in plan.decisions if not decision.stays)
     run = _Search(cutter.view, target, choice, compiler, pieces_of(cutter, shapes), reserved)
-    found, kinds, costs = run.best_plan(plan)
+    with stage("search"):
+        found, kinds, costs = run.best_plan(plan)
     return Found(found, compiler.name, replace(asked, shapes=shapes), kinds, compiler.builds, *costs)
 
 
@@ -98,7 +100,9 @@ class _Search:
         """A plan with no more kernels than `plan` has, and no more bytes with as many; how many kinds of sites there are, and
         what model, plan and best plan cost."""
         kinds = self._kinds(plan.decisions)
-        found = [(alike, self._best_of(alike[0], limits)) for limits, alike in kinds]
+        told = steps(kinds, lambda kind: kind[1][0].site.name)
+        found = [(alike, self._best_of(alike[0], limits)) for limits, alike in told]
+        step(0, 0, "the whole model")
         better = [(alike, choice) for alike, choice in found if choice is not None]
         export, default = self._costs([self.pieces.whole([]), self._whole(plan)])
         changed = plan

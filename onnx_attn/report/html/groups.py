@@ -10,18 +10,10 @@ from markupsafe import Markup
 
 from onnx_attn.report.html.svg import nodes_svg
 from onnx_attn.report.html.window import window_picture
-from onnx_attn.report.reading import heads_text, masks_text, projection_text, rotary_text, window_text
+from onnx_attn.report.reading import heads_text, kernel_family, masks_text, projection_text, rotary_text, window_text
 
 Report = dict[str, Any]
 Group = dict[str, Any]
-
-_NUMBER = re.compile(r"_myl\d+_\d+$")
-"""At the end of a kernel's name: its number in the engine."""
-
-
-def kernel_family(kernel: str) -> str:
-    """`_gemm_mha_v2_myl0_3` without the number of the kernel."""
-    return _NUMBER.sub("", kernel)
 
 
 def site_groups(candidates: Sequence[Report], landed: Report | None) -> list[Group]:
