@@ -142,9 +142,9 @@ def landing_table(notes: list[Note], date: str) -> str:
     return "\n".join([*lines, "", f"{_versions(notes)}; {targets}; {date}.", ""])
 
 
-def with_table(document: str, table: str) -> str:
+def with_table(document: str, table: str, marks: tuple[str, str] = MARKS) -> str:
     """The document with the table between its two marks. Raises ValueError where it has not one of each, in order."""
-    start, end = MARKS
+    start, end = marks
     lines = [line.strip() for line in document.splitlines()]
     if lines.count(start) != 1 or lines.count(end) != 1 or lines.index(start) > lines.index(end):
         raise ValueError(f"needs one line {start} and, after it, one line {end}")

@@ -1,12 +1,13 @@
 """onnx-attn and what else rewrites ONNX models, side by side on the same files, in one run.
 
-    python tools/bench.py -o DIR [MODEL ...] [--all | --full NAME ...] [--parts models,nodes,weights] [--docs DOCS] [--readme FILE]
+    python tools/bench.py -o DIR [MODEL ...] [--all | --full NAME ...] [--parts models,nodes,weights] [--docs DIR] [--readme F]
 
 Each tool rewrites each model in a process of its own, through its public interface. Measured: attention written as one operator
-(only where every output is what the original gives, in ONNX Runtime), nodes, seconds and peak memory of rewriting; what TensorRT for
-RTX makes of every tool's result (half precision, static shapes); inference of ONNX Runtime on the CPU as ratios to the
-original; and how time and memory grow with nodes and weights. Without models: representative ones of tests/exports; `--all` takes all
-of these, `--full` references of models/ at full size (needs the `export` extra). Tools that are not installed are said to be so.
+(only where every output is what the original gives, in ONNX Runtime), nodes, seconds and peak memory of rewriting; what TensorRT
+for RTX makes of every tool's result (half precision, static shapes); inference of ONNX Runtime on the CPU as ratios to the
+original; and how time and memory grow with nodes and weights. Without models: representative ones of tests/exports; `--all`
+takes all of these, `--full` references of models/ at full size (needs the `export` extra). Tools that are not installed are
+said to be so.
 
 DIR/bench.json holds everything. Parts that are not asked for stay there as they were. `--docs` writes peers.md and its plots
 (needs the `bench` extra), `--readme` puts the summary between `<!-- peers -->` and `<!-- /peers -->`; with `--parts none` from

@@ -13,7 +13,7 @@ from onnx_attn.domain import DOMAIN, MICROSOFT, is_attention_function
 from onnx_attn.prove.whole import default_rtol
 
 LENIENCE = 10
-"""By how much more than `onnx-attn verify` a result may differ: tools that approximate activations are not called wrong for that."""
+"""How many times the bound of `onnx-attn verify` a result may differ by: approximated activations are not called wrong."""
 
 _STANDARD = frozenset({"Attention"})
 _MICROSOFT = frozenset(
@@ -81,7 +81,7 @@ def _every(graph: Iterable[onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
 
 
 def verdict(original: Path, result: Path) -> dict[str, Any]:
-    """Both run in ONNX Runtime without its optimizer, on the same inputs (two sizes where dimensions vary), every output compared.
+    """Both run in ONNX Runtime without its optimizer, on the same inputs, at two sizes where dimensions vary.
 
     `right` is None where the original itself does not run: nothing can be said of a result then.
     """

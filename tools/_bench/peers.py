@@ -177,17 +177,17 @@ def _all() -> list[Tool]:
     ours = ("onnx-attn",)
     return [
         Tool(OURS, "onnx-attn", ours, _OUR_MODULES, rewrite, proved=proved, is_ours=True),
-        Tool(OURS_RUNTIME, "onnx-attn, for ONNX Runtime", ours, _OUR_MODULES, for_runtime, is_ours=True),
+        Tool(OURS_RUNTIME, "onnx-attn (onnxruntime)", ours, _OUR_MODULES, for_runtime, is_ours=True),
         Tool(
             OPTIMIZER,
-            "ONNX Runtime's optimizer",
+            "ORT optimizer",
             _RUNTIME,
             ("onnxruntime.transformers.optimizer",),
             _optimizer,
             ways=_model_types,
         ),
-        Tool("ort_session", "ONNX Runtime's session", _RUNTIME, ("onnxruntime",), _session),
-        Tool(REWRITER, "onnxscript's rewriter", ("onnxscript",), ("onnxscript.rewriter.ort_fusions",), _rewriter),
+        Tool("ort_session", "ORT session", _RUNTIME, ("onnxruntime",), _session),
+        Tool(REWRITER, "onnxscript", ("onnxscript",), ("onnxscript.rewriter.ort_fusions",), _rewriter),
         Tool("onnxslim", "onnxslim", ("onnxslim",), ("onnxslim",), _slim),
         Tool("onnxsim", "onnxsim", ("onnxsim",), ("onnxsim",), _simplifier),
         Tool(YARDSTICK, "graphsurgeon", ("onnx-graphsurgeon",), ("onnx_graphsurgeon",), _graphsurgeon),

@@ -1,4 +1,4 @@
-"""Time and memory of rewriting as models grow: in nodes (one attention block as torch exported it, again and again), and in weights."""
+"""Time and memory of rewriting as models grow: in nodes (a block as torch exported it, again and again), and in weights."""
 
 from __future__ import annotations
 
