@@ -1,0 +1,198 @@
+"""Every code block of README and of the pages under docs/ is run, in the order of its page, in a folder with the page's models.
+
+Blocks that need torch run in the live suite, and so does what follows them, on what they export; elsewhere they are compiled, and
+checked-in exports of the same models stand for theirs. Blocks that install something are run by `.ci/run`; those that need a GPU are
+held against the options that there are.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tokenize
+import tomllib
+from collections.abc import Iterator
+from importlib import util
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import onnx.parser
+import pytest
+from pages import PAGES, ROOT, Block, Command, blocks, commands, missing, models
+from support import EXPORTS
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import onnx_attn
+from onnx_attn.cli import app
+
+LANGUAGES = {"python", "sh", "console", "json", "onnx"}
+NEEDS = {"torch": {"python"}, "gpu": {"sh"}, "network": {"sh"}}
+"""What a block may need that a test has not, and in which languages."""
+INSTALLED = {"demo", "test"}
+"""Marks of README's blocks that `.ci/run` reads from it and runs."""
+
+EVERY = [block for page in PAGES for block in blocks(page)]
+COMPILED = re.compile(r"onnx-attn land|\.land\(|--search|tools/")
+names = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+class Reader:
+    """Somebody who does what a page says, from top to bottom, in a folder of their own."""
+
+    def __init__(self, page: Path, folder: Path, live: bool = False) -> None:
+        self.blocks = blocks(page)
+        self.live = live
+        self.names: dict[str, Any] = {"__name__": "__main__"}
+        for name, file in models(page).items():
+            shutil.copy(EXPORTS / file, folder / name)
+
+    def read(self) -> None:
+        for block in self.blocks:
+            if block.mark in INSTALLED:
+                check_installed(block)
+            elif block.needs and not (self.live and block.needs == "torch"):
+                {"torch": check_compiles, "gpu": check_options, "network": check_extras}[block.needs](block)
+            else:
+                getattr(self, block.language)(block)
+
+    def python(self, block: Block) -> None:
+        """Runs it; an expression with a literal behind it in a comment has that value."""
+        tree = ast.parse(block.text)
+        ast.increment_lineno(tree, block.line - 1)
+        told = comments(block)
+        for statement in tree.body:
+            if isinstance(statement, ast.Expr):
+                value = eval(compile(ast.Expression(statement.value), block.place, "eval"), self.names)
+                if statement.end_lineno in told:
+                    assert value == told[statement.end_lineno], f"{block.place}: {ast.unparse(statement)}"
+            else:
+                exec(compile(ast.Module([statement], []), block.place, "exec"), self.names)
+
+    def sh(self, block: Block) -> None:
+        for command in commands(block):
+            code, output = outcome(command)
+            assert code == command.code, f"{command.place}: exit code {code}: {output}"
+            line = missing(command.shown, output)
+            assert line is None, f"{command.place}: no such line in order: {line}\n{output}"
+
+    console = sh
+
+    def json(self, block: Block) -> None:
+        """Part of a file that a command of the page has written."""
+        assert block.mark.startswith("in: "), f"{block.place}: of which file?"
+        real = json.loads(Path(block.mark.removeprefix("in: ")).read_text(encoding="utf-8"))
+        assert_part(json.loads(block.text), real, block.place)
+
+    def onnx(self, block: Block) -> None:
+        onnx_attn.inspect(onnx.parser.parse_model(block.text))
+
+
+def comments(block: Block) -> dict[int, Any]:
+    """Literals in comments, by the line of the page."""
+    found = {}
+    for token in tokenize.generate_tokens(StringIO(block.text).readline):
+        if token.type == tokenize.COMMENT:
+            try:
+                found[token.start[0] + block.line - 1] = ast.literal_eval(token.string.lstrip("# "))
+            except (ValueError, SyntaxError):
+                continue
+    return found
+
+
+def outcome(command: Command) -> tuple[int, str]:
+    """Exit code and output of a command that a page may have."""
+    program, *words = command.words
+    if program == "onnx-attn":
+        result = CliRunner().invoke(app, words)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.output
+    assert program == "python", f"{command.place}: nobody runs {program}"
+    if words[0] != "-m":
+        words[0] = str(ROOT / words[0])
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=None)
+    return done.returncode, done.stdout + done.stderr
+
+
+def assert_part(shown: Any, real: Any, place: str) -> None:
+    """What is shown is there: keys and entries may be left out, and differences (`max_…`) are of this machine."""
+    if isinstance(shown, dict):
+        assert isinstance(real, dict) and shown.keys() <= real.keys(), f"{place}: {shown} of {real}"
+        for key, value in shown.items():
+            if not key.startswith("max_"):
+                assert_part(value, real[key], f"{place}, {key}")
+    elif isinstance(shown, list):
+        assert isinstance(real, list) and len(shown) <= len(real), f"{place}: {shown} of {real}"
+        for value, entry in zip(shown, real, strict=False):
+            assert_part(value, entry, place)
+    else:
+        assert shown == (pytest.approx(real, rel=1e-3) if isinstance(real, float) else real), place
+
+
+def check_compiles(block: Block) -> None:
+    compile(block.text, block.place, "exec")
+
+
+def check_options(block: Block) -> None:
+    """Options of ours are those of the command, options of trtexec those that `tools/build_engine.py` gives it."""
+    known = (ROOT / "tools" / "build_engine.py").read_text(encoding="utf-8")
+    known += (ROOT / "tools" / "_commands.py").read_text(encoding="utf-8")
+    for command in commands(block):
+        program, *words = command.words
+        options = [word.partition("=")[0] for word in words if word.startswith("-")]
+        assert program in ("onnx-attn", "trtexec", "python") and options, f"{command.place}: nobody checks {program}"
+        if program == "onnx-attn":
+            options_of(words[0]).issuperset(options) or pytest.fail(f"{command.place}: {options}")
+        else:
+            assert all(option in known for option in options), command.place
+
+
+def check_extras(block: Block) -> None:
+    """The extras that a block installs exist."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for command in commands(block):
+        assert command.words[0].endswith("pip"), f"{command.place}: nobody runs it"
+        named = [name for word in command.words for name in re.findall(r"[\w-]+", "".join(re.findall(r"\[(.*)\]", word)))]
+        assert named and project["optional-dependencies"].keys() >= set(named), command.place
+
+
+def check_installed(block: Block) -> None:
+    assert block.page.name == "README.md", block.place
+    assert f"$(readme {block.mark}" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def options_of(command: str) -> set[str]:
+    """Every option of one of our commands, as it is typed."""
+    found = get_command(app).commands[command]  # type: ignore[attr-defined]
+    return {name for parameter in found.params for name in parameter.opts if name.startswith("-")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_what_a_page_says_is_what_happens(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if util.find_spec("tensorrt_rtx") is None and any(COMPILED.search(block.text) for block in blocks(page)):
+        pytest.skip("needs tensorrt_rtx")
+    monkeypatch.chdir(tmp_path)
+    Reader(page, tmp_path).read()
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("page", [page for page in PAGES if any(b.needs == "torch" for b in blocks(page))], ids=lambda p: p.stem)
+def test_a_page_with_exports_is_right_about_fresh_ones(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Reader(page, tmp_path, live=True).read()
+
+
+@pytest.mark.parametrize("block", EVERY, ids=lambda block: block.place)
+def test_every_block_is_of_a_kind_that_is_run(block: Block) -> None:
+    assert block.language in LANGUAGES
+    assert block.language in NEEDS.get(block.needs, LANGUAGES)
+    assert block.mark == "" or block.mark in INSTALLED or block.mark.startswith("in: ") or block.needs in NEEDS
