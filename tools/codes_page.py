@@ -152,7 +152,7 @@ EXAMPLES = {
 
 NOTES = {
     "probabilities-used": "`--allow-recompute` fuses the site all the same: what reads the weights keeps its softmax "
-    "([how it works](how-it-works.md#made-legal)).",
+    "([more](commands.md#weights-that-are-returned)).",
     "head-size": "Heads of 8 or fewer are padded with zeros where that makes a site legal; a plan can leave that out.",
     "value-head-size": "Values are padded with zeros to the keys' size; this code is left where a [plan](plans.md) takes "
     "`padded-heads` out of a site's changes.",
