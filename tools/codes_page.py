@@ -151,6 +151,8 @@ EXAMPLES = {
 }
 
 NOTES = {
+    "scale-not-constant": "The scale is computed when the model runs, or differs from key to key.",
+    "scores-changed": "Clip, sinks and their like.",
     "probabilities-used": "`--allow-recompute` fuses the site all the same: what reads the weights keeps its softmax "
     "([more](commands.md#weights-that-are-returned)).",
     "head-size": "Heads of 8 or fewer are padded with zeros where that makes a site legal; a plan can leave that out.",
