@@ -11,12 +11,21 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from typer.main import get_command
+
+from onnx_attn.cli import app
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _MARK = re.compile(r"<!-- (.+?) -->")
 _MODELS = re.compile(r"<!-- models: (.+?) -->", re.DOTALL)
 _CODE = re.compile(r"\s+# exit code (\d)$")
+
+
+def at(page: Path, line: int) -> str:
+    """A line of a page, as messages say it."""
+    return f"{page.relative_to(ROOT) if page.is_relative_to(ROOT) else page.name}:{line}"
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Block:
 
     @property
     def place(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
+        return at(self.page, self.line)
 
     @property
     def needs(self) -> str:
@@ -96,8 +105,7 @@ def commands(block: Block) -> list[Command]:
         code = _CODE.search(text)
         words = shlex.split(text, comments=True)
         if words:
-            place = f"{block.page.relative_to(ROOT)}:{begun}"
-            found.append(Command(words, int(code[1]) if code else 0, [], place))
+            found.append(Command(words, int(code[1]) if code else 0, [], at(block.page, begun)))
         text, begun = "", 0
     assert not text, f"{block.place}: a command that goes on"
     return found
@@ -122,3 +130,9 @@ def missing(shown: list[str], output: str) -> str | None:
             return line
         rest = rest[place + 1 :]
     return None
+
+
+def options_of(command: str) -> list[list[str]]:
+    """The names of every option of one of our commands, as they are typed."""
+    found = get_command(app).commands[command]  # type: ignore[attr-defined]
+    return [parameter.opts for parameter in found.params if parameter.opts[0].startswith("-")]

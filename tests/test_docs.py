@@ -10,12 +10,14 @@ from __future__ import annotations
 import ast
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tokenize
 import tomllib
 from collections import Counter
+from contextlib import redirect_stdout
 from importlib import util
 from io import StringIO
 from pathlib import Path
@@ -23,10 +25,10 @@ from typing import Any
 
 import onnx.parser
 import pytest
-from pages import PAGES, ROOT, Block, Command, blocks, commands, missing, models
+from commands import SMALLEST
+from pages import PAGES, ROOT, Block, Command, blocks, commands, missing, models, options_of
 from quantised import two_layers
 from support import EXPORTS
-from typer.main import get_command
 from typer.testing import CliRunner
 
 import onnx_attn
@@ -122,9 +124,13 @@ def outcome(command: Command) -> tuple[int, str]:
             raise result.exception
         return result.exit_code, result.output
     assert program == "python", f"{command.place}: nobody runs {program}"
-    if words[0] != "-m":
-        words[0] = str(ROOT / words[0])
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    if words[0] == "-m":
+        output = StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(output):
+            patch.setattr("sys.argv", words[1:])
+            runpy.run_module(words[1], run_name="__main__")
+        return 0, output.getvalue()
+    done = subprocess.run([sys.executable, ROOT / words[0], *words[1:]], capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -177,12 +183,6 @@ def check_installed(block: Block) -> None:
     assert f"$(readme {block.mark}" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def options_of(command: str) -> list[list[str]]:
-    """The names of every option of one of our commands, as they are typed."""
-    found = get_command(app).commands[command]  # type: ignore[attr-defined]
-    return [parameter.opts for parameter in found.params if parameter.opts[0].startswith("-")]
-
-
 COMPILED_ONCE: dict[tuple[Any, ...], Engine] = {}
 
 
@@ -233,3 +233,29 @@ def test_no_other_block_waits_for_what_tests_have_not() -> None:
         ("landing", "gpu"): 1,
         ("jetson-tensorrt-8", "gpu"): 1,
     }
+
+
+WRONG = {
+    "an exit code": "```sh\nonnx-attn fuse m.onnx -o f.onnx --expect 2\n```",
+    "another exit code": "```sh\nonnx-attn fuse m.onnx -o f.onnx --expect 1  # exit code 3\n```",
+    "a count": "```console\n$ onnx-attn inspect m.onnx\n2 attention sites, 0 refused\n```",
+    "the order": "```console\n$ onnx-attn inspect m.onnx\n1 attention site, 0 refused\nm.onnx for tensorrt 10.0\n```",
+    "a value": "```python\nlen('four')  # 5\n```",
+    "a name": "```python\nimport onnx_attn\nonnx_attn.melt('m.onnx')\n```",
+    "a key": '```sh\nonnx-attn inspect m.onnx --json r.json\n```\n\n<!-- in: r.json -->\n```json\n{"sights": 1}\n```',
+    "a number": '```sh\nonnx-attn inspect m.onnx --json r.json\n```\n\n<!-- in: r.json -->\n```json\n{"sites": 2}\n```',
+    "an option": "<!-- needs: gpu -->\n```sh\nonnx-attn land m.onnx --fast\n```",
+    "an extra": "<!-- needs: network -->\n```sh\npip install '.[tensort]'\n```",
+    "a program": "```sh\nnetron m.onnx\n```",
+    "a block without a language": "```\nanything\n```",
+    "code without a fence": "Text:\n\n    onnx-attn inspect m.onnx",
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_page_that_is_wrong_is_noticed(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- models: m.onnx = {SMALLEST.name} -->\n\n{WRONG[what]}\n", encoding="utf-8")
+    with pytest.raises((AssertionError, AttributeError)):
+        Reader(page, tmp_path).read()

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import ROOT
+from pages import ROOT, options_of
 from support import EXPORTS
-from test_docs import options_of
 
 import onnx_attn
 
