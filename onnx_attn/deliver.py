@@ -22,7 +22,6 @@ from onnx_attn.prove.whole_quantised import compare_quantised
 from onnx_attn.report.document import proof_document
 from onnx_attn.runtime import CannotRun
 
-
 LARGE = 2**26
 """Bytes of a file from which on what was held of it is looked for, to be given up before the file is run: that takes a tenth of a
 second, which is as long as a small model takes."""
