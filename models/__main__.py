@@ -75,7 +75,7 @@ def _name(text: str) -> str:
 _OWN = {
     "matrix": ("models.matrix", "the table of references and exporters"),
     "greedy": ("models.greedy", "decoders with caches, fused and as they were, token by token"),
-    "landing": ("models.landed", "what the compiler makes of the references, for README"),
+    "landing": ("models.landed", "what the compiler makes of the references, for docs/landing-table.md"),
 }
 """Commands with a parser of their own: the module, and what they do."""
 

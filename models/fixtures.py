@@ -117,6 +117,7 @@ def fixtures() -> Iterator[Fixture]:
         Fixture("mha_cross", ts),
         Fixture("mha_cross", t20, dynamic=True),
         Fixture("mha_cross", d18, half=True),
+        Fixture("text_cross", d18, half=True),
         Fixture("mha_cross", d23, dynamic=True),
         Fixture("mha_kdim", ts, dynamic=True),
         Fixture("mha_kdim", d20),

@@ -1,6 +1,6 @@
-"""Every reference by every exporter, half precision and static: compiled as exported and fused. README's table.
+"""Every reference by every exporter, half precision and static: compiled as exported and fused: docs/landing-table.md.
 
-    python -m models landing -o DIR [--readme README.md] [--names vit_b_16,swin_t] [--sm 89] …
+    python -m models landing -o DIR [--readme docs/landing-table.md] [--names vit_b_16,swin_t] [--sm 89] …
 
 DIR keeps one JSON a cell and landing.md; a cell whose JSON is there is not run again. With `--readme` the table goes
 between the lines `<!-- landing -->` and `<!-- /landing -->` of that file. The exit code is 3 if fusing made any cell

@@ -91,6 +91,29 @@ class GroupedBlock(nn.Module):
         return self.out(y.transpose(1, 2).reshape(batch, sequence, self.heads * self.size))
 
 
+class TextCrossAttention(nn.Module):
+    """Places of a picture that ask a text, as in diffusers' UNets: no biases but the last, residual sum."""
+
+    def __init__(self, width: int, text: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.size = heads, width // heads
+        self.norm = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(text, width, bias=False)
+        self.to_v = nn.Linear(text, width, bias=False)
+        self.to_out = nn.Linear(width, width)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(batch, sequence, width) to (batch, heads, sequence, head)."""
+        return x.view(x.shape[0], -1, self.heads, self.size).transpose(1, 2)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """The places with what they read of the text added."""
+        q = self.split(self.to_q(self.norm(x)))
+        y = F.scaled_dot_product_attention(q, self.split(self.to_k(text)), self.split(self.to_v(text)))
+        return x + self.to_out(y.transpose(1, 2).reshape(x.shape))
+
+
 class _Handwritten(nn.Module):
     """Three projections of one source to heads, and the way back."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.inputs import blocked_keys, causal_scores, normal
+from models.modules import TextCrossAttention
 from models.reference import BATCH, SEQUENCE, TINY_HEADS, TINY_INNER, TINY_WIDTH, Axes, Built, Setting
 
 _SEQUENCES = 2
@@ -104,6 +105,15 @@ def mha_kdim(setting: Setting) -> Built:
         axes.append({0: BATCH, 1: MEMORY})
     attention = nn.MultiheadAttention(width, heads, kdim=width // 2, vdim=width // 4, batch_first=True)
     return Built(TwoSources(attention), tuple(args), ["x", "key", "value"], ["output"], axes, [axes[0]])
+
+
+def text_cross(setting: Setting) -> Built:
+    """Cross-attention of diffusers' UNets: 8 × 8 places of a picture and the 77 tokens of a text, or fewer of both."""
+    width, heads = (TINY_WIDTH, TINY_HEADS) if setting.tiny else (1280, 8)
+    text, places, tokens = (64, 16, 11) if setting.tiny else (768, 64, 77)
+    args = normal(_SEQUENCES, places, width), normal(_SEQUENCES, tokens, text, seed=1)
+    axes: list[Axes] = [{0: BATCH, 1: SEQUENCE}, {0: BATCH, 1: MEMORY}]
+    return Built(TextCrossAttention(width, text, heads), args, ["x", "text"], ["output"], axes, [axes[0]])
 
 
 @contextmanager

@@ -71,6 +71,7 @@ _REFERENCES = (
     _mha("mha_bias_kv", "bias_k and bias_v: one more key that is learned", partial(multihead.mha_self, bias_kv=True)),
     _mha("mha_cross", "keys and values from another sequence", multihead.mha_cross),
     _mha("mha_kdim", "keys and values of other widths, from two sequences", multihead.mha_kdim),
+    Reference("text_cross", "the cross-attention of diffusers' UNets: a picture asks a text", multihead.text_cross),
     _mha("encoder_layer", "nn.TransformerEncoderLayer, post-norm, ReLU", multihead.encoder_layer),
     _mha(
         "encoder_layer_pre",

@@ -22,6 +22,10 @@ from onnx_attn.prove.whole_quantised import compare_quantised
 from onnx_attn.report.document import proof_document
 from onnx_attn.runtime import CannotRun
 
+LARGE = 2**26
+"""Bytes of a file from which on what was held of it is looked for, to be given up before the file is run: that takes a tenth of a
+second, which is as long as a small model takes."""
+
 
 def fuse_file(source: Path | Loaded, output: Path, options: Options) -> tuple[Report, PlanDocument]:
     """Fuse a model, in a file or in memory, into `output`, which is written whole or not at all; `source` stays as it is.
@@ -33,8 +37,9 @@ def fuse_file(source: Path | Loaded, output: Path, options: Options) -> tuple[Re
     check_output(output, source if isinstance(source, Path) else None)
     with staged(output) as draft:
         report, trial = _write_draft(source, output, draft, options)
-        gc.collect()  # graphsurgeon's nodes and tensors refer to each other, and through them to the weights.
         if trial.left is None:
+            if draft.stat().st_size >= LARGE:
+                gc.collect()  # graphsurgeon's nodes and tensors refer to each other, and through them to the weights.
             _prove_whole(report, trial, source if isinstance(source, Path) else source.proto, draft)
         start = time.perf_counter()
         with stage("save"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -193,3 +194,20 @@ def site_with(scores: Any = None, probabilities: Any = None) -> onnx.ModelProto:
     hooks = [(lambda value, hook=hook: hook(net, value) if hook else value) for hook in (scores, probabilities)]
     net.output(net.sdpa(q, net.swap(k), v, *hooks))
     return net.model()
+
+
+def two_layers(folder: Path, length: int = 64, size: int = 32) -> Path:
+    """Two pre-norm layers of two heads, in float32, to be quantised: a file in this folder."""
+    net = Net(opset=17)
+    width = 2 * size
+    x = net.input("x", 1, length, width)
+    for number in range(2):
+        normed = net.op("LayerNormalization", x, net.const(np.ones(width)), net.const(np.zeros(width)))
+        q, k, v = (net.split_heads(net.linear(normed, width, width=width), 2, size) for _ in range(3))
+        y = net.sdpa(q, net.swap(k), v, lambda value: net.scaled(value, size**-0.5), name=f"softmax_{number}")
+        x = net.op("Add", x, net.linear(net.merge_heads(y, width), width, width=width))
+        x = net.op("Add", x, net.linear(net.op("Relu", net.linear(x, 128, width=width)), width, width=128))
+    net.output(x, 3)
+    path = folder / "block.onnx"
+    onnx.save(net.model(), path)
+    return path

@@ -96,6 +96,7 @@ def feeds(model: onnx.ModelProto, sizes: dict[str, int], seed: int = 7) -> dict[
 def run(model: onnx.ModelProto | Path, inputs: dict[str, np.ndarray], optimized: bool = True) -> list[np.ndarray]:
     """Run in ONNX Runtime. Half precision is compared unoptimized: the optimizer alone moves an untouched BERT by 2e-3."""
     options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # Threads of their own, which spin, take the cores from the tests beside.
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = str(model) if isinstance(model, Path) else model.SerializeToString()

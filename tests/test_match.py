@@ -284,12 +284,3 @@ def test_examples_run_as_programs(
     monkeypatch.setattr(sys, "argv", [example, str(EXPORTS / "bert.torchscript.17.dynamic.onnx")])
     runpy.run_module(f"onnx_attn.match.examples.{example}", run_name="__main__")
     assert "found" in capsys.readouterr().out
-
-
-def test_the_page_of_patterns_runs() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "patterns.md").read_text(encoding="utf-8")
-    blocks = [block.split("```")[0] for block in page.split("```python\n")[1:]]
-    assert len(blocks) >= 3
-    names: dict[str, object] = {"model": str(EXPORTS / "handwritten.torchscript.17.dynamic.onnx")}
-    for block in blocks:
-        exec(block, names)

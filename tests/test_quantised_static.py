@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import Net
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from quantised import landed
+from quantised import landed, two_layers
 from support import EXPORTS, feeds, max_rel, run
 
 import onnx_attn
@@ -85,27 +84,10 @@ def test_every_site_of_a_quantised_export_is_fused(name: str, options: str, tmp_
     assert max_rel(run(model, inputs, False), run(result.model, inputs, False)) < 1e-5
 
 
-def block(folder: Path, length: int = 64, size: int = 32) -> Path:
-    """Two pre-norm layers of two heads, in float32."""
-    net = Net(opset=17)
-    width = 2 * size
-    x = net.input("x", 1, length, width)
-    for number in range(2):
-        normed = net.op("LayerNormalization", x, net.const(np.ones(width)), net.const(np.zeros(width)))
-        q, k, v = (net.split_heads(net.linear(normed, width, width=width), 2, size) for _ in range(3))
-        y = net.sdpa(q, net.swap(k), v, lambda value: net.scaled(value, size**-0.5), name=f"softmax_{number}")
-        x = net.op("Add", x, net.linear(net.merge_heads(y, width), width, width=width))
-        x = net.op("Add", x, net.linear(net.op("Relu", net.linear(x, 128, width=width)), width, width=128))
-    net.output(x, 3)
-    path = folder / "block.onnx"
-    onnx.save(net.model(), path)
-    return path
-
-
 @pytest.mark.parametrize("length", [64, 197])
 def test_a_model_quantised_for_the_kernels_lands_in_fewer_of_them(length: int, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    model = quantised(block(tmp_path, length), tmp_path, **OPTIONS["for kernels"])
+    model = quantised(two_layers(tmp_path, length), tmp_path, **OPTIONS["for kernels"])
     result = onnx_attn.fuse(model)
     before, after = landed(model), landed(result.model)
     assert before[0] == after[0] == 2 and after[1] == before[1] - 4
@@ -114,12 +96,12 @@ def test_a_model_quantised_for_the_kernels_lands_in_fewer_of_them(length: int, t
 
 def test_what_keeps_a_quantised_model_off_the_kernels_is_said_with_the_way_out(tmp_path: Path) -> None:
     options = {**OPTIONS["for kernels"], "extra_options": SYMMETRIC}
-    result = onnx_attn.fuse(quantised(block(tmp_path), tmp_path, **options))
+    result = onnx_attn.fuse(quantised(two_layers(tmp_path), tmp_path, **options))
     remedies = {entry["landing"]["remedy"] for entry in result.report["candidates"]}
     assert len(remedies) == 1 and "OpTypesToExcludeOutputQuantization" in remedies.pop()
 
 
 def test_weights_of_a_scale_each_stay_apart(tmp_path: Path) -> None:
     options = {**OPTIONS["for kernels"], "per_channel": False}
-    result = onnx_attn.fuse(quantised(block(tmp_path), tmp_path, **options))
+    result = onnx_attn.fuse(quantised(two_layers(tmp_path), tmp_path, **options))
     assert all(entry["unpacked_because"].startswith("weight-scales-differ") for entry in result.report["candidates"])

@@ -178,7 +178,7 @@ def test_layers_that_are_alike_are_asked_about_once_and_at_the_user_s_shapes(tmp
     [
         (["--search"], "pass --shapes"),
         (["--sm", "80"], "add search"),
-        (["--search", "--target", "onnx"], "leave it out for onnx"),
+        (["--search", "--target", "onnx"], "leave them out for onnx"),
         (["--search", "--shapes", "nothing:1x2"], "no input 'nothing'"),
     ],
 )

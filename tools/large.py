@@ -26,7 +26,7 @@ MAKE = "import sys; sys.path.insert(0, sys.argv[1]); import large; large.make(sy
 
 FUSE = """
 import json, os, resource, sys, time
-import onnx_attn
+import onnx_attn.api
 imports = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 start = time.perf_counter()
 report = onnx_attn.fuse(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3])).report
