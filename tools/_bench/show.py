@@ -30,8 +30,8 @@ def summary(found: Note) -> str:
             table.append([TOOLS[key].label, *_sums(plain, ready, key), *_costs(rows, key), *_engine(rows, key)])
     half = len(figures.compiled(rows))
     text = (
-        f"{len(rows)} models, {sum(row['true_sites'] or 0 for row in rows)} sites. Of {len(ready)} that hold `Attention` "
-        f"operators already the sites stand after the +. {half} in half precision were compiled by {about['compiler']}. "
+        f"{len(rows)} models, {sum(row['true_sites'] or 0 for row in rows)} sites; after the + those of {len(ready)} that hold "
+        f"`Attention` operators already. {half} in half precision were compiled by {about['compiler']}. "
         "Nodes, kernels and bytes: geometric means against the model as exported."
     )
     missing = [TOOLS[key].label for key in figures.absent(rows)]
