@@ -126,7 +126,7 @@ def ahead(rows: Sequence[Note]) -> list[str]:
     peers = [key for key in present(rows) if not TOOLS[key].is_ours and key != YARDSTICK]
     lines = [line for row in rows for key in peers for line in _ahead(row, key)]
     wrong = [row["file"] for row in rows if is_wrong(row, OURS)]
-    return [f"{file}: our own result is wrong" for file in wrong] + _faster(rows, peers) + lines
+    return [f"{file}: our own result is wrong" for file in wrong] + _faster(rows, peers) + _smaller(rows, peers) + lines
 
 
 def _faster(rows: Sequence[Note], peers: Sequence[str]) -> list[str]:
@@ -141,6 +141,17 @@ def _faster(rows: Sequence[Note], peers: Sequence[str]) -> list[str]:
                 f"{TOOLS[key].label} takes {takes:.2f} × the time of recognising, planning and applying, {whole:.2f} × that of "
                 f"our whole call without proof{goal}"
             )
+    return lines
+
+
+def _smaller(rows: Sequence[Note], peers: Sequence[str]) -> list[str]:
+    """Which leave fewer nodes, where what they wrote is right."""
+    lines = []
+    for key in peers:
+        both = [row for row in rows if ran(row, key) and ran(row, OURS) and told(row, key)["right"]]
+        fewer = sum(told(row, key)["nodes"] < told(row, OURS)["nodes"] for row in both)
+        if fewer:
+            lines.append(f"{TOOLS[key].label} leaves fewer nodes in {fewer} of {len(both)} models")
     return lines
 
 

@@ -80,7 +80,7 @@ def _sites(pyplot: Any, rows: Sequence[Note]) -> Any:
         padding=3,
     )
     axes.axvline(total, color="#444444", linewidth=0.8, linestyle=":")
-    axes.set_xlim(0, total * 1.15)
+    axes.set_xlim(0, total * 1.3)
     axes.set_xlabel(f"attention sites written as one node and right, of {total} in {len(rows)} models")
     return figure
 
