@@ -32,7 +32,7 @@ def summary(found: Note) -> str:
     text = (
         f"{len(rows)} models, {sum(row['true_sites'] or 0 for row in rows)} sites; after the + those of {len(ready)} that hold "
         f"`Attention` operators already. {half} in half precision were compiled by {about['compiler']}. "
-        "Nodes, kernels and bytes: geometric means against the model as exported."
+        "Nodes, kernels and bytes: geometric means against the model as exported; time: of models with attention."
     )
     missing = [TOOLS[key].label for key in figures.absent(rows)]
     lines = [text, "", _table(table), "", f"{versions(about)}."]
