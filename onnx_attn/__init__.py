@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnx_attn.apart import expand
-    from onnx_attn.api import fuse, inspect, land, stats, verify
+    from onnx_attn.api import fuse, inspect, land, stats
     from onnx_attn.codes import CODES
     from onnx_attn.cut_out import extract
     from onnx_attn.errors import (
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
         OutputError,
         UsageError,
     )
-    from onnx_attn.given import Result
+    from onnx_attn.result import Result
+    from onnx_attn.verification import verify
 
 __version__ = "0.1.0"
 
@@ -43,8 +44,8 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {"CODES": "codes", "Result": "given", "expand": "apart", "extract": "cut_out"}
-_HOMES |= dict.fromkeys(("fuse", "inspect", "land", "stats", "verify"), "api")
+_HOMES = {"CODES": "codes", "Result": "result", "expand": "apart", "extract": "cut_out", "verify": "verification"}
+_HOMES |= dict.fromkeys(("fuse", "inspect", "land", "stats"), "api")
 
 
 def __getattr__(name: str) -> Any:

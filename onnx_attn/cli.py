@@ -18,6 +18,7 @@ from onnx_attn.report.stats_terminal import show_stats
 from onnx_attn.report.terminal import show_expansion, show_extraction, show_fusion, show_inspection
 from onnx_attn.report.verified_terminal import show_verification
 from onnx_attn.shell import Voice, check_json, errors, write_json
+from onnx_attn.verification import verify as verify_models
 
 
 def _example(*lines: str, head: str = "Example") -> str:
@@ -201,7 +202,7 @@ def verify(
         check_json(json_path, a, b, *([certificate] if certificate is not None else []))
         sizes = _parse_shapes(shapes) if shapes else None
         with voice.working():
-            report = api.verify(a, b, shapes=sizes, inputs=inputs, rtol=rtol, atol=atol, certificate=certificate)
+            report = verify_models(a, b, shapes=sizes, inputs=inputs, rtol=rtol, atol=atol, certificate=certificate)
         voice.tell(report, show_verification)
         if not report["ok"]:
             failed = [each["site"] for each in report["certificates"] or () if each["ok"] is False]

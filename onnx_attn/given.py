@@ -1,4 +1,4 @@
-"""What callers give, and what they get back: paths, messages, graphs of graphsurgeon, models of onnx_ir, torch's programs."""
+"""What callers give, and are given back: paths, messages, graphs of graphsurgeon, models of onnx_ir, torch's programs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_attn.deliver import fuse_file, fuse_proto
 from onnx_attn.errors import InputError, UsageError, one_line, printable
 from onnx_attn.graph.everywhere import all_tensors
 from onnx_attn.graph.load import Loaded, check, load
 from onnx_attn.graph.weights import is_apart
 from onnx_attn.ir_model import give_back, ir_model_of, load_ir
-from onnx_attn.options import Options
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -24,48 +22,7 @@ if TYPE_CHECKING:
 Model: TypeAlias = "str | PathLike[str] | onnx.ModelProto | gs.Graph | onnx_ir.Model | torch.onnx.ONNXProgram"
 
 
-class Result:
-    """What `fuse` and `expand` give back: `model`, `report` and `plan`.
-
-    model: of the kind that was given (a ModelProto for a path); where the result was saved, it is read from the file when asked
-    for, so that a large model is not held in memory for nobody. report: a dict as the JSON interface documents it.
-    plan: what was decided for each site, to be edited and given to `fuse` again.
-    """
-
-    def __init__(
-        self,
-        report: dict[str, Any],
-        plan: dict[str, Any],
-        given: Model,
-        made: onnx.ModelProto | Path,
-    ):
-        """given: what the result was made of. made: the message, or the file that it was saved to."""
-        self.report = report
-        self.plan = plan
-        self._given, self._made = given, made
-        self._model: Any = None
-
-    @property
-    def model(self) -> Any:
-        if self._model is None:
-            proto = onnx.load(str(self._made)) if isinstance(self._made, Path) else self._made
-            self._model = _of_kind(proto, self._given)
-        return self._model
-
-
-def rewritten(model: Model, output: str | PathLike[str] | None, options: Options) -> Result:
-    """The model as `options` want it, in memory or saved."""
-    if output is not None:
-        source = Path(model) if isinstance(model, str | PathLike) else loaded_from(model)
-        return Result(*fuse_file(source, Path(output), options), model, Path(output))
-    loaded = loaded_from(model)
-    if isinstance(model, str | PathLike):
-        loaded.whole()
-    report, plan, proto = fuse_proto(loaded, options)
-    return Result(report, plan, model, proto)
-
-
-def _of_kind(proto: onnx.ModelProto, given: Model) -> Any:
+def of_kind(proto: onnx.ModelProto, given: Model) -> Any:
     """A message, which may be taken apart for it, as the kind of what was given."""
     if isinstance(given, gs.Graph):
         return gs.import_onnx(proto)

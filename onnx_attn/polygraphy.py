@@ -21,7 +21,8 @@ import onnx
 
 from onnx_attn.api import fuse
 from onnx_attn.errors import OnnxAttnError, printable
-from onnx_attn.given import Model, Result
+from onnx_attn.given import Model
+from onnx_attn.result import Result
 
 try:
     from polygraphy import util

@@ -9,7 +9,7 @@ original; and how time and memory grow with nodes and weights. Without models: r
 takes all of these, `--full` references of models/ at full size (needs the `export` extra). Tools that are not installed are
 said to be so.
 
-DIR/bench.json holds everything. Parts that are not asked for stay there as they were. `--docs` writes peers.md and its plots
+DIR/bench.json holds everything. Parts and, of models, tools that are not asked for stay there as they were. `--docs` writes peers.md and its plots
 (needs the `bench` extra), `--readme` puts the summary between `<!-- peers -->` and `<!-- /peers -->`; with `--parts none` from
 what is there.
 """
@@ -69,32 +69,37 @@ def main(words: Sequence[str]) -> int:
     files = given(options.models)
     with tempfile.TemporaryDirectory(prefix="onnx-attn-") as folder:
         for part in parts:
-            found[part] = _circumstances(tools, asked)
+            about, before = _circumstances(tools, asked), found.get(part)
             if part == "models":
-                _models(found[part], _files(options, files, Path(folder)), tools, asked, Path(folder), place, found)
+                found[part] = _beside(before, about) if len(tools) < len(TOOLS) else about | {"rows": []}
+                _models(found, _files(options, files, Path(folder)), tools, asked, Path(folder), place)
             else:
                 measure = {"nodes": by_nodes, "weights": by_weights}[part]
                 grown = [tool for tool in tools if tool.key != OURS_RUNTIME]
-                found[part]["rows"] = measure(grown, asked, Path(folder))
+                found[part] = about | {"rows": measure(grown, asked, Path(folder))}
             _write(place, found)
     return _shown(found, options)
 
 
+def _beside(before: dict[str, Any] | None, about: dict[str, Any]) -> dict[str, Any]:
+    """What some of the tools are measured in addition to: other tools' answers stay, and when these were measured is told."""
+    if before is None:
+        return about | {"rows": []}
+    again = {key: about[key] for key in ("tools", "date", "load")}
+    return before | {"versions": before["versions"] | about["versions"], "again": [*before.get("again", []), again]}
+
+
 def _models(
-    told: dict[str, Any],
-    files: Sequence[File],
-    tools: Sequence[Tool],
-    asked: Asked,
-    folder: Path,
-    place: Path,
-    found: dict[str, Any],
+    found: dict[str, Any], files: Sequence[File], tools: Sequence[Tool], asked: Asked, folder: Path, place: Path
 ) -> None:
     """Every model; what is known is written after each, for whoever looks or stops it."""
-    told["rows"] = []
-    for file in files:
-        told["rows"].append(measured(file, tools, asked, folder))
+    rows = {row["file"]: row for row in found["models"]["rows"]}
+    for number, file in enumerate(files, 1):
+        old, new = rows.get(file.name, {}), measured(file, tools, asked, folder)
+        rows[file.name] = old | new | {"tools": old.get("tools", {}) | new["tools"]}
+        found["models"]["rows"] = list(rows.values())
         _write(place, found)
-        print(f"{file.name}: {len(told['rows'])}", flush=True)
+        print(f"{file.name}: {number} of {len(files)}", flush=True)
 
 
 def _files(options: Namespace, models: list[File], folder: Path) -> list[File]:
@@ -122,6 +127,7 @@ def _circumstances(tools: Sequence[Tool], asked: Asked) -> dict[str, Any]:
         "machine": f"{os.cpu_count()} cores of {platform.machine()}, {platform.system()}",
         "python": platform.python_version(),
         "load": round(os.getloadavg()[0], 2),
+        "tools": [tool.label for tool in tools],
         "versions": {name: version for name in sorted(packages) if (version := _version(name))},
         "compiler": compiler() if asked.sm is not None else None,
         "asked": asked.__dict__,

@@ -88,8 +88,10 @@ def mean(ratios: Iterable[float]) -> float | None:
 
 
 def times(rows: Sequence[Note], key: str, what: str = "seconds") -> list[float]:
-    """How many times longer than ours the tool took, for each model with attention that both ended with. what: of ours, `seconds` to
-    recognise, plan and apply, or `call`, all that a call without proof does."""
+    """How many times longer than ours the tool took, for each model with attention that both ended with.
+
+    what: of ours, `seconds` to recognise, plan and apply, or `call`, all that a call without proof does.
+    """
     both = [row for row in rows if ran(row, key) and ran(row, OURS) and row["true_sites"] != 0]
     return [told(row, key)["seconds"] / told(row, OURS)[what] for row in both]
 

@@ -81,7 +81,9 @@ def versions(about: Note) -> str:
     """With what, where and when."""
     packages = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     compiler = f", {about['compiler']}" if about["compiler"] else ""
-    return f"{packages}{compiler}, Python {about['python']}; {about['machine']}; {about['date']}"
+    told = f"{packages}{compiler}, Python {about['python']}; {about['machine']}; {about['date']}"
+    again = [f"; {' and '.join(each['tools'])} once more on {each['date']}" for each in about.get("again", [])]
+    return told + "".join(again)
 
 
 def page(found: Note) -> str:
