@@ -200,6 +200,19 @@ def test_the_stack_is_the_block_again_and_again(tmp_path: Path) -> None:
     assert onnx_attn.inspect(tmp_path / "stack.onnx")["sites"] == sum(node.op_type == "Softmax" for node in graph.node)
 
 
+def test_other_tools_answers_stay_where_some_are_measured_again() -> None:
+    import bench
+
+    old, new = row(onnxslim={}), row(ours=0.005)
+    old["inference"] = {"milliseconds": 2.0, "ratios": {"itself": 1, "onnxslim": 2}}
+    new["inference"] = {"milliseconds": 3.0, "ratios": {"itself": 3, "onnx_attn": 4}}
+    found = bench._merged(old, new)
+    assert found["tools"] == {"onnx_attn": new["tools"]["onnx_attn"], "onnxslim": old["tools"]["onnxslim"]}
+    assert found["inference"] == {"milliseconds": 3.0, "ratios": {"itself": 3, "onnxslim": 2, "onnx_attn": 4}}
+    assert "compiled" not in found
+    assert bench._merged({}, new) == new
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

@@ -9,9 +9,9 @@ original; and how time and memory grow with nodes and weights. Without models: r
 takes all of these, `--full` references of models/ at full size (needs the `export` extra). Tools that are not installed are
 said to be so.
 
-DIR/bench.json holds everything. Parts and, of models, tools that are not asked for stay there as they were. `--docs` writes peers.md and its plots
-(needs the `bench` extra), `--readme` puts the summary between `<!-- peers -->` and `<!-- /peers -->`; with `--parts none` from
-what is there.
+DIR/bench.json holds everything. Parts and, of models, tools that are not asked for stay there as they were. `--docs` writes
+peers.md and its plots (needs the `bench` extra), `--readme` puts the summary between `<!-- peers -->` and `<!-- /peers -->`;
+with `--parts none` from what is there.
 """
 
 from __future__ import annotations
@@ -95,11 +95,18 @@ def _models(
     """Every model; what is known is written after each, for whoever looks or stops it."""
     rows = {row["file"]: row for row in found["models"]["rows"]}
     for number, file in enumerate(files, 1):
-        old, new = rows.get(file.name, {}), measured(file, tools, asked, folder)
-        rows[file.name] = old | new | {"tools": old.get("tools", {}) | new["tools"]}
+        rows[file.name] = _merged(rows.get(file.name, {}), measured(file, tools, asked, folder))
         found["models"]["rows"] = list(rows.values())
         _write(place, found)
         print(f"{file.name}: {number} of {len(files)}", flush=True)
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Every ratio of inference is to the original's run beside it, so that those of two times may stand together."""
+    both = {key: old.get(key, {}) | new.get(key, {}) for key in ("tools", "compiled", "inference")}
+    if "ratios" in old.get("inference", {}) and "ratios" in new.get("inference", {}):
+        both["inference"]["ratios"] = old["inference"]["ratios"] | new["inference"]["ratios"]
+    return old | new | {key: value for key, value in both.items() if value}
 
 
 def _files(options: Namespace, models: list[File], folder: Path) -> list[File]:
