@@ -128,10 +128,19 @@ def _piece(run: Report, anchors: dict[str, str], names: dict[str, str]) -> Piece
     return Piece(run["count"], run["role"], f"{site}: {what}" if site else what, anchors.get(run["site"] or "", ""))
 
 
-def engine_strip(compiled: Report) -> dict[str, Any]:
-    """The kernels of an engine in order, as wide as the bytes that they move."""
+def engine_strips(engines: list[Report]) -> list[dict[str, Any]]:
+    """The kernels of engines in order, as wide as the bytes that they move, on one scale."""
+    rows = [(engine, _kernels(engine)) for engine in engines]
+    whole = max((sum(piece.size for piece in pieces) for _, pieces in rows), default=0)
+    return [
+        {"name": PurePath(engine["model"]).name, "count": len(pieces), "stretches": stretches(pieces, whole)}
+        for engine, pieces in rows
+    ]
+
+
+def _kernels(compiled: Report) -> list[Piece]:
     attention = {each["kernel"] for each in compiled["per_site"] if each["landed"]}
-    pieces = [
+    return [
         Piece(
             max(kernel["bytes"] or 0, 1),
             "attention" if kernel["name"] in attention else "other",
@@ -139,8 +148,3 @@ def engine_strip(compiled: Report) -> dict[str, Any]:
         )
         for kernel in compiled["layers"]
     ]
-    return {
-        "name": PurePath(compiled["model"]).name,
-        "count": len(pieces),
-        "stretches": stretches(pieces, sum(piece.size for piece in pieces)),
-    }
