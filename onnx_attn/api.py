@@ -12,6 +12,7 @@ from onnx_attn.arguments import Shapes, capability, profile_of, searched_for
 from onnx_attn.bundle import write_bundle
 from onnx_attn.counting.model import statistics
 from onnx_attn.engine.compile import choose_toolkit
+from onnx_attn.engine.profiles import fitted
 from onnx_attn.errors import ExpectationError, UsageError
 from onnx_attn.forms.adaptation import ISLANDS
 from onnx_attn.given import Model, loaded_from, own_copy
@@ -21,7 +22,7 @@ from onnx_attn.options import Options
 from onnx_attn.pipeline import inspect_model
 from onnx_attn.plan import Choice
 from onnx_attn.plan_file import load_plan
-from onnx_attn.progress import stage
+from onnx_attn.progress import clock, stage
 from onnx_attn.report.html.page import place_of_page, write_page
 from onnx_attn.report.landed import landing_report
 from onnx_attn.report.reasons import headline
@@ -118,10 +119,12 @@ def fuse(
     )
     if prove_budget is not None and not (verify and 0 <= prove_budget < float("inf")):
         raise UsageError("prove_budget is a number of seconds for the proof; leave it out where nothing is proved")
+    if expect is not None and (isinstance(expect, bool) or not isinstance(expect, int)):
+        raise UsageError(f"expect {expect!r} is no whole number; give the number of sites")
     page = place_of_page(html, model, output, plan)
     asked = searched_for(search, land, sm, shapes, target)
     if land:
-        choose_toolkit(None)  # Before any work: is there one?
+        _check_landing(model, shapes, dynamic_batch)
     if plan is None:
         options = Options(
             parse_target(target, target_version),
@@ -145,9 +148,21 @@ def fuse(
     result = rewritten(model, output, options)
     if land:
         written = output if output is not None else result.model
-        result.report["land"] = _landed(written, model, sm, shapes)
+        with clock(result.report["seconds"], "land"):
+            result.report["land"] = _landed(written, model, sm, shapes)
     result.report = write_page(result.report, page)
     return result
+
+
+def _check_landing(model: Model, shapes: Shapes | None, dynamic_batch: bool) -> None:
+    """Before any work: is there a compiler, and do the shapes fit?"""
+    choose_toolkit(None)
+    if dynamic_batch:
+        raise UsageError(
+            "land compiles before and after at the same shapes; leave it out, and land the result by itself"
+        )
+    loaded = loaded_from(model)
+    fitted(loaded.proto, profile_of(shapes or {}), loaded.name)
 
 
 def _landed(written: Model, original: Model, sm: int | None, shapes: Shapes | None) -> dict[str, Any]:

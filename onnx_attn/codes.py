@@ -139,8 +139,8 @@ _TABLE = (
     Code(
         "already-fused",
         True,
-        "the site is a call of our local function already, and this target or form wants it spelled out",
-        "start from the model as the exporter wrote it",
+        "the site is a call of our local function already, and this target, form or precision wants it written anew",
+        "start from the model as the exporter wrote it, or take it apart with `onnx-attn expand` first",
     ),
     Code(
         "proof-failed",

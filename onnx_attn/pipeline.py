@@ -14,7 +14,7 @@ import onnx
 from onnx_attn.batch.make import Varied
 from onnx_attn.counting.model import compared
 from onnx_attn.drawing.site import Drawer, Drawn
-from onnx_attn.errors import ExpectationError, InputError, UsageError
+from onnx_attn.errors import ExpectationError, InputError, UsageError, printable
 from onnx_attn.forms.adaptation import ISLANDS
 from onnx_attn.forms.folded import compute_folds
 from onnx_attn.fusion import Fusion
@@ -250,10 +250,12 @@ def _rewrite_bodies(
 
 
 def _check_expectation(name: str, report: Report, options: Options) -> None:
-    if options.expect is not None and report["fused"] != options.expect:
+    fused, left = report["fused"], [each for each in report["candidates"] if each["status"] == "refused"]
+    if options.expect is not None and fused != options.expect:
+        why = f"; {left[0]['id']} at '{printable(left[0]['node'])}' is left: {left[0]['code']}" if left else ""
         raise ExpectationError(
-            f"{name}: --expect {options.expect}, but {report['fused']} sites can be fused; nothing was written; "
-            f"`onnx-attn inspect` says why others are left"
+            f"{name}: --expect {options.expect}, but {fused} site{'' if fused == 1 else 's'} can be fused; nothing was "
+            f"written{why}; `onnx-attn inspect` says why others are left"
         )
 
 

@@ -201,7 +201,8 @@ def decide(view: GraphView, site: AttentionSite | Written, target: Target, wante
     change = make_legal(target, likely, facts, wanted.precision, wanted.heads, step)
     chosen = choose_form(target, wanted.form, adapted_facts(facts, change))
     if isinstance(site, Written):
-        return site if chosen == "function" else Verdict(site.name, "already-fused", site.name)
+        stays = chosen == "function" and not change.elem_type
+        return site if stays else Verdict(site.name, "already-fused", site.name)
     if isinstance(chosen, Row):
         return Verdict(site.name, code_of(chosen), site.name, chosen.told(facts))
     if chosen != likely:

@@ -48,10 +48,16 @@ def _fail(message: str, code: int, cause: BaseException) -> NoReturn:
     raise typer.Exit(code) from cause
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Else rich ends the process with exit code 1, though all was done."""
+        raise BrokenPipeError
+
+
 def console(stderr: bool = False) -> Console:
     """What is piped has no colours and no line breaks of ours; under NO_COLOR neither has a terminal bold letters."""
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(
+    return _Console(
         stderr=stderr,
         color_system=None if os.environ.get("NO_COLOR") else "auto",
         highlight=False,

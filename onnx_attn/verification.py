@@ -24,7 +24,7 @@ from onnx_attn.prove.inputs import flags_off, model_inputs
 from onnx_attn.prove.recheck import recheck
 from onnx_attn.prove.values import check_values, read_values
 from onnx_attn.prove.whole import Model as Runnable
-from onnx_attn.prove.whole import compare_models, default_rtol
+from onnx_attn.prove.whole import compare_models, rtol_between
 from onnx_attn.report.document import verification
 from onnx_attn.runtime import refuse_crash
 
@@ -43,7 +43,7 @@ def verify(
 
     inputs: one set of values by input name, or the .npz file that holds them; else seeded ones at `shapes`, or at sizes
         of the tool's choice.
-    rtol: largest max|a − b| / max|a|; by default 1e-5, or 2e-3 where a model holds float16.
+    rtol: largest max|a − b| / max|a|; by default 1e-5; 2e-3 where a model holds float16, or `b` computes parts in it.
     certificate: the report of the `fuse` that made `b` of `a` (its file or itself): each site's certificate is checked again.
     """
     first, second = loaded_from(a), loaded_from(b)
@@ -55,7 +55,7 @@ def verify(
     if (rtol is not None and not rtol >= 0.0) or not atol >= 0.0:
         raise UsageError("rtol and atol are bounds: numbers that are not negative")
     cases = _cases(first, shapes, inputs)
-    limit = default_rtol([first.proto, second.proto]) if rtol is None else rtol
+    limit = rtol_between(first.proto, second.proto) if rtol is None else rtol
     names = [output.name for output in first.proto.graph.output]
     missing = set(names) ^ {output.name for output in second.proto.graph.output}
     if missing:

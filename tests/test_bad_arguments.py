@@ -42,6 +42,31 @@ def test_output_that_is_a_folder(model: Path) -> None:
     fails(model, 1, "fuse", model, "-o", model.parent / "folder", mentions="is a directory")
 
 
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe"])
+@pytest.mark.parametrize("command", ["fuse", "expand", "extract", "inspect"])
+def test_output_that_is_no_plain_file_stays_what_it_is(command: str, kind: str, model: Path) -> None:
+    out, kept = model.parent / "out", model.parent / "kept.txt"
+    if kind == "pipe":
+        os.mkfifo(out)
+    else:
+        out.symlink_to(kept)
+    if kind == "link":
+        kept.write_text("kept")
+    site = ["--site", "site-0"] if command == "extract" else []
+    fails(
+        model,
+        1,
+        command,
+        model,
+        "--bundle" if command == "inspect" else "-o",
+        out,
+        *site,
+        mentions="is a link or a device",
+    )
+    assert out.is_fifo() if kind == "pipe" else out.is_symlink()
+    assert kind != "link" or kept.read_text() == "kept"
+
+
 def test_output_below_a_file(model: Path) -> None:
     (model.parent / "file").write_text("x")
     fails(model, 1, "fuse", model, "-o", model.parent / "file" / "fused.onnx", mentions="fused.onnx")

@@ -262,6 +262,14 @@ def own_process(*arguments: str, cwd: Path, **environment: str) -> Outcome:
     return Outcome(run.returncode, run.stdout, run.stderr)
 
 
+def test_a_reader_that_has_gone_is_no_failure() -> None:
+    """`onnx-attn inspect model.onnx | head -1`: a script that minds failures in pipes goes on."""
+    with subprocess.Popen([sys.executable, "-m", "onnx_attn", "inspect", SMALLEST], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait() == 0
+
+
 def test_a_process_of_its_own_keeps_the_streams_apart(tmp_path: Path) -> None:
     """Nothing of ONNX Runtime or of a warning comes between, and relative paths are those of the caller."""
     shutil.copy(SMALLEST, tmp_path / "model.onnx")

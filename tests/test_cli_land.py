@@ -92,7 +92,9 @@ def test_a_terminal_tells_why_a_site_did_not_land() -> None:
 
 
 def test_a_dynamic_model_without_shapes_is_told_how_to_give_them() -> None:
-    line = error_line(run_command("land", DYNAMIC), 2, "bert", "input_ids", "--shapes input_ids:<batch>x<sequence>")
+    line = error_line(
+        run_command("land", DYNAMIC), 2, "bert", "input_ids", "--shapes input_ids:2x5 --shapes attention_mask:2x5"
+    )
     assert says_what_to_do(line, DYNAMIC)
 
 

@@ -24,6 +24,16 @@ def test_a_fused_site_is_refused_where_functions_are_not_wanted(wanted: dict[str
     assert twice.read_bytes() == once.read_bytes()
 
 
+def test_islands_for_what_was_fused_before_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    once, again = tmp_path / "once.onnx", tmp_path / "again.onnx"
+    onnx_attn.fuse(BERT, once, verify=False)
+    report = onnx_attn.fuse(once, again, precision="fp16", verify=False).report
+    assert {(each["status"], each["code"]) for each in report["candidates"]} == {("refused", "already-fused")}
+    assert "onnx-attn expand" in report["candidates"][0]["remedy"]
+    onnx_attn.expand(once, again, verify=False)
+    assert onnx_attn.fuse(again, precision="fp16", verify=False).report["fused"] == 2
+
+
 def test_a_site_has_the_same_keys_whether_it_was_fused_now_or_before(tmp_path: Path) -> None:
     once = tmp_path / "once.onnx"
     first = onnx_attn.fuse(BERT, once).report["candidates"]

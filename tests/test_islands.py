@@ -79,6 +79,16 @@ def test_islands_land_where_float32_does_not(name: str, precision: str, tmp_path
         assert found["moved_bytes"] < found["baseline"]["moved_bytes"]
 
 
+def test_a_model_with_islands_is_verified_as_it_was_proved(tmp_path: Path) -> None:
+    """Against its float32 original at what half precision allows; two models of float32 stay at their own bound."""
+    model = EXPORTS / "vit_b_16.torchscript.17.static.onnx"
+    onnx_attn.fuse(model, tmp_path / "half.onnx", precision="fp16", verify=False)
+    found = onnx_attn.verify(model, tmp_path / "half.onnx")
+    assert (found["ok"], found["rtol"]) == (True, 2e-3)
+    assert onnx_attn.verify(model, model)["rtol"] == 1e-5
+    assert onnx_attn.verify(tmp_path / "half.onnx", tmp_path / "half.onnx")["rtol"] == 1e-5
+
+
 def test_without_an_island_the_report_says_how_to_get_a_kernel() -> None:
     report = onnx_attn.fuse(onnx.load(EXPORTS / EXPORTED[0])).report
     for candidate in candidates(report):

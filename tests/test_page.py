@@ -123,6 +123,23 @@ def test_a_report_without_drawings_is_a_page_too() -> None:
     assert "1 attention site" in page(onnx_attn.inspect(SMALLEST))
 
 
+def test_what_is_compiled_is_told_and_not_what_was_expected(tmp_path: Path) -> None:
+    """A float32 site that lands by its kernel for one query, and one whose weights are computed once more."""
+    onnx_attn.fuse(REFUSED, tmp_path / "o.onnx", verify=False, land=True, precision="fp16", html=tmp_path / "page.html",
+                   allow_recompute=True, shapes={"x": (2, 16, 96)})  # fmt: skip
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Will reach no attention kernel" not in text
+    assert 'data-tags="fused|landed"' in text
+
+
+def test_nothing_is_written_where_shapes_are_missing(tmp_path: Path) -> None:
+    with pytest.raises(onnx_attn.UsageError, match="such as --shapes"):
+        onnx_attn.fuse(REFUSED, tmp_path / "o.onnx", land=True, html=tmp_path / "page.html")
+    with pytest.raises(onnx_attn.UsageError, match="land the result by itself"):
+        onnx_attn.fuse(REFUSED, tmp_path / "o.onnx", land=True, dynamic_batch=True)
+    assert not any(tmp_path.iterdir())
+
+
 def test_land_is_for_tensorrt(tmp_path: Path) -> None:
     error_line(
         run_command("fuse", SMALLEST, "-o", tmp_path / "o.onnx", "--target", "onnx", "--land"), 2, "leave them out"

@@ -176,7 +176,7 @@ def test_layers_that_are_alike_are_asked_about_once_and_at_the_user_s_shapes(tmp
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--search"], "pass --shapes"),
+        (["--search"], "such as --shapes"),
         (["--sm", "80"], "add search"),
         (["--search", "--target", "onnx"], "leave them out for onnx"),
         (["--search", "--shapes", "nothing:1x2"], "no input 'nothing'"),

@@ -12,6 +12,7 @@ import pytest
 from commands import SMALLEST, run_command
 from graphs import HEAD_DIM, HEADS, WIDTH, Net, small_site
 from onnx import TensorProto
+from support import EXPORTS
 from target_cases import model_of
 
 import onnx_attn
@@ -229,6 +230,12 @@ def test_facts_of_a_verdict_tell_the_product_above_its_casts() -> None:
     view = GraphView(small_site(dtype=np.float16, scores=cast, probabilities=lambda net, v: net.op("Cast", v, to=10)))
     facts = facts_of(view, recognize(view)[0])
     assert (facts.code, facts.dtype, facts.head_dim, facts.softcap) == ("scores-changed", "float16", HEAD_DIM, True)
+
+
+def test_a_batch_that_varies_is_one_at_least() -> None:
+    """Four heads are four score matrices whatever the batch is: the kernel for one query takes them, in float32 too."""
+    report = onnx_attn.inspect(EXPORTS / "gpt2_decode.torchscript.17.dynamic.onnx")
+    assert [each["landing"]["expected"] for each in report["candidates"]] == [True, True]
 
 
 def test_the_page_about_targets_is_the_table() -> None:

@@ -47,7 +47,7 @@ from onnx_attn.engine.profiles import Profile, at_usual
 from onnx_attn.errors import InputError, OnnxAttnError, UsageError, one_line, printable
 from onnx_attn.graph.load import load
 from onnx_attn.prove.compare import Difference, difference
-from onnx_attn.prove.whole import default_rtol
+from onnx_attn.prove.whole import rtol_between
 
 RUNNERS = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
 """Beside ONNX Runtime: what --runner takes, and the compiler behind it."""
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
         first, second = load(options.original).proto, load(fused).proto
         check_alike(first, second, fused)
         cases = cases_of(first, options)
-        rtol = default_rtol([first, second]) if options.rtol is None else options.rtol
+        rtol = rtol_between(first, second) if options.rtol is None else options.rtol
         runs = _runs(options, fused, cases, Path(folder))
         print(f"{options.original} against {options.fused or options.output or 'itself fused'}{sites}")
         print(f"inputs: {len(cases)} of {'; '.join(dict.fromkeys(sizes(case) for case in cases))}")

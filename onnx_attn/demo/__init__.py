@@ -28,5 +28,5 @@ def fuse_demo() -> dict[str, Any]:
 def show_demo(report: dict[str, Any], console: Console, verbose: bool = False) -> None:
     """The command that was run, and its report."""
     console.print(f"$ onnx-attn fuse {MODEL} -o {OUTPUT}\n")
-    show_fusion({**report, "model": MODEL}, console, verbose, output=OUTPUT)
+    show_fusion({**report, "model": MODEL}, console, verbose, output=f"{OUTPUT}, in a folder that is gone again")
     console.print("\nnext: onnx-attn fuse on a model of yours, and onnx-attn land to see the kernels that it reaches")

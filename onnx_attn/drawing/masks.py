@@ -26,7 +26,7 @@ _BLOCKED_CELL = 255
 def pictures(view: GraphView, term: ScoreTerm) -> list[Picture]:
     """Of a mask whose numbers are stored, computed from stored ones, or follow from sizes with nothing padded away; none of
     one that is given when the model runs."""
-    value = _numbers(view, term)
+    stored, value = _numbers(view, term)
     if value is None or value.ndim < 2 or not value.size:
         return []
     of = value.shape[-2:]
@@ -40,18 +40,21 @@ def pictures(view: GraphView, term: ScoreTerm) -> list[Picture]:
     distinct: dict[bytes, int] = {}
     for place, table in enumerate(tables):
         distinct.setdefault(table.tobytes(), place)
+    if not stored and len(np.unique(tables)) == 1:
+        return []  # Decided when the model runs.
     shown = list(distinct.values())[:MOST_TABLES]
     return [_picture(tables[place], np.unravel_index(place, value.shape[:-2]), of) for place in shown]
 
 
-def _numbers(view: GraphView, term: ScoreTerm) -> np.ndarray | None:
+def _numbers(view: GraphView, term: ScoreTerm) -> tuple[bool, np.ndarray | None]:
+    """Whether no input decides the mask, and its numbers."""
     assert term.mask is not None
     stored = constant_value(view, real(view, term.mask))
     if stored is not None:
-        return rearranged(view, stored, term.mask)
+        return True, rearranged(view, stored, term.mask)
     if view.producer(real(view, term.mask)) is None:
-        return None
-    return next(iter(numbers_of(view, term.mask)), None)
+        return False, None
+    return False, next(iter(numbers_of(view, term.mask)), None)
 
 
 def _picture(cells: np.ndarray, at: tuple[Any, ...], of: tuple[int, ...]) -> Picture:

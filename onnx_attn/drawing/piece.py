@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,9 +87,15 @@ def _node(
         "name": called(node),
         "kind": _kind(node, weights),
         "holds": [_stored(weights[name]) for name in node.input if name in weights] + _attributes(node),
-        "gives": ", ".join(told[name] for name in node.output if name in told),
+        "gives": _gives([told[name] for name in node.output if name in told]),
         "body": [inner.op_type for inner in ours[0].node] if ours else [],
     }
+
+
+def _gives(results: list[str]) -> str:
+    """Of equal results one: `3 × 1×12×197×64 float16`."""
+    counts = Counter(results)
+    return ", ".join(f"{count} × {text}" if count > 1 else text for text, count in counts.items())
 
 
 def _kind(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> str:

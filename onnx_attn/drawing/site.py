@@ -91,7 +91,8 @@ class Drawer:
         self._spread(near, node, DOWN, lambda each: [r for value in each.outputs for r in self._view.readers(value)])
         self._spread(near, node, UP, lambda each: [m for v in each.inputs if (m := self._view.producer(v)) is not None])
         made = {value.name for each in near.values() for value in each.outputs}
-        read = {value.name for each in near.values() for value in each.inputs}
+        values = [value for each in near.values() for value in each.inputs]
+        read = {value.name for value in values if not self._view.is_weight(value)}
         ends = [v.name for each in near.values() for v in each.outputs if v.name and v.name not in read]
         return self._cutter.cut(ends or [node.outputs[0].name], read - made)
 

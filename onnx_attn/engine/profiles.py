@@ -7,12 +7,14 @@ second. Three times: smallest, usual, largest, as an optimization profile of Ten
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 
 from onnx_attn.errors import UsageError, printable
-from onnx_attn.graph.world import is_static, symbol
+from onnx_attn.graph.sizes import worlds_of
+from onnx_attn.graph.world import input_shape, is_static, symbol
 
 Shape = tuple[int, ...]
 Range = tuple[Shape, Shape, Shape]
@@ -68,16 +70,22 @@ def fitted(model: onnx.ModelProto, profile: Profile, name: str) -> dict[str, Ran
             raise UsageError(f"--shapes: {name} has no input '{key}'; it has {', '.join(inputs)}")
         _check(inputs[key], ranges, sizes)
     found: dict[str, Range] = {}
+    lacking: list[onnx.ValueInfoProto] = []
     for key, value in inputs.items():
         dims = value.type.tensor_type.shape.dim
         if all(map(is_static, dims)):
             continue
         every = [_size(key, axis, dim, sizes) for axis, dim in enumerate(dims)]
         if None in every:
-            raise UsageError(
-                f"{name}: input '{key}' varies, its shape is {_written(dims)}; pass --shapes {_example(value)}"
-            )
-        found[key] = tuple(zip(*every, strict=True))
+            lacking.append(value)
+        else:
+            found[key] = tuple(zip(*every, strict=True))
+    if lacking:
+        first, dims = lacking[0].name, lacking[0].type.tensor_type.shape.dim
+        raise UsageError(
+            f"{name}: input '{first}' varies, its shape is {_written(dims)}; pass sizes of yours, such as "
+            f"{_examples(model, lacking)}"
+        )
     return found
 
 
@@ -124,8 +132,7 @@ def _written(dims: Iterable[onnx.TensorShapeProto.Dimension]) -> str:
     return "×".join(str(dim.dim_value) if is_static(dim) else dim.dim_param or "?" for dim in dims)
 
 
-def _example(value: onnx.ValueInfoProto) -> str:
-    dims = value.type.tensor_type.shape.dim
-    return f"{value.name}:" + "x".join(
-        str(dim.dim_value) if is_static(dim) else f"<{dim.dim_param or 'size'}>" for dim in dims
-    )
+def _examples(model: onnx.ModelProto, values: Sequence[onnx.ValueInfoProto]) -> str:
+    """Shapes that the model runs at, to be pasted: `--shapes x:2x5 --shapes mask:2x5`."""
+    shapes = [(value.name, input_shape(value, worlds_of(model)[0].sizes) or ()) for value in values]
+    return " ".join(f"--shapes {shlex.quote(name + ':' + 'x'.join(map(str, shape)))}" for name, shape in shapes)

@@ -48,13 +48,17 @@ DIGITS = 12
 
 
 def check_output(output: Path, model: Path | None) -> None:
-    """Raise OutputError early: the folder must exist and the output must not be the input or a folder."""
+    """Raise OutputError early: the folder must exist, and the output must be no input, folder, link, pipe or device."""
     if output.is_dir():
         raise OutputError(f"{output}: is a directory; name the file to write")
     if not output.parent.is_dir():
         raise OutputError(f"{output}: folder '{output.parent}' does not exist; create it first")
     if model is not None and _same(output, model):
-        raise OutputError(f"{output}: is the input itself, which is never changed; choose another name with -o")
+        raise OutputError(f"{output}: is the input itself, which is never changed; choose another name")
+    if output.is_symlink() or (output.exists() and not output.is_file()):
+        raise OutputError(
+            f"{output}: is a link or a device, which a file would take the place of; name the file to write"
+        )
 
 
 def check_data(output: Path, data_files: Iterable[Path]) -> None:

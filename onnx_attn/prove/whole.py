@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -75,12 +77,26 @@ def compare_models(
     return WholeProof({name: worst(differences) for name, differences in found.items()}, len(runs), rtol, atol)
 
 
+def rtol_between(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
+    """The bound for two models; where the second computes parts in half precision that the first does not, that of these."""
+    casts = [_half_casts(proto) for proto in (before, after)]
+    types = {elem_type for elem_type in _HALF if casts[1][elem_type] > casts[0][elem_type]}
+    return max(default_rtol([before, after]), *(RTOL[_HALF[elem_type]] for elem_type in types), 0.0)
+
+
+def _half_casts(proto: onnx.ModelProto) -> Counter[int]:
+    nodes = chain(proto.graph.node, *(function.node for function in proto.functions))
+    return Counter(each.i for node in nodes if node.op_type == "Cast" for each in node.attribute if each.name == "to")
+
+
+_HALF = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
+
+
 def default_rtol(protos: Iterable[onnx.ModelProto]) -> float:
     """The bound for the narrowest floating-point type that the models' inputs or weights have."""
-    names = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
     found = [RTOL["float32"]]
     for proto in protos:
         types = {tensor.data_type for tensor in proto.graph.initializer}
         types |= {value.type.tensor_type.elem_type for value in proto.graph.input}
-        found.extend(RTOL[names[elem_type]] for elem_type in types if elem_type in names)
+        found.extend(RTOL[_HALF[elem_type]] for elem_type in types if elem_type in _HALF)
     return max(found)

@@ -25,7 +25,7 @@ def _show_expectations(report: Report, console: Console) -> None:
     """Sites that the table of targets expects on no attention kernel, by reason."""
     groups: dict[tuple[str, str | None], list[str]] = {}
     for site in report["candidates"]:
-        if site["status"] == "site" and site["landing"] and not site["landing"]["expected"]:
+        if site["landing"] and not site["landing"]["expected"]:
             groups.setdefault((site["landing"]["reason"], site["landing"]["remedy"]), []).append(site["id"])
     for (reason, remedy), names in groups.items():
         find(console, f"[yellow]{span(names)} will not reach an attention kernel[/]", reason, remedy)
@@ -44,7 +44,8 @@ def _show_refused(report: Report, console: Console, verbose: bool) -> None:
         name = f" {escape(first['softmax'])}" if verbose else ""
         head = f"[yellow]{first['id']}{more} refused[/]{name}: {first['code']} at {escape(first['node'])}"
         find(console, head, first["reason"], first["remedy"])
-    if groups and report.get("target") == "tensorrt":
+    known = [member["landing"] for members in groups.values() for member in members]
+    if None in known or any(landing["expected"] for landing in known):
         console.print("[dim]what is left as it is may land all the same: onnx-attn land tells[/]")
 
 

@@ -97,9 +97,10 @@ class Facts:
     def single_query(self) -> bool | None:
         """Whether the kernel for one query takes the site: it has one in each of four or more score matrices, and a head
         size of 8, 16, … 256."""
+        least = (self.heads or 0) * (self.batch or 1)  # A batch that varies is one at least.
         checks = (
             None if self.query_length is None else self.query_length == 1,
-            None if self.matrices is None else self.matrices >= 4,
+            True if least >= 4 else None if self.matrices is None else False,
             None if self.head_dim is None else self.head_dim % 8 == 0 and self.head_dim <= 256,
         )
         return False if False in checks else None if None in checks else True

@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from onnx_attn.report.html.strip import Piece, stretches
+from onnx_attn.report.lines import count
 from onnx_attn.report.removed import exposed_line
 
 Report = dict[str, Any]
@@ -25,15 +26,15 @@ def _found(report: Report, compiled: bool) -> list[tuple[str, str]]:
         return [("", "There is no attention in this model.")]
     if "fused" not in report:
         found = [
-            ("good" if not refused else "", f"{sites - refused} of {_count(sites, 'attention site')} can be fused.")
+            ("good" if not refused else "", f"{sites - refused} of {count(sites, 'attention site')} can be fused.")
         ]
     else:
-        found = [("good" if not refused else "", f"{report['fused']} of {_count(sites, 'attention site')} fused.")]
+        found = [("good" if not refused else "", f"{report['fused']} of {count(sites, 'attention site')} fused.")]
     if refused:
         found.append(("bad", f"{refused} left alone, each for the reason below."))
     unlanded = [each["landing"] for each in report["candidates"] if each["landing"] and not each["landing"]["expected"]]
     if unlanded and not compiled:
-        found.append(("bad", f"{_count(len(unlanded), 'site')} will reach no attention kernel: {_first(unlanded)}"))
+        found.append(("bad", f"{count(len(unlanded), 'site')} will reach no attention kernel: {_first(unlanded)}"))
     if "fused" not in report:
         return found
     proof = report["proof"]
@@ -42,7 +43,7 @@ def _found(report: Report, compiled: bool) -> list[tuple[str, str]]:
     elif not proof["cases"]:
         found.append(("", "Nothing was changed."))
     else:
-        told = f"Proved: run whole on {_count(proof['cases'], 'set')} of inputs, outputs differ by max_rel"
+        told = f"Proved: run whole on {count(proof['cases'], 'set')} of inputs, outputs differ by max_rel"
         found.append(("good", f"{told} {proof['max_rel']:.1e} (allowed {proof['rtol']:.0e})."))
     return found
 
@@ -51,7 +52,7 @@ def _compiled(compiled: Report) -> list[tuple[str, str]]:
     by = f"by {compiled['compiler']}" + (f" for SM {compiled['sm']}" if compiled["sm"] else "")
     if not compiled["built"]:
         return [("bad", f"Does not build {by}: {next(iter(compiled['errors']), 'the compiler gave no reason')}")]
-    told = f"{compiled['landed']} of {_count(compiled['sites'], 'site')} on attention kernels, compiled {by}."
+    told = f"{compiled['landed']} of {count(compiled['sites'], 'site')} on attention kernels, compiled {by}."
     missing = [each for each in compiled["per_site"] if not each["landed"]]
     return [("bad", f"{told} Of others: {_first(missing)}")] if missing else [("good", told)]
 
@@ -60,10 +61,6 @@ def _first(left: list[Report]) -> str:
     """The reason of the first, and the way out."""
     remedy = left[0]["remedy"]
     return f"{left[0]['reason']}" + (f" → {remedy}" if remedy else "")
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def bars(report: Report, compiled: Report | None) -> list[dict[str, Any]]:
@@ -123,15 +120,24 @@ def outline_strip(report: Report, groups: list[Report]) -> list[dict[str, Any]]:
 
 
 def _piece(run: Report, anchors: dict[str, str], names: dict[str, str]) -> Piece:
-    what = f"{_count(run['count'], 'node')} of {run['role']}"
+    what = f"{count(run['count'], 'node')} of {run['role']}"
     site = names.get(run["site"] or "")
     return Piece(run["count"], run["role"], f"{site}: {what}" if site else what, anchors.get(run["site"] or "", ""))
 
 
-def engine_strip(compiled: Report) -> dict[str, Any]:
-    """The kernels of an engine in order, as wide as the bytes that they move."""
+def engine_strips(engines: list[Report]) -> list[dict[str, Any]]:
+    """The kernels of engines in order, as wide as the bytes that they move, on one scale."""
+    rows = [(engine, _kernels(engine)) for engine in engines]
+    whole = max((sum(piece.size for piece in pieces) for _, pieces in rows), default=0)
+    return [
+        {"name": PurePath(engine["model"]).name, "count": len(pieces), "stretches": stretches(pieces, whole)}
+        for engine, pieces in rows
+    ]
+
+
+def _kernels(compiled: Report) -> list[Piece]:
     attention = {each["kernel"] for each in compiled["per_site"] if each["landed"]}
-    pieces = [
+    return [
         Piece(
             max(kernel["bytes"] or 0, 1),
             "attention" if kernel["name"] in attention else "other",
@@ -139,8 +145,3 @@ def engine_strip(compiled: Report) -> dict[str, Any]:
         )
         for kernel in compiled["layers"]
     ]
-    return {
-        "name": PurePath(compiled["model"]).name,
-        "count": len(pieces),
-        "stretches": stretches(pieces, sum(piece.size for piece in pieces)),
-    }

@@ -21,8 +21,14 @@ def site_groups(candidates: Sequence[Report], landed: Report | None) -> list[Gro
     ends = {each["site"]: each for each in landed["per_site"]} if landed is not None else {}
     groups: dict[tuple[Any, ...], list[Report]] = {}
     for candidate in candidates:
-        groups.setdefault(_alike(candidate, ends.get(candidate["softmax"])), []).append(candidate)
-    return [_group(members, [ends.get(m["softmax"]) for m in members]) for members in groups.values()]
+        groups.setdefault(_alike(candidate, _end(candidate, ends)), []).append(candidate)
+    return [_group(members, [_end(member, ends) for member in members]) for members in groups.values()]
+
+
+def _end(candidate: Report, ends: dict[str, Report]) -> Report | None:
+    """Where a candidate ended; beside a softmax that stays for other readers, what computes it once more."""
+    name = candidate["softmax"]
+    return ends.get(f"{name}/recomputed") or ends.get(name)
 
 
 def _alike(candidate: Report, end: Report | None) -> tuple[Any, ...]:
@@ -84,7 +90,7 @@ def _group(members: list[Report], ends: list[Report | None]) -> Group:
         "before": _svg(drawing.get("before"), blocked),
         "after": _svg(drawing.get("after"), None),
         "certificate": _certificate(certificates),
-        "expected": first["landing"],
+        "expected": first["landing"] if not reached else None,
         "landed": sum(end["landed"] for end in reached) if reached else None,
         "kernel": kernel_family(reached[0]["kernel"] or "") if reached else None,
         "why_not": next((end for end in reached if not end["landed"]), None),
@@ -96,7 +102,7 @@ def _group(members: list[Report], ends: list[Report | None]) -> Group:
 def _tags(candidate: Report, reached: list[Report]) -> list[str]:
     """What the filter's buttons ask for."""
     tags = [_status(candidate)]
-    if candidate["landing"] and not candidate["landing"]["expected"]:
+    if not reached and candidate["landing"] and not candidate["landing"]["expected"]:
         tags.append("no kernel expected")
     if reached:
         tags.append("landed" if all(end["landed"] for end in reached) else "not landed")
@@ -140,7 +146,7 @@ def _landed_group(ends: list[Report], ids: list[str]) -> Group:
 
 def _status(candidate: Report) -> str:
     if candidate["status"] == "site":
-        return "fused" if candidate.get("form") and "certificate" in candidate else "site"
+        return "fused" if candidate.get("form") and "certificate" in candidate else "can be fused"
     return str(candidate["status"]).replace("_", " ")
 
 
@@ -149,7 +155,7 @@ def _left(candidate: Report) -> list[str]:
     left = {**candidate.get("algebra_left", {}), **candidate.get("changes_left", {})}
     found = [f"without {name}: {reason}" for name, reason in left.items()]
     unpacked = candidate.get("unpacked_because")
-    return found + ([f"not packed: {unpacked}"] if unpacked else [])
+    return found + ([f"not packed anew: {unpacked}"] if unpacked else [])
 
 
 def _masks(candidate: Report, drawing: Report) -> list[Report]:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from onnx_attn.errors import OutputError, UsageError, one_line, printable
 from onnx_attn.report.drawn import without_drawings
-from onnx_attn.report.html.figures import bars, engine_strip, outline_strip, summary
+from onnx_attn.report.html.figures import bars, engine_strips, outline_strip, summary
 from onnx_attn.report.html.groups import landed_groups, site_groups
 
 Report = dict[str, Any]
@@ -79,7 +79,7 @@ def page(report: Report) -> str:
         summary=summary(report, compiled),
         bars=bars(report, compiled),
         outline=[] if is_landing else outline_strip(report, groups),
-        engines=[engine_strip(each) for each in _engines(compiled)],
+        engines=engine_strips(_engines(compiled)),
         compiled=compiled,
         style=Markup(style),
         script=Markup(script),
