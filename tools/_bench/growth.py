@@ -10,7 +10,7 @@ from _bench.scale import slope
 
 Note = dict[str, Any]
 
-LEAST = 3_000
+LEAST = 2_000
 """Nodes below which what every run costs hides how time grows."""
 
 

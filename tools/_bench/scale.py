@@ -18,7 +18,7 @@ from _bench.peers import Tool
 
 BLOCK = EXPORTS / "handwritten_no_bias.torchscript.17.static.onnx"
 NODES = (1_000, 3_000, 10_000, 30_000, 100_000)
-WIDTHS = (256, 512, 1024, 2048)
+WIDTHS = (256, 512, 1024)
 """Of the model of tools/large.py: eight blocks, weights by the square of this."""
 LAYERS = 8
 
