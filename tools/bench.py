@@ -10,7 +10,7 @@ takes all of these, `--full` references of models/ at full size (needs the `expo
 said to be so.
 
 DIR/bench.json holds everything. Parts and, of models, tools that are not asked for stay there as they were. `--docs` writes
-peers.md and its plots (needs the `bench` extra), `--readme` puts the summary between `<!-- peers -->` and `<!-- /peers -->`;
+peers.md, its plots and these figures (needs the `bench` extra), `--readme` puts the summary between `<!-- peers -->` and `<!-- /peers -->`;
 with `--parts none` from what is there.
 """
 
@@ -162,6 +162,9 @@ def _shown(found: dict[str, Any], options: Namespace) -> int:
         from _bench.plots import draw
 
         draw(found, options.docs / "peers")
+        write_whole(
+            options.docs / "peers/bench.json", json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n"
+        )
         write_whole(options.docs / "peers.md", page(found))
     if options.readme is not None:
         from models.landing import with_table

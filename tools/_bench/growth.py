@@ -31,8 +31,8 @@ def growth(found: Note) -> list[str]:
     if "weights" in found:
         parts += [
             "## As models grow in weights",
-            "Eight blocks and an embedding, weights in a data file (`tools/large.py` makes them). The same measures. onnx-attn is "
-            "asked for the model in memory, as the others are; where it writes a file, weights stay in theirs until a site needs "
+            "Eight blocks and an embedding, weights in a data file (`tools/large.py` makes them). The same measures. "
+            "onnx-attn is asked for the model in memory, as the others are; where it writes a file, weights stay in theirs until a site needs "
             "them. onnxscript reads them when they are needed. " + _when(found["weights"]),
             _table(found["weights"]["rows"], "megabytes", "MB of weights"),
         ]

@@ -92,7 +92,7 @@ def page(found: Note) -> str:
     parts = [
         "# Beside other tools",
         "Made by `python tools/bench.py -o DIR --docs docs --readme README.md` (needs the extras `tensorrt` and `bench`). Every "
-        "tool rewrote every model in a process of its own, one at a time.",
+        "tool rewrote every model in a process of its own, one at a time. Every figure is in [bench.json](peers/bench.json).",
         summary(found),
         "## Attention fused",
         "Attention nodes of each result, and all its nodes. **Bold**: an output is not the original's, or the result does not "
