@@ -10,8 +10,8 @@ takes all of these, `--full` references of models/ at full size (needs the `expo
 said to be so.
 
 DIR/bench.json holds everything. Parts and, of models, tools that are not asked for stay there as they were. `--docs` writes
-peers.md, its plots and these figures (needs the `bench` extra), `--readme` puts the summary between `<!-- peers -->` and `<!-- /peers -->`;
-with `--parts none` from what is there.
+peers.md, its plots and these figures (needs the `bench` extra), `--readme` puts the summary between `<!-- peers -->` and
+`<!-- /peers -->`; with `--parts none` from what is there.
 """
 
 from __future__ import annotations
