@@ -32,8 +32,8 @@ def growth(found: Note) -> list[str]:
         parts += [
             "## As models grow in weights",
             "Eight blocks and an embedding, weights in a data file (`tools/large.py` makes them). The same measures. "
-            "onnx-attn is asked for the model in memory, as the others are; where it writes a file, weights stay in theirs until a site needs "
-            "them. onnxscript reads them when they are needed. " + _when(found["weights"]),
+            "onnx-attn is asked for the model in memory, as the others are; where it writes a file, weights stay in theirs "
+            "until a site needs them. onnxscript reads weights when they are needed. " + _when(found["weights"]),
             _table(found["weights"]["rows"], "megabytes", "MB of weights"),
         ]
     return parts
@@ -95,5 +95,10 @@ def _slopes(rows: Sequence[Note]) -> str:
     if ratios:
         lines.append(
             f"- onnx-attn's time as a ratio to graphsurgeon's import and export of the same graph: {', '.join(ratios)}"
+        )
+    calls = [f"{call:.3g} s at {nodes:,.0f}" for nodes, call in zip(*points(large, "nodes", OURS, "call"), strict=True)]
+    if calls:
+        lines.append(
+            f"- onnx-attn's whole call without proof (with reading, statistics and the report): {', '.join(calls)}"
         )
     return "\n".join(lines)
