@@ -179,7 +179,7 @@ class Prepared:
 
     def _read_again(self) -> None:
         """The model that was rewritten; windows stay those that were read before."""
-        windows, self.view = self.view.windows, GraphView(self.loaded.proto)
+        windows, self.view = self.view.windows, GraphView(self.loaded.proto, memo=self.view.memo)
         self.view.windows.update(windows)
         self.candidates = self.microsoft.told(recognize(self.view))
 
@@ -226,8 +226,9 @@ def keeps_runtime_operators(target: Target, choices: Sequence[Choice]) -> bool:
 
 
 def has_runtime_operators(view: GraphView) -> bool:
-    """Whether it holds operators that could be said in plain nodes, of an opset that is high enough."""
-    return any(spelling(node, LEAST_OPSET) is not None for node in view.proto.graph.node)
+    """Whether it holds operators that could be said in plain nodes, at its own opset or the one that it can be raised to."""
+    opset = max(view.opset, LEAST_OPSET)
+    return any(spelling(node, opset) is not None for node in view.proto.graph.node)
 
 
 def _embedded(

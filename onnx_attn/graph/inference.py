@@ -39,15 +39,20 @@ BODIES: dict[tuple[str, str], Callable[[onnx.NodeProto, Sequence[Known | None], 
 """Operators that onnx has no schema of, by (domain, name), and who says them in plain nodes (operators/microsoft/table.py)."""
 
 
+Memo = dict[Any, tuple[Known | None, ...]]
+"""What a node of one operator and one set of attributes makes of inputs that are known to be so and so."""
+
+
 class Inference:
     """Runs a model forward on types, shapes and small values. Equal nodes on equal inputs are inferred once."""
 
-    def __init__(self, proto: onnx.ModelProto, most: int = SMALL):
-        """most: how many whole numbers a result may have of which each is known; of other values there are SMALL."""
+    def __init__(self, proto: onnx.ModelProto, most: int = SMALL, memo: Memo | None = None):
+        """most: how many whole numbers a result may have of which each is known; of other values there are SMALL. memo: what is
+        known already of such nodes, as from another version of the model; it grows."""
         self.proto = proto
         self.most = most
         self.functions = {(f.domain, f.name): f for f in proto.functions}
-        self.memo: dict[Any, tuple[Known | None, ...]] = {}
+        self.memo: Memo = {} if memo is None else memo
         self.types: dict[tuple[int, Shape | None], onnx.TypeProto] = {}
         self.opsets = {_domain(entry.domain): entry.version for entry in proto.opset_import}
 
@@ -103,6 +108,7 @@ class Inference:
             results = self._subgraphs(node, world, opsets)
             return _chosen(inputs[0], results) if node.op_type == "If" and _domain(node.domain) == "" else ()
         key = (
+            self.most,
             node.op_type,
             node.domain,
             tuple([a.SerializeToString() for a in attributes]),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import onnx
 
-from onnx_attn.graph.inference import Inference
+from onnx_attn.graph.inference import Inference, Memo
 from onnx_attn.graph.small_values import INDICES
 from onnx_attn.graph.world import World, is_static, symbol
 
@@ -19,7 +19,7 @@ _OTHERS = tuple(itertools.pairwise(_PRIMES))
 """Pairs of primes, one number a world. Small, so that what runs on them is cheap."""
 
 
-def worlds_of(proto: onnx.ModelProto) -> tuple[World, ...]:
+def worlds_of(proto: onnx.ModelProto, memo: Memo | None = None) -> tuple[World, ...]:
     """One world of a static model, two of a dynamic one.
 
     Dimensions of different names get different numbers. Where the model contradicts itself at those, dimensions at the
@@ -30,8 +30,8 @@ def worlds_of(proto: onnx.ModelProto) -> tuple[World, ...]:
     """
     symbols = dynamic_dimensions(proto.graph)
     if not symbols:
-        return (Inference(proto).run({}),)
-    inference = Inference(proto, INDICES)
+        return (Inference(proto, memo=memo).run({}),)
+    inference = Inference(proto, INDICES, memo)
     best: tuple[World, ...] | None = None
     for assignment in _assignments(symbols, proto.graph):
         worlds = tuple(inference.run(sizes) for sizes in assignment)

@@ -12,6 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.edit import named_outside
+from onnx_attn.graph.inference import Memo
 from onnx_attn.graph.opset import opset_of
 from onnx_attn.graph.sizes import worlds_of
 from onnx_attn.graph.weights import to_array
@@ -35,8 +36,10 @@ STANDARD = ("", "ai.onnx", None)
 class GraphView:
     """A model to read. Nothing here changes it: edits are recorded elsewhere (`graph.edit`) and composed at the end."""
 
-    def __init__(self, proto: onnx.ModelProto, graph: gs.Graph | None = None):
+    def __init__(self, proto: onnx.ModelProto, graph: gs.Graph | None = None, memo: Memo | None = None):
+        """memo: of the view of another version of the model, of which much is the same."""
         self.proto = proto
+        self.memo: Memo = {} if memo is None else memo
         self.graph = graph if graph is not None else gs.import_onnx(proto)
         self.opset = opset_of(proto)
         self._shapes: dict[str, tuple[Shape, ...] | None] = {}
@@ -63,7 +66,7 @@ class GraphView:
     @cached_property
     def worlds(self) -> tuple[World, ...]:
         """Inferred on first use: a graph without candidates never pays for it."""
-        return worlds_of(self.proto)
+        return worlds_of(self.proto, self.memo)
 
     def in_worlds(self, worlds: Iterable[World]) -> GraphView:
         """The same graph at other sizes."""
