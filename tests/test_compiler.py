@@ -37,11 +37,8 @@ Shared heads of K and V behind a past: as exported they are written once more fo
 fused, it reads the caches themselves, behind three moves of what is new (25), and moves fewer bytes."""
 
 
-FORMS = [(export, "function") for export in HALF] + [(export, "primitives") for export in HALF[::3]]
-"""A function is inlined into the primitives that the other form writes: these are compiled of some exports too."""
-
-
-@pytest.mark.parametrize(("export", "form"), FORMS, ids=lambda each: each if isinstance(each, str) else each.path.stem)
+@pytest.mark.parametrize("form", ["function", "primitives"])
+@pytest.mark.parametrize("export", HALF, ids=lambda export: export.path.stem)
 def test_every_site_of_a_half_precision_export_lands(export: Export, form: str, tmp_path: Path) -> None:
     fused = tmp_path / "fused.onnx"
     onnx_attn.fuse(export.path, fused, form=form, verify=False)
@@ -58,8 +55,7 @@ UNPARSED = {"volo_d1": "Col2Im"}
 """What has nothing to do with attention and keeps an export from being parsed, before and after."""
 
 
-# A compilation takes a second: every other export is compiled as it is fused, the others as they come.
-@pytest.mark.parametrize("export", STATIC[::2], ids=lambda export: export.path.stem)
+@pytest.mark.parametrize("export", STATIC, ids=lambda export: export.path.stem)
 def test_every_fused_export_builds(export: Export, tmp_path: Path) -> None:
     """In float32 too, where exports that hold `Attention` nodes do not build as they come."""
     fused = tmp_path / "fused.onnx"
@@ -79,7 +75,7 @@ def test_attention_operators_in_float32_build_only_after_fusing(tmp_path: Path) 
     assert compile_model(tmp_path / "fused.onnx").built
 
 
-@pytest.mark.parametrize("export", STATIC[1::2], ids=lambda export: export.path.stem)
+@pytest.mark.parametrize("export", STATIC, ids=lambda export: export.path.stem)
 def test_the_table_expects_of_an_export_what_the_compiler_does(export: Export) -> None:
     candidates = onnx_attn.inspect(export.path, target_version="rtx")["candidates"]
     expected = {c["softmax"]: c["landing"]["expected"] for c in candidates if c["landing"] is not None}

@@ -49,23 +49,7 @@ def expanded(model: onnx.ModelProto) -> onnx.ModelProto:
     return found
 
 
-HARD = {
-    "cohere.dynamo.23.static.eager.half",
-    "encoder_layer_pre.dynamo.18.static.half",
-    "gptj.dynamo.23.dynamic",
-    "llama.dynamo.18.dynamic.eager",
-    "llama_decode.dynamo.23.dynamic",
-    "phi.dynamo.23.static",
-    "sdpa_causal.dynamo.23.dynamic",
-    "sdpa_causal.dynamo.23.static",
-    "swinv2_tiny_window8.dynamo.18.dynamic",
-    "t5_decoder_first.torchscript.17.dynamic",
-}
-"""Those that once were none: rounded scales, rotary operators, causality, factors of 1."""
-SOME = [path for place, path in enumerate(sorted(EXPORTS.glob("*.onnx"))) if place % 3 == 0 or path.stem in HARD]
-
-
-@pytest.mark.parametrize("path", SOME, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(EXPORTS.glob("*.onnx")), ids=lambda path: path.stem)
 def test_what_is_put_together_again_is_the_same(path: Path) -> None:
     model = onnx.load(path)
     together, apart = fused(model), expanded(model)

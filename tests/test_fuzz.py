@@ -36,7 +36,7 @@ def limits() -> Iterator[None]:
         signal.signal(signal.SIGPROF, handler)
 
 
-@settings(max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**32), st.lists(st.sampled_from(CHANGES), min_size=1, max_size=3))
 def test_hostile_models_are_refused_or_stay_what_they_are(seed: int, changes: list[Change]) -> None:
     with limits():

@@ -43,7 +43,7 @@ def spellings(draw: st.DrawFn) -> Knobs:
     )
 
 
-@settings(max_examples=90, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(spellings(), st.sampled_from(["auto", "primitives"]))
 def test_every_spelling_is_fused_and_computes_the_same(spelling: Knobs, form: str) -> None:
     model = Block(spelling).model()
