@@ -14,10 +14,11 @@ from typing import Any, NoReturn, TypeAlias
 import typer
 from rich.console import Console
 
-from onnx_attn.errors import OnnxAttnError, OutputError, UsageError, one_line
+from onnx_attn.errors import OnnxAttnError, UsageError, one_line
 from onnx_attn.json_file import strict
 from onnx_attn.progress import listening
 from onnx_attn.report.lines import escape, show_seconds
+from onnx_attn.report.place import check_place, write_text
 from onnx_attn.report.progress_line import Watch, shown
 
 Report: TypeAlias = dict[str, Any]
@@ -96,20 +97,8 @@ class Voice:
 
 def check_json(path: str | None, *taken: Path, option: str = "--json") -> None:
     """Before any work: the report must have a place, and not that of a model or of any file that is no report."""
-    if path is None or path == "-":
-        return
-    place = Path(path)
-    if place.resolve() in [other.resolve() for other in taken]:
-        raise UsageError(f"{option} {path}: is one of the models; give the report a name of its own")
-    try:
-        if place.is_dir() or not place.parent.is_dir():
-            raise OutputError(f"{path}: the report cannot be written there; name a file in a folder that exists")
-        if place.is_file() and place.open("rb").read(1) not in (b"", b"{"):
-            raise UsageError(
-                f"{option} {path}: holds something that is no report and would be lost; choose another name"
-            )
-    except OSError as error:
-        raise OutputError(f"{path}: the report cannot be written there ({one_line(error)})") from error
+    if path is not None and path != "-":
+        check_place(path, taken, "report", b"{", option)
 
 
 def write_json(report: Report, path: str | None) -> bool:
@@ -120,8 +109,5 @@ def write_json(report: Report, path: str | None) -> bool:
     if path == "-":
         print(text)
         return True
-    try:
-        Path(path).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: the report cannot be written ({one_line(error)}); choose another place") from error
+    write_text(path, text + "\n", "report")
     return False

@@ -78,7 +78,7 @@ class _Flattener:
     def _append(self, node: onnx.NodeProto, ops: list[Op], units: list[Unit]) -> None:
         self._infer(node, self.world, self.inference.opsets)
         inside = self._inside(node, self.world)
-        role = _fixed_role(node)
+        role = fixed_role(node)
         if inside is not None and not role and (node.domain, node.op_type) in self.inference.functions:
             for op in inside:  # A function of the user's counts as what it calls.
                 ops.append(op.at(len(units)))
@@ -194,7 +194,7 @@ _TO_READ = (Flow([], [], {}, set(), set(), set()),)
 """Stands for bodies that are yet to be read."""
 
 
-def _fixed_role(node: onnx.NodeProto) -> str:
+def fixed_role(node: onnx.NodeProto) -> str:
     """The role of a node that is attention, or movement, as one node."""
     if node.domain == DOMAIN:
         if is_attention_function(node.op_type):

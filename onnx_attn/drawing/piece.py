@@ -12,11 +12,12 @@ import numpy as np
 import onnx
 from onnx import defs, helper
 
+from onnx_attn.counting.flatten import fixed_role
 from onnx_attn.counting.roles import MOVEMENT, WEIGHTED
-from onnx_attn.domain import DOMAIN, MICROSOFT, is_attention_function
 from onnx_attn.graph.inference import Inference, stored_value
 from onnx_attn.graph.view import called
 from onnx_attn.graph.world import Known, Shape, World
+from onnx_attn.recognize.candidates import SOFTMAXES
 
 Drawing = dict[str, Any]
 """`nodes`: dicts of `op`, `name`, `kind` (input, output, attention, projection, movement, other), `holds` (what is stored in
@@ -27,7 +28,6 @@ MOST_NODES = 120
 """In one drawing: more cannot be taken in, and a piece that is larger is told and not drawn."""
 _NAMED = 6
 """Elements of a stored constant that are written out."""
-_ATTENTION = frozenset({"Softmax", "LogSoftmax", "Attention"})
 
 
 def draw(
@@ -99,14 +99,12 @@ def _gives(results: list[str]) -> str:
 
 
 def _kind(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> str:
-    if node.op_type in _ATTENTION or (node.domain == DOMAIN and is_attention_function(node.op_type)):
-        return "attention"
-    if node.domain == MICROSOFT and "Attention" in node.op_type:
-        return "attention"
+    if role := fixed_role(node):
+        return role
     if node.op_type in WEIGHTED:
         wide = [name for name in node.input if name in weights and len(weights[name].dims) >= WEIGHTED[node.op_type]]
         return "projection" if wide else "attention"
-    return "movement" if node.op_type in MOVEMENT or node.domain == DOMAIN else "other"
+    return "attention" if node.op_type in SOFTMAXES else "movement" if node.op_type in MOVEMENT else "other"
 
 
 def _stored(tensor: onnx.TensorProto) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
 from onnx_attn.report.html.strip import Piece, stretches
 from onnx_attn.report.lines import count
-from onnx_attn.report.removed import exposed_line
+from onnx_attn.report.removed import exposed_line, megabytes
 
 Report = dict[str, Any]
 
@@ -71,33 +72,36 @@ def bars(report: Report, compiled: Report | None) -> list[dict[str, Any]]:
         before, after = stats["before"], stats["after"]
         sites = [each["operations_exposed"] for each in (before, after)]
         found += [
-            _bar("nodes", before["nodes"], after["nodes"], "{:,}"),
-            _bar("of them movement", before["by_role"]["movement"], after["by_role"]["movement"], "{:,}"),
-            _bar("of them attention", before["by_role"]["attention"], after["by_role"]["attention"], "{:,}"),
-            _bar("operations an attention", max(sites[0]), max(sites[1]), "{}", [exposed_line(each) for each in sites])
+            _bar("nodes", before["nodes"], after["nodes"]),
+            _bar("of them movement", before["by_role"]["movement"], after["by_role"]["movement"]),
+            _bar("of them attention", before["by_role"]["attention"], after["by_role"]["attention"]),
+            _bar("operations an attention", max(sites[0]), max(sites[1]), texts=[exposed_line(each) for each in sites])
             if all(sites)
             else None,
-            _bar("parameters", before["parameters"], after["parameters"], "{:,}"),
-            _bar("bytes of scores written out", before["scores_written"], after["scores_written"], "{:.4g} MB"),
+            _bar("parameters", before["parameters"], after["parameters"]),
+            _bar("bytes of scores written out", before["scores_written"], after["scores_written"], megabytes),
         ]
     if compiled is not None:
         base = compiled["baseline"] or compiled
         found += [
-            _bar("sites on attention kernels", base["landed"], compiled["landed"], "{}"),
-            _bar("kernels", base["kernels"], compiled["kernels"], "{:,}"),
-            _bar("bytes moved a run", base["moved_bytes"], compiled["moved_bytes"], "{:.4g} MB"),
+            _bar("sites on attention kernels", base["landed"], compiled["landed"]),
+            _bar("kernels", base["kernels"], compiled["kernels"]),
+            _bar("bytes moved a run", base["moved_bytes"], compiled["moved_bytes"], megabytes),
         ]
     return [bar for bar in found if bar is not None]
 
 
 def _bar(
-    name: str, before: int | None, after: int | None, form: str, texts: list[str] | None = None
+    name: str,
+    before: int | None,
+    after: int | None,
+    text: Callable[[int], str] = "{:,}".format,
+    texts: list[str] | None = None,
 ) -> dict[str, Any] | None:
     if before is None or after is None or not max(before, after):
         return None
     shares = [round(100 * each / max(before, after), 2) for each in (before, after)]
-    scaled = [each / 1e6 if "MB" in form else each for each in (before, after)]
-    texts = texts or [form.format(each) for each in scaled]
+    texts = texts or [text(before), text(after)]
     return {"name": name, "shares": shares, "texts": texts, "changed": texts[0] != texts[1]}
 
 

@@ -17,10 +17,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from onnx_attn.errors import OutputError, UsageError, one_line, printable
+from onnx_attn.errors import printable
 from onnx_attn.report.drawn import without_drawings
 from onnx_attn.report.html.figures import bars, engine_strips, outline_strip, summary
 from onnx_attn.report.html.groups import landed_groups, site_groups
+from onnx_attn.report.place import check_place, write_text
 
 Report = dict[str, Any]
 
@@ -34,20 +35,8 @@ def place_of_page(path: str | PathLike[str] | None, *taken: object) -> Path | No
     """
     if path is None:
         return None
-    place = Path(path)
-    if place.resolve() in [Path(other).resolve() for other in taken if isinstance(other, str | PathLike)]:
-        raise UsageError(f"{path}: is a file of this very run; give the page a name of its own")
-    try:
-        if place.is_dir() or not place.parent.is_dir():
-            raise OutputError(f"{path}: the page cannot be written there; name a file in a folder that exists")
-        if place.is_file() and place.open("rb").read(len(_START)).lower() not in (b"", _START):
-            raise UsageError(f"{path}: holds something that is no page and would be lost; choose another name")
-    except OSError as error:
-        raise OutputError(f"{path}: the page cannot be written there ({one_line(error)})") from error
-    return place
-
-
-_START = b"<!doctype html>"
+    check_place(path, [other for other in taken if isinstance(other, str | PathLike)], "page", b"<!doctype html>")
+    return Path(path)
 
 
 def write_page(report: Report, path: Path | None) -> Report:
@@ -58,10 +47,7 @@ def write_page(report: Report, path: Path | None) -> Report:
     """
     if path is None:
         return report
-    try:
-        path.write_text(page(report), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: the page cannot be written ({one_line(error)}); choose another place") from error
+    write_text(path, page(report), "page")
     return without_drawings(report)
 
 
