@@ -158,7 +158,7 @@ class Prepared:
         if self._options.outer is None and self.view.opset < wanted and has_sites(self.candidates, choices):
             self.stuck = raise_opset(self.loaded.proto, wanted)
             if self.stuck is None:
-                self.view = GraphView(self.loaded.proto)
+                self.view = GraphView(self.loaded.proto, before=self.view)
                 self.candidates = recognize(self.view)
                 self._note_opset()
         self.candidates = self.microsoft.told(self.candidates)
@@ -179,7 +179,7 @@ class Prepared:
 
     def _read_again(self) -> None:
         """The model that was rewritten; windows stay those that were read before."""
-        windows, self.view = self.view.windows, GraphView(self.loaded.proto, memo=self.view.memo)
+        windows, self.view = self.view.windows, GraphView(self.loaded.proto, before=self.view)
         self.view.windows.update(windows)
         self.candidates = self.microsoft.told(recognize(self.view))
 

@@ -32,6 +32,8 @@ INVALID = (
 )
 """What onnx raises about a node that cannot run, and what a node that nobody knows comes to."""
 
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+
 Body = tuple[Sequence[onnx.NodeProto], Sequence[onnx.TensorProto]]
 """Plain nodes that make what a node makes, under the same names, and the constants that they read."""
 
@@ -54,6 +56,8 @@ class Inference:
         self.functions = {(f.domain, f.name): f for f in proto.functions}
         self.memo: Memo = {} if memo is None else memo
         self.types: dict[tuple[int, Shape | None], onnx.TypeProto] = {}
+        self.schemas: dict[tuple[str, str, int], defs.OpSchema] = {}
+        self.imports: dict[tuple[tuple[str, int], ...], list[onnx.OperatorSetIdProto]] = {}
         self.opsets = {_domain(entry.domain): entry.version for entry in proto.opset_import}
 
     def outputs(
@@ -104,7 +108,7 @@ class Inference:
         if node.op_type in LIKE_THE_FIRST and node.domain == MICROSOFT:
             return [inputs[0] and Known(inputs[0].elem_type, inputs[0].shape)]
         attributes = list(node.attribute)
-        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in attributes):
+        if any(a.type in _GRAPHS for a in attributes):
             results = self._subgraphs(node, world, opsets)
             return _chosen(inputs[0], results) if node.op_type == "If" and _domain(node.domain) == "" else ()
         key = (
@@ -113,10 +117,12 @@ class Inference:
             node.domain,
             tuple([a.SerializeToString() for a in attributes]),
             tuple(
-                None if i is None else (i.elem_type, i.shape, None if i.value is None else i.value.tobytes())
-                for i in inputs
+                [
+                    None if i is None else (i.elem_type, i.shape, None if i.value is None else i.value.tobytes())
+                    for i in inputs
+                ]
             ),
-            tuple(bool(name) for name in node.output),
+            tuple(map(bool, node.output)),
             opsets.get(_domain(node.domain)),
         )
         if key not in self.memo:
@@ -137,7 +143,7 @@ class Inference:
         domain = _domain(node.domain)
         if (domain, node.op_type) in BODIES and not defs.has(node.op_type, opsets.get(domain, 0), domain):
             return self._plain(node, inputs, opsets)
-        schema = defs.get_schema(node.op_type, opsets[domain], domain)
+        schema = self._schema(node.op_type, domain, opsets[domain])
         types, data = {}, {}
         for name, entry in zip(node.input, inputs, strict=True):
             if not name:
@@ -152,11 +158,11 @@ class Inference:
             node,
             types,
             input_data=data,
-            opset_imports=[helper.make_opsetid(d, v) for d, v in opsets.items()],
+            opset_imports=self._imports(opsets),
             ir_version=self.proto.ir_version,
         )
         known: Sequence[Known | None] = [_known(outputs.get(name)) for name in node.output]
-        if schema.function_body.node and any(entry is None or entry.shape is None for entry in known):
+        if any(entry is None or entry.shape is None for entry in known) and schema.function_body.node:
             # Below opset 16 GreaterOrEqual and its like have a body and no inference of their own.
             known = self._function(node, schema.function_body, inputs, World({}))
         values = small_values(node, inputs, known, opsets, self.most)
@@ -191,6 +197,19 @@ class Inference:
         if key not in self.types:
             self.types[key] = helper.make_tensor_type_proto(*key)
         return self.types[key]
+
+    def _schema(self, *operator: Any) -> defs.OpSchema:
+        """Of an operator, its domain, and the domain's version."""
+        if operator not in self.schemas:
+            name, domain, version = operator
+            self.schemas[operator] = defs.get_schema(name, version, domain)
+        return self.schemas[operator]
+
+    def _imports(self, opsets: dict[str, int]) -> list[onnx.OperatorSetIdProto]:
+        key = tuple(opsets.items())
+        if key not in self.imports:
+            self.imports[key] = [helper.make_opsetid(domain, version) for domain, version in key]
+        return self.imports[key]
 
     def _function(
         self, node: onnx.NodeProto, function: onnx.FunctionProto, inputs: list[Known | None], world: World
@@ -267,9 +286,13 @@ def _known(proto: onnx.TypeProto | None) -> Known | None:
     if proto is None or not proto.HasField("tensor_type"):
         return None
     tensor = proto.tensor_type
-    if not tensor.HasField("shape") or not all(map(is_static, tensor.shape.dim)):
+    if not tensor.HasField("shape"):
         return Known(tensor.elem_type, None)
-    return Known(tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim))
+    dims = tensor.shape.dim
+    shape = tuple([dim.dim_value for dim in dims])
+    if min(shape, default=1) > 0 or all(map(is_static, dims)):  # A dimension without a number reads as 0.
+        return Known(tensor.elem_type, shape)
+    return Known(tensor.elem_type, None)
 
 
 def bind(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> onnx.NodeProto:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import onnx
@@ -38,28 +39,45 @@ def small_values(
     """Results by the reference operators; Shape and Size from the shape alone. most: how many whole numbers a result may have;
     of other values there are SMALL."""
     nothing = [None] * len(node.output)
-    feed = {n: e.value for n, e in zip(node.input, inputs, strict=True) if e is not None and e.value is not None}
     if node.op_type == "Constant" and node.attribute and node.attribute[0].name in CONSTANT_TYPES:
         # Most graphs' only constants: reading them here spares loading the reference operators.
         value = helper.get_attribute_value(node.attribute[0])
         is_tensor = isinstance(value, onnx.TensorProto)
         array = numpy_helper.to_array(value) if is_tensor else np.asarray(value, CONSTANT_TYPES[node.attribute[0].name])
         return [array] if array.size <= SMALL else nothing
-    if node.op_type in ("Shape", "Size") and inputs[0] is not None and inputs[0].shape is not None:
-        feed = {node.input[0]: np.broadcast_to(np.zeros((), np.float32), inputs[0].shape)}
-    elif node.op_type == "CastLike" and inputs[0] is not None and inputs[0].value is not None:
-        # Of the other input the type alone matters.
-        kind = known[0].elem_type if known[0] is not None else 0
-        return [inputs[0].value.astype(helper.tensor_dtype_to_np_dtype(kind))] if kind else nothing
-    elif node.op_type in NOT_A_FUNCTION or any(name not in feed for name in node.input if name):
-        return nothing
     if any(entry is None or entry.shape is None or math.prod(entry.shape) > _most(entry, most) for entry in known):
         return nothing
+    values = [entry.value if entry is not None else None for entry in inputs]
+    if node.op_type in ("Shape", "Size") and inputs[0] is not None and inputs[0].shape is not None:
+        values = [np.broadcast_to(np.zeros((), np.float32), inputs[0].shape)]
+    elif node.op_type == "CastLike" and values[0] is not None:
+        # Of the other input the type alone matters.
+        kind = known[0].elem_type if known[0] is not None else 0
+        return [values[0].astype(helper.tensor_dtype_to_np_dtype(kind))] if kind else nothing
+    elif node.op_type in NOT_A_FUNCTION or any(
+        value is None and name for name, value in zip(node.input, values, strict=True)
+    ):
+        return nothing
+    feed = {f"x{place}": value for place, value in enumerate(values) if value is not None}
     try:
         with np.errstate(all="ignore"):  # Both sides of a Where are computed, T5's logarithm of distance 0 too.
-            return [np.asarray(result) for result in ReferenceEvaluator(node, opsets=opsets).run(None, feed)]
+            return [np.asarray(result) for result in _evaluator(_unnamed(node), tuple(opsets.items())).run(None, feed)]
     except Exception:  # The reference operators raise what they like; the shape is known all the same.
         return nothing
+
+
+def _unnamed(node: onnx.NodeProto) -> bytes:
+    """A node as it is without its names."""
+    same = onnx.NodeProto(op_type=node.op_type, domain=node.domain, attribute=node.attribute)
+    same.input.extend([f"x{place}" if name else "" for place, name in enumerate(node.input)])
+    same.output.extend([f"y{place}" if name else "" for place, name in enumerate(node.output)])
+    return same.SerializeToString()
+
+
+@lru_cache(maxsize=256)
+def _evaluator(node: bytes, opsets: tuple[tuple[str, int], ...]) -> ReferenceEvaluator:
+    """Of equal nodes one: to make it takes longer than to run it."""
+    return ReferenceEvaluator(onnx.NodeProto.FromString(node), opsets=dict(opsets))
 
 
 def _most(entry: Known, most: int) -> int:

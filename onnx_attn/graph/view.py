@@ -36,14 +36,17 @@ STANDARD = ("", "ai.onnx", None)
 class GraphView:
     """A model to read. Nothing here changes it: edits are recorded elsewhere (`graph.edit`) and composed at the end."""
 
-    def __init__(self, proto: onnx.ModelProto, graph: gs.Graph | None = None, memo: Memo | None = None):
-        """memo: of the view of another version of the model, of which much is the same."""
+    def __init__(self, proto: onnx.ModelProto, graph: gs.Graph | None = None, before: GraphView | None = None):
+        """before: the view of another version of the model, of which much is the same: what is known of nodes and of movements by
+        what they do, and not by name, is known here too."""
         self.proto = proto
-        self.memo: Memo = {} if memo is None else memo
+        self.memo: Memo = {} if before is None else before.memo
         self.graph = graph if graph is not None else gs.import_onnx(proto)
         self.opset = opset_of(proto)
         self._shapes: dict[str, tuple[Shape, ...] | None] = {}
-        self.layouts: dict[object, Any] = {}
+        self.found: dict[tuple[object, ...], Any] = {}
+        """What readers found (`graph.remember`)."""
+        self.layouts: dict[object, Any] = {} if before is None else before.layouts
         """What movements were found to do (`views.movement`)."""
         self.constancy: dict[int, bool] = {}
         """Whether the node at a position computes from weights alone (`views.folding`)."""
@@ -71,7 +74,7 @@ class GraphView:
     def in_worlds(self, worlds: Iterable[World]) -> GraphView:
         """The same graph at other sizes."""
         other = copy.copy(self)
-        other.__dict__["worlds"], other._shapes = tuple(worlds), {}
+        other.__dict__["worlds"], other._shapes, other.found = tuple(worlds), {}, {}
         return other
 
     @property

@@ -31,7 +31,7 @@ def with_plain_operators(
     nodes, stored = list(loaded.proto.graph.node), len(loaded.proto.graph.initializer)
     while True:
         _spell(loaded.proto, nodes, wanted)
-        plain = GraphView(loaded.proto, memo=view.memo)
+        plain = GraphView(loaded.proto, before=view)
         found = recognize(plain)
         sites = {candidate.name for candidate in found if isinstance(candidate, AttentionSite)}
         named = {name for name, _ in wanted.values()}

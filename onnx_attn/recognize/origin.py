@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from onnx_attn.graph.remember import remembered
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.graph.world import Shape
 from onnx_attn.views.constants import is_constant
@@ -53,6 +54,7 @@ class Origin:
         return layout_of(view, self.base, self.steps, self.rows)
 
 
+@remembered
 def read_origin(view: GraphView, tensor: gs.Tensor) -> Origin | None:
     """The nearest layer above a tensor; None where a sum of different things, a table, an input or a grouped convolution comes
     first."""

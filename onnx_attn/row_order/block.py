@@ -7,7 +7,7 @@ The LayerNorm in front may be missing (Swin V2 has it behind).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,15 +62,16 @@ class Block:
         return frozenset(id(node) for node in (self.norm, *self.tail, *self.moved) if node is not None)
 
 
-def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | None:
+def read_block(view: GraphView, site: AttentionSite, ends: Callable[[], Landings]) -> Block | None:
     """The block around a site; None where its rows are not moved, or not read back, or somebody else reads what would go."""
     out = _out(view, site)
-    into = _into(view, site)
-    if out is None or into is None:
+    into = _into(view, site) if out is not None else None
+    beginnings = list(_beginnings(view, site, into)) if into is not None else []
+    if out is None or into is None or not beginnings:
         return None
     merged, tail, shapes = out
     result = tail[-1].outputs[0]
-    back = ends.get(result.name, ())
+    back = ends().get(result.name, ())
     if len(back) > 1:
         return None
     landed, home = back[0] if back else (result, Trace(result, 1.0, ()))
@@ -78,7 +79,7 @@ def read_block(view: GraphView, site: AttentionSite, ends: Landings) -> Block | 
     left = only_read(view, home, tail[-1:], [], (landed,))
     if leaves_first is None or left is None:
         return None
-    for first, norm in _beginnings(view, site, into):
+    for first, norm in beginnings:
         asked = _asked(view, into, first)
         if asked is not None:
             entry = into.ahead.source if into.ahead is not None else (first.inputs[0] if first else into.way.source)

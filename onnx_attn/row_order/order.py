@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 from onnx_attn.graph.compose import INITIALIZERS_ALONE_IR, compose
 from onnx_attn.graph.edit import Names, SiteEdit
@@ -84,6 +85,6 @@ def tokens_first(
 
 def _blocks(view: GraphView, candidates: Sequence[Candidate], wanted: Collection[str]) -> list[Block]:
     sites = [each for each in candidates if isinstance(each, AttentionSite) and each.output.name in wanted]
-    ends = landings(view) if sites else {}
+    ends = cache(partial(landings, view))  # Of the whole graph: few sites come so far that they are asked for.
     found = [read_block(view, site, ends) for site in sites]
     return [block for block in found if block is not None]

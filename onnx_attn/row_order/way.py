@@ -50,13 +50,13 @@ def rows_of(view: GraphView, way: Trace) -> tuple[np.ndarray, ...] | None:
     if shapes is None:
         return None
     key = ("rows", way.source.name, shapes, tuple(step.output.name for step in way.steps))
-    if key not in view.layouts:
+    if key not in view.found:
         found = []
         for world, shape in zip(view.worlds, shapes, strict=True):
             index = index_map(world, shape, way.steps)
             found.append(None if index is None else row_index(index, shape[-1]))
-        view.layouts[key] = None if any(each is None for each in found) else tuple(found)
-    rows: tuple[np.ndarray, ...] | None = view.layouts[key]
+        view.found[key] = None if any(each is None for each in found) else tuple(found)
+    rows: tuple[np.ndarray, ...] | None = view.found[key]
     return rows
 
 

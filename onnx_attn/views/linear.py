@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_attn.graph.remember import remembered
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.graph.world import Shape
 from onnx_attn.views.folding import constant_value, may_fold
@@ -45,6 +46,7 @@ class Linear:
     rounded: Quantizer | None = None
 
 
+@remembered
 def linear(view: GraphView, tensor: gs.Tensor, rounded: bool = False) -> Linear | None:
     """Read `tensor` as a linear layer's output; None if it is none, or its weights are not in the model. rounded: a quantisation
     step may stand between the product and its bias."""
@@ -76,6 +78,7 @@ def rows(view: GraphView, layer: Linear) -> tuple[Shape, ...]:
     return tuple((*shape[:-1], layer.channels) for shape in shapes)
 
 
+@remembered
 def weight_tensor(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Tensor, bool] | None:
     """The weight behind a tensor, through Identity and one Transpose of a matrix: (weight, transposed). It is an initializer, or
     what constant nodes make of some."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_attn.graph.remember import remembered
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.graph.world import Shape, World
 from onnx_attn.views.layout import Layout, common, decode
@@ -43,6 +44,7 @@ class Step:
                 yield from step.whole
 
 
+@remembered
 def moves(view: GraphView, node: gs.Node, output: gs.Tensor) -> bool:
     """True if `output` of this node holds elements of the node's first input and nothing else, each at most once."""
     if node.domain not in STANDARD or not node.inputs:

@@ -9,6 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
 
+from onnx_attn.graph.remember import remembered
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.views.movement import Step, handed_on, moves, repeats
 
@@ -26,6 +27,7 @@ DEEPEST = 2
 """How many joins may lie within each other: heads are cut apart and stacked once, maps rolled along two axes."""
 
 
+@remembered
 def trace(view: GraphView, tensor: gs.Tensor, through_repeats: bool = False, depth: int = DEEPEST) -> Trace:
     """Follow `tensor` up as far as its elements are only moved, or multiplied by one constant number.
 
