@@ -200,8 +200,8 @@ def _read_for_report(view: GraphView, candidates: Sequence[Candidate]) -> None:
     for candidate in candidates:
         site = candidate.recomputable if isinstance(candidate, Verdict) else candidate
         if site is not None:
-            blocks_later_keys(view, site.masks)
             mask_kinds(view, site, read_window(view, site))
+            blocks_later_keys(view, site.masks)  # Reads the numbers that those were folded to.
             read_rotary(view, site)
 
 

@@ -14,7 +14,7 @@ from onnx import defs, helper, numpy_helper, shape_inference
 from onnx_attn.domain import MICROSOFT
 from onnx_attn.graph.contradictions import check
 from onnx_attn.graph.slim import SMALL
-from onnx_attn.graph.small_values import small_values
+from onnx_attn.graph.small_values import at_most, made_of_values, small_values
 from onnx_attn.graph.world import Known, Shape, World, input_shape, is_static, overridable
 
 LIKE_THE_FIRST = frozenset({"RotaryEmbedding"})
@@ -57,6 +57,7 @@ class Inference:
         self.memo: Memo = {} if memo is None else memo
         self.types: dict[tuple[int, Shape | None], onnx.TypeProto] = {}
         self.schemas: dict[tuple[str, str, int], defs.OpSchema] = {}
+        self.texts: dict[tuple[str, str], bytes] = {}
         self.imports: dict[tuple[tuple[str, int], ...], list[onnx.OperatorSetIdProto]] = {}
         self.opsets = {_domain(entry.domain): entry.version for entry in proto.opset_import}
 
@@ -103,8 +104,6 @@ class Inference:
         self, node: onnx.NodeProto, inputs: list[Known | None], world: World, opsets: dict[str, int]
     ) -> Sequence[Known | None]:
         function = self.functions.get((node.domain, node.op_type))
-        if function is not None:
-            return self._function(node, function, inputs, world)
         if node.op_type in LIKE_THE_FIRST and node.domain == MICROSOFT:
             return [inputs[0] and Known(inputs[0].elem_type, inputs[0].shape)]
         attributes = list(node.attribute)
@@ -123,14 +122,18 @@ class Inference:
                 ]
             ),
             tuple(map(bool, node.output)),
-            opsets.get(_domain(node.domain)),
+            opsets.get(_domain(node.domain)) if function is None else self._text(function),
         )
         if key not in self.memo:
             try:
-                self.memo[key] = self._infer(node, inputs, opsets)
+                self.memo[key] = (
+                    self._infer(node, inputs, opsets) if function is None else self._function(node, function, inputs)
+                )
             except INVALID:
                 self.memo[key] = ()
         result = self.memo[key]
+        if function is not None:
+            return result
         if not result and (_domain(node.domain) == "" or (node.domain, node.op_type) in BODIES):
             world.failures.append(node.name or node.output[0])
         elif result:
@@ -143,6 +146,12 @@ class Inference:
         domain = _domain(node.domain)
         if (domain, node.op_type) in BODIES and not defs.has(node.op_type, opsets.get(domain, 0), domain):
             return self._plain(node, inputs, opsets)
+        if (made := made_of_values(node, inputs, opsets)) is not None:
+            return (
+                made
+                if made.value is None or made.value.size <= at_most(made.elem_type, self.most)
+                else Known(made.elem_type, made.shape),
+            )
         schema = self._schema(node.op_type, domain, opsets[domain])
         types, data = {}, {}
         for name, entry in zip(node.input, inputs, strict=True):
@@ -164,7 +173,7 @@ class Inference:
         known: Sequence[Known | None] = [_known(outputs.get(name)) for name in node.output]
         if any(entry is None or entry.shape is None for entry in known) and schema.function_body.node:
             # Below opset 16 GreaterOrEqual and its like have a body and no inference of their own.
-            known = self._function(node, schema.function_body, inputs, World({}))
+            known = self._function(node, schema.function_body, inputs)
         values = small_values(node, inputs, known, opsets, self.most)
         return tuple(
             entry if value is None or entry is None else Known(entry.elem_type, tuple(value.shape), value)
@@ -212,16 +221,22 @@ class Inference:
         return self.imports[key]
 
     def _function(
-        self, node: onnx.NodeProto, function: onnx.FunctionProto, inputs: list[Known | None], world: World
-    ) -> Sequence[Known | None]:
-        scope = World(world.sizes)
+        self, node: onnx.NodeProto, function: onnx.FunctionProto, inputs: list[Known | None]
+    ) -> tuple[Known | None, ...]:
+        scope = World({})
         for name, entry in zip(function.input, inputs, strict=False):
             if entry is not None:
                 scope.known[name] = entry
         given = {a.name: a for a in (*function.attribute_proto, *node.attribute)}
         body = [bind(inner, given) for inner in function.node]
         self._nodes(body, scope, {_domain(o.domain): o.version for o in function.opset_import}, {})
-        return [scope.known.get(name) for name in function.output]
+        return tuple([scope.known.get(name) for name in function.output])
+
+    def _text(self, function: onnx.FunctionProto) -> bytes:
+        key = (function.domain, function.name)
+        if key not in self.texts:
+            self.texts[key] = function.SerializeToString()
+        return self.texts[key]
 
     def _subgraphs(self, node: onnx.NodeProto, world: World, opsets: dict[str, int]) -> dict[str, list[Known | None]]:
         """What the bodies of a node give, by attribute. Those of If are inferred in the enclosing scope, of Loop and Scan as

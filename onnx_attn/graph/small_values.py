@@ -45,7 +45,10 @@ def small_values(
         is_tensor = isinstance(value, onnx.TensorProto)
         array = numpy_helper.to_array(value) if is_tensor else np.asarray(value, CONSTANT_TYPES[node.attribute[0].name])
         return [array] if array.size <= SMALL else nothing
-    if any(entry is None or entry.shape is None or math.prod(entry.shape) > _most(entry, most) for entry in known):
+    if any(
+        entry is None or entry.shape is None or math.prod(entry.shape) > at_most(entry.elem_type, most)
+        for entry in known
+    ):
         return nothing
     values = [entry.value if entry is not None else None for entry in inputs]
     if node.op_type in ("Shape", "Size") and inputs[0] is not None and inputs[0].shape is not None:
@@ -58,12 +61,41 @@ def small_values(
         value is None and name for name, value in zip(node.input, values, strict=True)
     ):
         return nothing
+    return _evaluated(node, values, opsets) or nothing
+
+
+NO_LARGER = frozenset("Shape Concat Gather Slice Squeeze Unsqueeze Reshape Transpose Cast Add Sub Mul Div".split())
+"""Operators whose result is about as large as what they read: to compute it takes less time than to infer its shape before."""
+
+
+def made_of_values(node: onnx.NodeProto, inputs: list[Known | None], opsets: dict[str, int]) -> Known | None:
+    """What a node of such an operator makes of values that are all known, of whatever size; None of another, and where the
+    reference operators cannot say."""
+    if node.op_type not in NO_LARGER or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
+        return None
+    if node.op_type == "Shape":
+        shape = inputs[0].shape if inputs[0] is not None else None
+        values = [None if shape is None else np.broadcast_to(np.zeros((), np.float32), shape)]
+    else:
+        values = [entry.value if entry is not None else None for entry in inputs]
+    if any(value is None and name for name, value in zip(node.input, values, strict=True)):
+        return None
+    found = _evaluated(node, values, opsets)
+    if found is None or found[0].dtype.kind not in "biuf":
+        return None
+    return Known(helper.np_dtype_to_tensor_dtype(found[0].dtype), tuple(found[0].shape), found[0])
+
+
+def _evaluated(
+    node: onnx.NodeProto, values: Sequence[np.ndarray | None], opsets: dict[str, int]
+) -> list[np.ndarray] | None:
+    """By onnx's reference operators; None where they raise, as they do what they like."""
     feed = {f"x{place}": value for place, value in enumerate(values) if value is not None}
     try:
         with np.errstate(all="ignore"):  # Both sides of a Where are computed, T5's logarithm of distance 0 too.
             return [np.asarray(result) for result in _evaluator(_unnamed(node), tuple(opsets.items())).run(None, feed)]
-    except Exception:  # The reference operators raise what they like; the shape is known all the same.
-        return nothing
+    except Exception:
+        return None
 
 
 def _unnamed(node: onnx.NodeProto) -> bytes:
@@ -80,5 +112,6 @@ def _evaluator(node: bytes, opsets: tuple[tuple[str, int], ...]) -> ReferenceEva
     return ReferenceEvaluator(onnx.NodeProto.FromString(node), opsets=dict(opsets))
 
 
-def _most(entry: Known, most: int) -> int:
-    return most if entry.elem_type in _WHOLE else SMALL
+def at_most(elem_type: int, most: int) -> int:
+    """The elements up to which values are known. most: of whole numbers."""
+    return most if elem_type in _WHOLE else SMALL

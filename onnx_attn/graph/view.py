@@ -52,6 +52,8 @@ class GraphView:
         """Whether the node at a position computes from weights alone (`views.folding`)."""
         self.folds: dict[str, onnx.TensorProto | None] = {}
         """The values of such nodes' results, None where they stay computed (`views.folding`)."""
+        self.values: dict[frozenset[object], onnx.TensorProto | None] = {} if before is None else before.values
+        """The same by all that decides them."""
         self.computed: dict[str, list[np.ndarray]] = {}
         """Masks at one world's sizes, by what a caller may give (`recognize.causality`)."""
         self.arranged: dict[str, Any] = {}

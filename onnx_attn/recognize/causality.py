@@ -74,7 +74,10 @@ def numbers_of(view: GraphView, mask: gs.Tensor) -> list[np.ndarray]:
     """A mask's numbers at the first world's sizes, over the axes of the site, for each number that a caller may give."""
     tensor = real(view, mask)
     if tensor.name not in view.computed:
-        view.computed[tensor.name] = _run(view, tensor)
+        folded, stored = view.folds.get(tensor.name), isinstance(tensor, gs.Constant)
+        known = numpy_helper.to_array(folded) if folded is not None else view.worlds[0].value(tensor.name)
+        known = view.numbers(tensor.name) if known is None and stored and view.is_weight(tensor) else known
+        view.computed[tensor.name] = _run(view, tensor) if known is None else [known]
     return [rearranged(view, value, mask) for value in view.computed[tensor.name]]
 
 

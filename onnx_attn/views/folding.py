@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -132,14 +132,39 @@ def _bytes(view: GraphView, tensor: gs.Tensor) -> float:
 
 
 def _run(view: GraphView, tensors: Sequence[gs.Tensor]) -> dict[str, onnx.TensorProto | None]:
-    positions, weights = _ancestors(view, [view.producer(tensor) for tensor in tensors])
-    stored = [
+    keys = {tensor.name: _origin(view, tensor) for tensor in tensors}
+    found = {name: view.values[key] for name, key in keys.items() if key in view.values}
+    found |= _computed(view, [tensor for tensor in tensors if tensor.name not in found])
+    view.values |= {key: found[name] for name, key in keys.items()}
+    return found
+
+
+def _origin(view: GraphView, tensor: gs.Tensor) -> frozenset[object]:
+    """All that decides a constant tensor: what makes it, node by node, and the numbers that this starts from."""
+    positions, weights = _ancestors(view, [view.producer(tensor)])
+    nodes = (view.proto.graph.node[position].SerializeToString(deterministic=True) for position in positions)
+    start = (
+        (name, hash(stored.SerializeToString(deterministic=True)))
+        for name, stored in zip(weights, _stored(view, weights), strict=True)
+    )
+    return frozenset((view.opset, tensor.name, *nodes, *start))
+
+
+def _stored(view: GraphView, weights: Mapping[str, np.ndarray | None]) -> list[onnx.TensorProto]:
+    return [
         numpy_helper.from_array(value, name) if value is not None else view.initializer(name)
         for name, value in weights.items()
     ]
+
+
+def _computed(view: GraphView, tensors: Sequence[gs.Tensor]) -> dict[str, onnx.TensorProto | None]:
+    """In one run; of several that cannot be computed together, each by itself."""
+    if not tensors:
+        return {}
+    positions, weights = _ancestors(view, [view.producer(tensor) for tensor in tensors])
     nodes = [view.proto.graph.node[position] for position in sorted(positions)]
     outputs = [helper.make_tensor_value_info(t.name, view.elem_type(t), view.worlds[0].shape(t.name)) for t in tensors]
-    graph = helper.make_graph(nodes, "constant", [], outputs, stored)
+    graph = helper.make_graph(nodes, "constant", [], outputs, _stored(view, weights))
     model = onnx.ModelProto(graph=graph, ir_version=view.proto.ir_version)
     model.opset_import.extend(view.proto.opset_import)
     try:
@@ -147,7 +172,7 @@ def _run(view: GraphView, tensors: Sequence[gs.Tensor]) -> dict[str, onnx.Tensor
     except CannotRun:
         if len(tensors) == 1:
             return {tensors[0].name: None}
-        return {name: value for tensor in tensors for name, value in _run(view, [tensor]).items()}
+        return {name: value for tensor in tensors for name, value in _computed(view, [tensor]).items()}
     return {t.name: numpy_helper.from_array(value, t.name) for t, value in zip(tensors, values, strict=True)}
 
 
