@@ -16,8 +16,10 @@ from onnx_attn.forms.way import Way
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, Candidate, Verdict, Written
 from onnx_attn.targets.editions import Target
+from onnx_attn.targets.facts import Facts
 from onnx_attn.targets.legal import adapted_facts, make_legal, missing_step
 from onnx_attn.targets.lookup import WRITTEN, check_form, choose_form, code_of, lands_best
+from onnx_attn.targets.onnxruntime_speed import fastest
 from onnx_attn.targets.reading import form_of_node, written_facts
 from onnx_attn.targets.rows import Row
 
@@ -187,6 +189,23 @@ def has_sites(candidates: Sequence[Candidate], choices: Sequence[Choice] = (Choi
 
 def decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
     """How one site is written; a verdict where it is left alone."""
+    if target.name == "onnxruntime" and wanted.form == "auto" and isinstance(site, AttentionSite):
+        for asked in _by_speed(written_facts(view, site), wanted):
+            decision = _decide(view, site, target, asked)
+            if isinstance(decision, Decision):
+                return decision
+    return _decide(view, site, target, wanted)
+
+
+def _by_speed(facts: Facts, wanted: Choice) -> Iterator[Choice]:
+    """What is wanted in the ways that were measured to be the fastest, as far as the opset and what is wanted allow them."""
+    if wanted.precision == "keep":
+        for way in fastest(facts):
+            if way.pack <= wanted.pack and (way.form != "attention" or (facts.opset or 0) >= ATTENTION_OPSET):
+                yield replace(wanted, form=way.form, pack=way.pack)
+
+
+def _decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
     if isinstance(site, Written) and site.form == "contrib":
         taken = target.name == "onnxruntime" and wanted.form in ("auto", "contrib")
         return (

@@ -215,7 +215,7 @@ def test_verify_takes_inputs_and_shapes(tmp_path: Path) -> None:
     ("target", "version", "form"),
     [
         *[("tensorrt", v, "function") for v in (None, "10.0", "10.9", "11.0", "rtx")],
-        *[("tensorrt", "8.6", "primitives"), ("onnx", None, "function"), ("onnxruntime", None, "function")],
+        *[("tensorrt", "8.6", "primitives"), ("onnx", None, "function"), ("onnxruntime", None, "contrib")],
     ],
 )
 def test_target_chooses_the_form(target: str, version: str | None, form: str, tmp_path: Path) -> None:
