@@ -11,8 +11,9 @@ from onnx_attn.counting.flow import Flow, Op, Unit
 from onnx_attn.counting.operator import Readings, spelled_attention
 from onnx_attn.domain import DOMAIN, MICROSOFT, is_attention_function, is_window_function
 from onnx_attn.graph.edit import reads, subgraphs
-from onnx_attn.graph.inference import BODIES, Inference, bind, stored_value
-from onnx_attn.graph.world import Known, World, overridable
+from onnx_attn.graph.inference import BODIES, Inference
+from onnx_attn.graph.inline import bind
+from onnx_attn.graph.world import Known, World, overridable, stored_value
 from onnx_attn.recognize.runtime_operator import OPERATORS
 
 RANDOM = frozenset("RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli Multinomial".split())

@@ -14,9 +14,9 @@ from onnx import defs, helper
 
 from onnx_attn.counting.flatten import fixed_role
 from onnx_attn.counting.roles import MOVEMENT, WEIGHTED
-from onnx_attn.graph.inference import Inference, stored_value
+from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.view import called
-from onnx_attn.graph.world import Known, Shape, World
+from onnx_attn.graph.world import Known, Shape, World, stored_value
 from onnx_attn.recognize.candidates import SOFTMAXES
 
 Drawing = dict[str, Any]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from functools import cached_property
+from typing import Any, NamedTuple, cast
 
-import numpy as np
 import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
 
 from onnx_attn.domain import MICROSOFT
 from onnx_attn.graph.contradictions import check
+from onnx_attn.graph.inline import bind
 from onnx_attn.graph.slim import SMALL
 from onnx_attn.graph.small_values import at_most, made_of_values, small_values
-from onnx_attn.graph.world import Known, Shape, World, input_shape, is_static, overridable
+from onnx_attn.graph.world import Known, Shape, World, common, decided, input_shape, known_of, overridable, stored_value
 
 LIKE_THE_FIRST = frozenset({"RotaryEmbedding"})
 """ONNX Runtime's own operators, unknown to onnx, whose result has the type and shape of their first input."""
@@ -45,6 +45,15 @@ Memo = dict[Any, tuple[Known | None, ...]]
 """What a node of one operator and one set of attributes makes of inputs that are known to be so and so."""
 
 
+class Place(NamedTuple):
+    """A node as it is read in every world. key: all that decides what it makes, beside its inputs; None where it has bodies."""
+
+    node: onnx.NodeProto
+    inputs: list[str]
+    outputs: list[str]
+    key: tuple[Any, ...] | None
+
+
 class Inference:
     """Runs a model forward on types, shapes and small values. Equal nodes on equal inputs are inferred once."""
 
@@ -66,7 +75,8 @@ class Inference:
     ) -> Sequence[Known | None]:
         """What one node of the main graph (or, with `opsets`, of a function) makes of `inputs`, known or not; what cannot run is
         added to the world's failures."""
-        return self._node(node, inputs, world, self.opsets if opsets is None else opsets)
+        opsets = self.opsets if opsets is None else opsets
+        return self._node(self._place(node, opsets), inputs, world, opsets)
 
     def run(self, sizes: dict[str, int]) -> World:
         world = World(sizes)
@@ -77,8 +87,12 @@ class Inference:
         for tensor in graph.initializer:
             world.known[tensor.name] = stored_value(tensor, fixed=tensor.name not in defaults)
         annotated = {value.name: value for value in (*graph.value_info, *graph.output)}
-        self._nodes(graph.node, world, self.opsets, annotated)
+        self._run(self._main, world, self.opsets, annotated)
         return world
+
+    @cached_property
+    def _main(self) -> list[Place]:
+        return [self._place(node, self.opsets) for node in self.proto.graph.node]
 
     def _nodes(
         self,
@@ -87,42 +101,61 @@ class Inference:
         opsets: dict[str, int],
         annotated: dict[str, onnx.ValueInfoProto],
     ) -> None:
-        for node in nodes:
-            inputs = [world.known.get(name) if name else None for name in node.input]
-            outputs = self._node(node, inputs, world, opsets)
-            for position, name in enumerate(node.output):
+        self._run([self._place(node, opsets) for node in nodes], world, opsets, annotated)
+
+    def _run(
+        self,
+        places: Iterable[Place],
+        world: World,
+        opsets: dict[str, int],
+        annotated: dict[str, onnx.ValueInfoProto],
+    ) -> None:
+        known = world.known
+        for place in places:
+            outputs = self._node(place, [known.get(name) if name else None for name in place.inputs], world, opsets)
+            for position, name in enumerate(place.outputs):
                 entry = outputs[position] if position < len(outputs) else None
                 if (entry is None or entry.shape is None) and name in annotated:
                     value = annotated[name]
                     entry = Known(value.type.tensor_type.elem_type, input_shape(value, world.sizes))
                 if entry is not None:
-                    world.known[name] = entry
+                    known[name] = entry
                 else:  # A value of that name in a body is another one.
-                    world.known.pop(name, None)
+                    known.pop(name, None)
 
-    def _node(
-        self, node: onnx.NodeProto, inputs: list[Known | None], world: World, opsets: dict[str, int]
-    ) -> Sequence[Known | None]:
+    def _place(self, node: onnx.NodeProto, opsets: dict[str, int]) -> Place:
+        attributes, inputs, outputs = list(node.attribute), list(node.input), list(node.output)
         function = self.functions.get((node.domain, node.op_type))
-        if node.op_type in LIKE_THE_FIRST and node.domain == MICROSOFT:
-            return [inputs[0] and Known(inputs[0].elem_type, inputs[0].shape)]
-        attributes = list(node.attribute)
-        if any(a.type in _GRAPHS for a in attributes):
-            results = self._subgraphs(node, world, opsets)
-            return _chosen(inputs[0], results) if node.op_type == "If" and _domain(node.domain) == "" else ()
+        if function is None and any(a.type in _GRAPHS for a in attributes):
+            return Place(node, inputs, outputs, None)
         key = (
             self.most,
             node.op_type,
             node.domain,
             tuple([a.SerializeToString() for a in attributes]),
+            tuple(map(bool, outputs)),
+            opsets.get(_domain(node.domain)) if function is None else self._text(function),
+        )
+        return Place(node, inputs, outputs, key)
+
+    def _node(
+        self, place: Place, inputs: list[Known | None], world: World, opsets: dict[str, int]
+    ) -> Sequence[Known | None]:
+        node = place.node
+        if node.op_type in LIKE_THE_FIRST and node.domain == MICROSOFT:
+            return [inputs[0] and Known(inputs[0].elem_type, inputs[0].shape)]
+        if place.key is None:
+            results = self._subgraphs(node, world, opsets)
+            return decided(inputs[0], results) if node.op_type == "If" and _domain(node.domain) == "" else ()
+        function = self.functions.get((node.domain, node.op_type))
+        key = (
+            place.key,
             tuple(
                 [
                     None if i is None else (i.elem_type, i.shape, None if i.value is None else i.value.tobytes())
                     for i in inputs
                 ]
             ),
-            tuple(map(bool, node.output)),
-            opsets.get(_domain(node.domain)) if function is None else self._text(function),
         )
         if key not in self.memo:
             try:
@@ -170,7 +203,7 @@ class Inference:
             opset_imports=self._imports(opsets),
             ir_version=self.proto.ir_version,
         )
-        known: Sequence[Known | None] = [_known(outputs.get(name)) for name in node.output]
+        known: Sequence[Known | None] = [known_of(outputs.get(name)) for name in node.output]
         if any(entry is None or entry.shape is None for entry in known) and schema.function_body.node:
             # Below opset 16 GreaterOrEqual and its like have a body and no inference of their own.
             known = self._function(node, schema.function_body, inputs)
@@ -256,73 +289,12 @@ class Inference:
                 world.kept_axes += scope.kept_axes
                 inner.append(own)
         for name in {name for own in inner for name in own}:
-            agreed = _common([own[name] for own in inner if name in own])
+            agreed = common([own[name] for own in inner if name in own])
             if agreed is not None:
                 world.known[name] = agreed
         return results
 
 
-def _common(entries: Sequence[Known]) -> Known | None:
-    """What is known of a name in whichever body it is read."""
-    first = entries[0]
-    if len(entries) == 1:
-        return first
-    if any((other.elem_type, other.shape) != (first.elem_type, first.shape) for other in entries):
-        return None
-    values = [other.value for other in entries if other.value is not None]
-    same = not values or (len(values) == len(entries) and all(np.array_equal(values[0], value) for value in values))
-    return first if same else Known(first.elem_type, first.shape)
-
-
-def _chosen(condition: Known | None, results: dict[str, list[Known | None]]) -> Sequence[Known | None]:
-    """What an If gives: of the branch that is decided already, or what both branches have in common."""
-    first, second = results.get("then_branch", []), results.get("else_branch", [])
-    if condition is not None and condition.value is not None and condition.value.size == 1:
-        return first if condition.value.item() else second
-    pairs = zip(first, second, strict=False)
-    return [
-        Known(a.elem_type, a.shape) if a and b and (a.elem_type, a.shape) == (b.elem_type, b.shape) else None
-        for a, b in pairs
-    ]
-
-
 def _domain(name: str) -> str:
     """The standard's domain has two spellings."""
     return "" if name == "ai.onnx" else name
-
-
-def stored_value(tensor: onnx.TensorProto, fixed: bool = True) -> Known:
-    """What is known of an initializer: its value too, if it is small and nobody can replace it."""
-    value = numpy_helper.to_array(tensor) if fixed and math.prod(tensor.dims) <= SMALL else None
-    return Known(tensor.data_type, tuple(tensor.dims), value)
-
-
-def _known(proto: onnx.TypeProto | None) -> Known | None:
-    if proto is None or not proto.HasField("tensor_type"):
-        return None
-    tensor = proto.tensor_type
-    if not tensor.HasField("shape"):
-        return Known(tensor.elem_type, None)
-    dims = tensor.shape.dim
-    shape = tuple([dim.dim_value for dim in dims])
-    if min(shape, default=1) > 0 or all(map(is_static, dims)):  # A dimension without a number reads as 0.
-        return Known(tensor.elem_type, shape)
-    return Known(tensor.elem_type, None)
-
-
-def bind(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> onnx.NodeProto:
-    """A function-body node with its attribute references replaced by what the call gives."""
-    if not any(a.ref_attr_name for a in node.attribute):
-        return node
-    bound = onnx.NodeProto()
-    bound.CopyFrom(node)
-    del bound.attribute[:]
-    for attribute in node.attribute:
-        if not attribute.ref_attr_name:
-            bound.attribute.append(attribute)
-        elif attribute.ref_attr_name in given:
-            copy = onnx.AttributeProto()
-            copy.CopyFrom(given[attribute.ref_attr_name])
-            copy.name = attribute.name
-            bound.attribute.append(copy)
-    return bound

@@ -63,3 +63,21 @@ def _restore_names(graph: onnx.GraphProto, before: Collection[str]) -> None:
         name = _SUFFIX.sub("", node.name)
         if counts[name] == 1 and name not in before:
             node.name = name
+
+
+def bind(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> onnx.NodeProto:
+    """A function-body node with its attribute references replaced by what the call gives."""
+    if not any(a.ref_attr_name for a in node.attribute):
+        return node
+    bound = onnx.NodeProto()
+    bound.CopyFrom(node)
+    del bound.attribute[:]
+    for attribute in node.attribute:
+        if not attribute.ref_attr_name:
+            bound.attribute.append(attribute)
+        elif attribute.ref_attr_name in given:
+            copy = onnx.AttributeProto()
+            copy.CopyFrom(given[attribute.ref_attr_name])
+            copy.name = attribute.name
+            bound.attribute.append(copy)
+    return bound

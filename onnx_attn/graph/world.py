@@ -11,10 +11,15 @@ ConstantOfShape or Where in a shape computation, which TorchScript exports are f
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
+
+from onnx_attn.graph.slim import SMALL
 
 Shape = tuple[int, ...]
 
@@ -83,3 +88,47 @@ def is_static(dim: onnx.TensorShapeProto.Dimension) -> bool:
 def symbol(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> str:
     """A dynamic dimension's name; unnamed ones are called `input:axis`, so that no two are taken for equal."""
     return dim.dim_param or f"{name}:{axis}"
+
+
+def common(entries: Sequence[Known]) -> Known | None:
+    """What is known of a name in whichever body it is read."""
+    first = entries[0]
+    if len(entries) == 1:
+        return first
+    if any((other.elem_type, other.shape) != (first.elem_type, first.shape) for other in entries):
+        return None
+    values = [other.value for other in entries if other.value is not None]
+    same = not values or (len(values) == len(entries) and all(np.array_equal(values[0], value) for value in values))
+    return first if same else Known(first.elem_type, first.shape)
+
+
+def decided(condition: Known | None, results: dict[str, list[Known | None]]) -> Sequence[Known | None]:
+    """What an If gives: of the branch that is decided already, or what both branches have in common."""
+    first, second = results.get("then_branch", []), results.get("else_branch", [])
+    if condition is not None and condition.value is not None and condition.value.size == 1:
+        return first if condition.value.item() else second
+    pairs = zip(first, second, strict=False)
+    return [
+        Known(a.elem_type, a.shape) if a and b and (a.elem_type, a.shape) == (b.elem_type, b.shape) else None
+        for a, b in pairs
+    ]
+
+
+def stored_value(tensor: onnx.TensorProto, fixed: bool = True) -> Known:
+    """What is known of an initializer: its value too, if it is small and nobody can replace it."""
+    value = numpy_helper.to_array(tensor) if fixed and math.prod(tensor.dims) <= SMALL else None
+    return Known(tensor.data_type, tuple(tensor.dims), value)
+
+
+def known_of(proto: onnx.TypeProto | None) -> Known | None:
+    """A tensor's type, and its shape if every dimension has a number; None of what is no tensor."""
+    if proto is None or not proto.HasField("tensor_type"):
+        return None
+    tensor = proto.tensor_type
+    if not tensor.HasField("shape"):
+        return Known(tensor.elem_type, None)
+    dims = tensor.shape.dim
+    shape = tuple([dim.dim_value for dim in dims])
+    if min(shape, default=1) > 0 or all(map(is_static, dims)):  # A dimension without a number reads as 0.
+        return Known(tensor.elem_type, shape)
+    return Known(tensor.elem_type, None)
