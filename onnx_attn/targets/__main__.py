@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnx_attn.targets.editions import EVERY
+from onnx_attn.targets.onnxruntime_speed import ITSELF, data
 from onnx_attn.targets.rotary import ROTARY, RotaryRow
 from onnx_attn.targets.rows import Row
 from onnx_attn.targets.table import TABLE
@@ -19,7 +20,19 @@ ROTARY_HEADING = """\
 
 *runs*: taken; *costs*: taken, and at more bytes than plain nodes.
 """
+SPEED_HEADING = """\
+## ONNX Runtime CPU: what is fastest
+
+Blocks of float32 (LayerNorm, in-projection, attention, out-projection), each form's time as a ratio to the export's, run in turn;
+`itself` is the export in a second session. Measured with onnxruntime {onnxruntime}, {machine}, {date}, by
+`tools/runtime_forms.py`. A site is written in the way that is fastest for the nearest of them.
+"""
 COLUMNS = ("form", "where", "outcome", "why", "way out", "evidence")
+
+
+def page() -> str:
+    """All of it."""
+    return f"{markdown()}\n{speed_markdown()}\n{rotary_markdown()}"
 
 
 def markdown() -> str:
@@ -30,6 +43,24 @@ def markdown() -> str:
         parts.append(f"## {edition}\n\n{_line(COLUMNS)}\n{_line(['---'] * len(COLUMNS))}")
         parts[-1] += "".join(f"\n{_line(_cells(row, edition))}" for row in rows) + "\n"
     return "\n".join(parts)
+
+
+def speed_markdown() -> str:
+    """What `--target onnxruntime` chooses by, one line a block."""
+    ways = sorted({way for row in data()["shapes"] for way in row["ratios"]} - {ITSELF})
+    columns = ("batch × heads × queries × keys × head size", "mask", "ms", ITSELF, *ways)
+    lines = [_line(columns), _line(["---"] * len(columns))]
+    for row in data()["shapes"]:
+        sizes = " × ".join(str(row[key]) for key in ("batch", "heads", "queries", "keys", "head_dim"))
+        best = min(ratio for way, ratio in row["ratios"].items() if way != ITSELF)
+        cells = [_ratio(row["ratios"].get(way), best) for way in (ITSELF, *ways)]
+        lines.append(_line((sizes, row["mask"], f"{row['milliseconds']:.3g}", *cells)))
+    return SPEED_HEADING.format(**data()["measured"]) + "\n" + "\n".join(lines) + "\n"
+
+
+def _ratio(ratio: float | None, best: float) -> str:
+    """The fastest stands out; a form that cannot say the mask has none."""
+    return "–" if ratio is None else f"**{ratio:.2f}**" if ratio == best else f"{ratio:.2f}"
 
 
 def rotary_markdown() -> str:
@@ -60,4 +91,4 @@ def _line(cells: tuple[str, ...] | list[str]) -> str:
 
 
 if __name__ == "__main__":
-    print(f"{markdown()}\n{rotary_markdown()}", end="")
+    print(page(), end="")
