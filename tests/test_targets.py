@@ -240,9 +240,7 @@ def test_a_batch_that_varies_is_one_at_least() -> None:
 
 def test_the_page_about_targets_is_the_table() -> None:
     page = Path(__file__).parents[1] / "docs/targets.md"
-    assert page.read_text(encoding="utf-8") == made(), (
-        "make it again: python -m onnx_attn.targets > docs/targets.md"
-    )
+    assert page.read_text(encoding="utf-8") == made(), "make it again: python -m onnx_attn.targets > docs/targets.md"
 
 
 @pytest.mark.parametrize("command", ["inspect", "fuse"])

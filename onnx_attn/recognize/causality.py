@@ -74,11 +74,19 @@ def numbers_of(view: GraphView, mask: gs.Tensor) -> list[np.ndarray]:
     """A mask's numbers at the first world's sizes, over the axes of the site, for each number that a caller may give."""
     tensor = real(view, mask)
     if tensor.name not in view.computed:
-        folded, stored = view.folds.get(tensor.name), isinstance(tensor, gs.Constant)
-        known = numpy_helper.to_array(folded) if folded is not None else view.worlds[0].value(tensor.name)
-        known = view.numbers(tensor.name) if known is None and stored and view.is_weight(tensor) else known
+        known = _known(view, tensor)
         view.computed[tensor.name] = _run(view, tensor) if known is None else [known]
     return [rearranged(view, value, mask) for value in view.computed[tensor.name]]
+
+
+def _known(view: GraphView, tensor: gs.Tensor) -> np.ndarray | None:
+    """The numbers of a mask that need not be computed: sizes decide it, or it is folded already, or stored."""
+    if math.prod(view.worlds[0].shape(tensor.name) or ()) > MOST_POSITIONS:
+        return None
+    if (folded := view.folds.get(tensor.name)) is not None:
+        return numpy_helper.to_array(folded)
+    stored = isinstance(tensor, gs.Constant) and view.is_weight(tensor)
+    return view.numbers(tensor.name) if stored else view.worlds[0].value(tensor.name)
 
 
 def _run(view: GraphView, tensor: gs.Tensor) -> list[np.ndarray]:

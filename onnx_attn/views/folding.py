@@ -17,6 +17,8 @@ MOST_BYTES = 16 * 2**20
 """Of one value. A table of relative positions is small, what it is spread to is not: a fold must not swell the file."""
 MOST_BYTES_TOGETHER = 64 * 2**20
 """Of the values that are computed in one run."""
+MOST_STARTING = 2**20
+"""Bytes of the weights of a fold that is remembered when the model is read again: these are kept beside it."""
 RANDOM = frozenset(
     "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli Multinomial Dropout".split()
 )
@@ -140,13 +142,14 @@ def _run(view: GraphView, tensors: Sequence[gs.Tensor]) -> dict[str, onnx.Tensor
 
 
 def _origin(view: GraphView, tensor: gs.Tensor) -> frozenset[object]:
-    """All that decides a constant tensor: what makes it, node by node, and the numbers that this starts from."""
+    """All that decides a constant tensor: what makes it, node by node, and the numbers that this starts from; of more than
+    MOST_STARTING bytes of these, something that equals nothing else."""
     positions, weights = _ancestors(view, [view.producer(tensor)])
+    stored = _stored(view, weights)
+    if sum(each.ByteSize() for each in stored) > MOST_STARTING:
+        return frozenset((object(),))
     nodes = (view.proto.graph.node[position].SerializeToString(deterministic=True) for position in positions)
-    start = (
-        (name, hash(stored.SerializeToString(deterministic=True)))
-        for name, stored in zip(weights, _stored(view, weights), strict=True)
-    )
+    start = ((name, each.SerializeToString(deterministic=True)) for name, each in zip(weights, stored, strict=True))
     return frozenset((view.opset, tensor.name, *nodes, *start))
 
 
