@@ -192,7 +192,8 @@ def decide(view: GraphView, site: AttentionSite | Written, target: Target, wante
     if target.name == "onnxruntime" and wanted.form == "auto" and isinstance(site, AttentionSite):
         for asked in _by_speed(written_facts(view, site), wanted):
             decision = _decide(view, site, target, asked)
-            if isinstance(decision, Decision):
+            # Where nothing can be packed, what was measured unpacked is what it comes to.
+            if isinstance(decision, Decision) and asked.pack == (decision.packing is not None):
                 return decision
     return _decide(view, site, target, wanted)
 

@@ -18,19 +18,22 @@ from onnx_attn.targets.onnxruntime_speed import ITSELF, Measured, Way, data, fas
 FLOAT = replace(PLAIN, dtype="float32")
 
 
-def point(queries: int, ratios: dict[str, float], mask: str = "none") -> Measured:
-    return Measured(mask, (np.log2(queries), np.log2(queries), 2.0), {ITSELF: 1.0, **ratios})
+def point(queries: int, ratios: dict[str, float], mask: str = "none", dynamic: bool = False) -> Measured:
+    return Measured(mask, dynamic, (np.log2(queries), np.log2(queries), 2.0), {ITSELF: 1.0, **ratios})
+
+
+SHORT = {"function": 0.9, "function-unpacked": 0.98, "contrib": 0.7, "contrib-unpacked": 1.2}
+LONG = {"function": 1.1, "function-unpacked": 1.0, "contrib": 0.97, "contrib-unpacked": 0.85}
 
 
 @pytest.fixture
 def points(monkeypatch: pytest.MonkeyPatch) -> Sequence[Measured]:
-    """Short: packed is best; long: unpacked, and the function is slower than the export."""
-    found = (
-        point(16, {"function": 0.9, "function-unpacked": 0.98, "contrib": 0.7, "contrib-unpacked": 1.2}),
-        point(1024, {"function": 1.1, "function-unpacked": 1.0, "contrib": 0.97, "contrib-unpacked": 0.85}),
-        point(64, {"function": 1.1, "function-unpacked": 1.05}, "boolean"),
-    )
-    monkeypatch.setattr(onnxruntime_speed, "measured", lambda: found)
+    """Short: packed is best; long: unpacked, and the function is slower than the export; where sizes vary too."""
+    found = [
+        point(size, ratios, dynamic=varies) for size, ratios in ((16, SHORT), (1024, LONG)) for varies in (False, True)
+    ]
+    found.append(point(64, {"function": 1.1, "function-unpacked": 1.05}, "boolean"))
+    monkeypatch.setattr(onnxruntime_speed, "measured", lambda: tuple(found))
     monkeypatch.setattr(onnxruntime_speed, "noise", lambda: 0.02)
     return found
 
@@ -55,8 +58,18 @@ def test_what_is_not_known_may_be_anything(points: Sequence[Measured]) -> None:
     assert ways(query_length=None, key_length=700) == ways(query_length=700, key_length=700)
 
 
+def test_of_sizes_that_vary_such_blocks_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (point(64, {"contrib": 0.7, "function": 0.9}), point(64, {"contrib": 1.1, "function": 0.95}, dynamic=True))
+    monkeypatch.setattr(onnxruntime_speed, "measured", lambda: rows)
+    assert ways(batch=None)[0].form == "function"
+    assert ways()[0].form == "contrib"
+
+
 def test_of_what_is_never_slower_the_fastest_in_the_mean_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = (point(16, {"contrib": 0.7, "function": 0.9}), point(1024, {"contrib": 1.02, "function": 1.0}))
+    rows = (
+        point(16, {"contrib": 0.7, "function": 0.9}, dynamic=True),
+        point(1024, {"contrib": 1.02, "function": 1.0}, dynamic=True),
+    )
     monkeypatch.setattr(onnxruntime_speed, "measured", lambda: rows)
     monkeypatch.setattr(onnxruntime_speed, "noise", lambda: 0.03)
     assert ways(query_length=None, key_length=None, batch=None)[0].form == "contrib"
@@ -82,11 +95,14 @@ def test_a_bias_has_a_row_for_every_query(points: Sequence[Measured], monkeypatc
 def test_the_data_says_where_it_is_from_and_has_every_kind_of_mask() -> None:
     assert 0 < onnxruntime_speed.noise() < 0.05
     assert set(data()["measured"]) == {"onnxruntime", "machine", "date"}
-    assert {each.mask for each in measured()} == {"none", "additive", "bias", "boolean"}
+    kinds = {(each.mask, each.dynamic) for each in measured()}
+    assert kinds == {(mask, dynamic) for mask in ("none", "additive", "bias", "boolean") for dynamic in (False, True)}
     assert all({ITSELF, "function", "function-unpacked"} <= set(each.ratios) for each in measured())
 
 
-@pytest.mark.parametrize("each", measured(), ids=lambda each: f"{each.mask}-{each.shape}")
+@pytest.mark.parametrize(
+    "each", [each for each in measured() if not each.dynamic], ids=lambda each: f"{each.mask}-{each.shape}"
+)
 def test_for_what_was_measured_the_first_way_is_the_fastest_and_not_slower_than_the_export(each: Measured) -> None:
     queries, keys, matrices = (round(2**size) for size in each.shape)
     known = {"query_length": queries, "key_length": keys, "batch": 1, "heads": matrices}
@@ -99,11 +115,19 @@ def test_for_what_was_measured_the_first_way_is_the_fastest_and_not_slower_than_
     assert ratio <= 1.0
 
 
-def test_forms_follow_the_measurement_and_what_is_asked() -> None:
+@pytest.mark.parametrize(("unpacked", "form"), [(0.8, "contrib"), (1.2, "function")])
+def test_what_cannot_be_packed_counts_as_unpacked(unpacked: float, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios = {"contrib": 0.7, "contrib-unpacked": unpacked, "function-unpacked": 0.98}
+    rows = tuple(point(64, ratios, dynamic=varies) for varies in (False, True))
+    monkeypatch.setattr(onnxruntime_speed, "measured", lambda: rows)
+    result = onnx_attn.fuse(small_site(dtype=np.float32), target="onnxruntime", expect=1)
+    assert ways_of(result.plan) == [(form, False)]
+
+
+def test_what_is_asked_is_written() -> None:
     model = small_site(dtype=np.float32)
-    chosen = ways_of(onnx_attn.fuse(model, target="onnxruntime").plan)
-    assert chosen == [("contrib", False)]  # There is no projection to pack.
-    assert ways_of(onnx_attn.fuse(model, target="onnxruntime", form="function").plan) == [("function", False)]
+    for form in ("function", "contrib", "primitives"):
+        assert ways_of(onnx_attn.fuse(model, target="onnxruntime", form=form).plan) == [(form, False)]
     assert ways_of(onnx_attn.fuse(small_site(dtype=np.float16), target="onnxruntime").plan) == [("function", False)]
 
 

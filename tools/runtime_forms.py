@@ -1,11 +1,12 @@
 """Which form ONNX Runtime runs fastest on the CPU: measured for attention blocks of many shapes, written as the data that
 `--target onnxruntime` chooses by.
 
-    python tools/runtime_forms.py [-o onnx_attn/targets/onnxruntime_speed.json] [--seconds 15] [--only NAME ...]
+    python tools/runtime_forms.py [-o onnx_attn/targets/onnxruntime_speed.json] [--seconds 15] [--only PATTERN ...]
 
 Each block (LayerNorm, in-projection, attention, out-projection, residual) is exported by torch, fused in every form, and run
 beside the export in turn, one thread; a form's figure is the median of its ratios to the export's run beside it. "itself" is the
 export in a second session: what the machine's noise makes of no difference. Needs the `export` extra and a quiet machine.
+With --only, what is there of other blocks stays.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,14 @@ import onnx_attn
 from onnx_attn.errors import OnnxAttnError
 
 DATA = Path(__file__).parent.parent / "onnx_attn/targets/onnxruntime_speed.json"
+MASKS = ("none", "additive", "bias", "boolean")
 FORMS = ("function", "attention", "contrib")
 
 
 @dataclass(frozen=True)
 class Shape:
     """A block's shape. mask: "none", "additive" (one row for all queries), "bias" (a row for each, and each head), or "boolean",
-    causal."""
+    causal. dynamic: exported with a batch and lengths that vary."""
 
     batch: int
     queries: int
@@ -46,10 +49,11 @@ class Shape:
     heads: int
     head_dim: int
     mask: str = "none"
+    dynamic: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.batch}x{self.heads}x{self.queries}x{self.keys}x{self.head_dim}.{self.mask}"
+        return f"{self.batch}x{self.heads}x{self.queries}x{self.keys}x{self.head_dim}.{self.mask}{'.dynamic' * self.dynamic}"
 
 
 def shapes() -> list[Shape]:
@@ -61,7 +65,11 @@ def shapes() -> list[Shape]:
     found += [Shape(b, s, s, n, h, "boolean") for b, s, n, h in [(1, 16, 4, 8), (1, 128, 12, 64), (1, 512, 12, 64)]]
     found += [Shape(1, 1, 512, 12, 64, mask) for mask in ("none", "additive")]
     found += [Shape(1, 64, 512, 8, 64, mask) for mask in ("none", "additive")]
-    return found
+    sizes = [(2, 16, 4, 24), (1, 128, 12, 64), (4, 256, 8, 64)]
+    return found + [Shape(b, s, s, n, h, mask, True) for mask in MASKS for b, s, n, h in sizes]
+
+
+SHAPE = tuple(field.name for field in fields(Shape))
 
 
 class Block(nn.Module):
@@ -90,10 +98,11 @@ class Block(nn.Module):
             self._heads(self.value(other)),
         )
         scores = query @ key.transpose(-1, -2) / math.sqrt(self.shape.head_dim)
+        queries, keys = scores.shape[-2:]
         if self.shape.mask == "bias":
-            scores = scores + self.bias
+            scores = scores + self.bias[:, :queries, :keys]
         if self.shape.mask == "boolean":
-            scores = scores.masked_fill(self.later, float("-inf"))
+            scores = scores.masked_fill(self.later[:queries, :keys], float("-inf"))
         if mask is not None:
             scores = scores + mask
         return x + self.out((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
@@ -102,10 +111,23 @@ class Block(nn.Module):
 def export(shape: Shape, path: Path) -> None:
     torch.manual_seed(0)
     wide = shape.heads * shape.head_dim
-    x = torch.randn(shape.batch, shape.queries, wide)
-    memory = torch.randn(shape.batch, shape.keys, wide) if shape.keys != shape.queries else None
-    mask = torch.randn(shape.batch, 1, 1, shape.keys) if shape.mask == "additive" else None
-    torch.onnx.export(Block(shape).eval(), (x, memory, mask), str(path), dynamo=True, opset_version=18, verbose=False)
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=shape.keys)
+    given = {"x": torch.randn(shape.batch, shape.queries, wide)}
+    varied = {"x": {0: batch, 1: length}}
+    if shape.keys != shape.queries:
+        given["memory"] = torch.randn(shape.batch, shape.keys, wide)
+    if shape.mask == "additive":
+        given["mask"], varied["mask"] = torch.randn(shape.batch, 1, 1, shape.keys), {0: batch, 3: length}
+    torch.onnx.export(
+        Block(shape).eval(),
+        (),
+        str(path),
+        kwargs=given,
+        dynamo=True,
+        opset_version=18,
+        verbose=False,
+        dynamic_shapes=varied if shape.dynamic else None,
+    )
 
 
 def ways(path: Path, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -125,9 +147,15 @@ def measured(shape: Shape, seconds: float) -> dict[str, Any]:
         path = Path(folder, "block.onnx")
         export(shape, path)
         onnx.checker.check_model(str(path))
-        told = ratios(path, dict(ways(path, Path(folder))), seconds)
+        sizes = {"batch": shape.batch, "length": shape.queries} if shape.dynamic else None
+        told = ratios(path, dict(ways(path, Path(folder))), seconds, sizes)
     figures = {way: round(each["median"], 3) for way, each in told["ratios"].items()}
     return asdict(shape) | {"milliseconds": round(told["milliseconds"], 3), "ratios": figures}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["shapes"] if path.exists() else []
+    return rows
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -136,11 +164,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--only", nargs="+", default=[])
     asked = parser.parse_args(arguments)
+    known = {Shape(**{key: row[key] for key in SHAPE}).name: row for row in _read(asked.output)} if asked.only else {}
     found = []
     for shape in shapes():
-        if not asked.only or shape.name in asked.only:
+        if not asked.only or any(fnmatch(shape.name, pattern) for pattern in asked.only):
             found.append(measured(shape, asked.seconds))
             print(shape.name, json.dumps(found[-1]["ratios"]), flush=True)
+        elif shape.name in known:
+            found.append(known[shape.name])
     machine = f"{os.cpu_count()} cores of {platform.machine()}, {platform.system()}, one thread"
     made = {"onnxruntime": ort.__version__, "machine": machine, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
     rows = ",\n".join(f"  {json.dumps(row)}" for row in found)

@@ -44,6 +44,7 @@ class GraphView:
         self.graph = graph if graph is not None else gs.import_onnx(proto)
         self.opset = opset_of(proto)
         self._shapes: dict[str, tuple[Shape, ...] | None] = {}
+        self._constants: dict[str, np.ndarray | None] = {}
         self.found: dict[tuple[object, ...], Any] = {}
         """What readers found (`graph.remember`)."""
         self.layouts: dict[object, Any] = {} if before is None else before.layouts
@@ -76,7 +77,8 @@ class GraphView:
     def in_worlds(self, worlds: Iterable[World]) -> GraphView:
         """The same graph at other sizes."""
         other = copy.copy(self)
-        other.__dict__["worlds"], other._shapes, other.found = tuple(worlds), {}, {}
+        other.__dict__["worlds"] = tuple(worlds)
+        other._shapes, other._constants, other.found = {}, {}, {}
         return other
 
     @property
@@ -152,11 +154,11 @@ class GraphView:
 
     def constant_of(self, name: str) -> np.ndarray | None:
         """The same by a value's name."""
-        values = [world.value(name) for world in self.worlds]
-        first = values[0]
-        if first is None or any(value is None or not np.array_equal(value, first) for value in values[1:]):
-            return None
-        return first
+        if name not in self._constants:
+            first, *others = (world.value(name) for world in self.worlds)
+            same = first is not None and all(value is not None and np.array_equal(value, first) for value in others)
+            self._constants[name] = first if same else None
+        return self._constants[name]
 
     @cached_property
     def tensors(self) -> dict[str, gs.Tensor]:

@@ -26,16 +26,19 @@ def landings(view: GraphView) -> Landings:
     """For every value whose rows are moved, and then read by a token-wise node."""
     found: dict[str, dict[str, tuple[gs.Tensor, Trace]]] = {}
     for node in view.graph.nodes:
+        if not any(_is_moved(view, tensor) for tensor in node.inputs) or moves(view, node, node.outputs[0]):
+            continue  # (Through an identity the row goes on.)
         for place in row_operands(view, node):
             tensor = node.inputs[place]
-            above = view.producer(tensor)
-            if moves(view, node, node.outputs[0]):
-                continue  # An identity: the row goes on.
-            if above is not None and (above.op == "Concat" or moves(view, above, tensor)):
-                way = trace(view, tensor)
-                if way.steps and way.factor == 1.0:
-                    found.setdefault(way.source.name, {})[tensor.name] = (tensor, way)
+            way = trace(view, tensor) if _is_moved(view, tensor) else None
+            if way is not None and way.steps and way.factor == 1.0:
+                found.setdefault(way.source.name, {})[tensor.name] = (tensor, way)
     return {name: _first(list(ends.values())) for name, ends in found.items()}
+
+
+def _is_moved(view: GraphView, tensor: gs.Tensor) -> bool:
+    above = view.producer(tensor)
+    return above is not None and (above.op == "Concat" or moves(view, above, tensor))
 
 
 def _first(ends: list[tuple[gs.Tensor, Trace]]) -> list[tuple[gs.Tensor, Trace]]:

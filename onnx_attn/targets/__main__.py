@@ -25,7 +25,8 @@ SPEED_HEADING = """\
 
 Blocks of float32 (LayerNorm, in-projection, attention, out-projection), each form's time as a ratio to the export's, run in turn;
 `itself` is the export in a second session. Measured with onnxruntime {onnxruntime}, {machine}, {date}, by
-`tools/runtime_forms.py`. A site is written in the way that is fastest for the nearest of them.
+`tools/runtime_forms.py`. A site is written in the way that is fastest for the nearest of them; where sizes vary, in the one that
+is slower for none of those with such a mask and fastest in the mean.
 """
 COLUMNS = ("form", "where", "outcome", "why", "way out", "evidence")
 
@@ -54,6 +55,7 @@ def speed_markdown() -> str:
         sizes = " × ".join(str(row[key]) for key in ("batch", "heads", "queries", "keys", "head_dim"))
         best = min(ratio for way, ratio in row["ratios"].items() if way != ITSELF)
         cells = [_ratio(row["ratios"].get(way), best) for way in (ITSELF, *ways)]
+        sizes += ", varying" if row["dynamic"] else ""
         lines.append(_line((sizes, row["mask"], f"{row['milliseconds']:.3g}", *cells)))
     return SPEED_HEADING.format(**data()["measured"]) + "\n" + "\n".join(lines) + "\n"
 

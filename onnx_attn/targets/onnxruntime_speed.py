@@ -26,10 +26,11 @@ _WEIGHTS = (1.0, 1.0, 0.5)
 
 @dataclass(frozen=True)
 class Measured:
-    """A block that was measured. shape: logarithms of the numbers of queries, keys and score matrices. ratios: by way, how long a
-    run takes as a ratio to the export's."""
+    """A block that was measured. shape: logarithms of the numbers of queries, keys and score matrices. dynamic: exported with
+    sizes that vary, for which some forms compute shapes. ratios: by way, how long a run takes as a ratio to the export's."""
 
     mask: str
+    dynamic: bool
     shape: tuple[float, float, float]
     ratios: dict[str, float]
 
@@ -60,10 +61,10 @@ def fastest(facts: Facts) -> Iterator[Way]:
 def _nearest(facts: Facts) -> Sequence[Measured]:
     """Of the blocks with such a mask, those that are nearest in what is known of the shape."""
     shape = tuple(map(_logarithm, (facts.query_length, facts.key_length, facts.matrices)))
-    mask = _mask(facts)
+    mask, dynamic = _mask(facts), None in shape
     found: dict[float, list[Measured]] = {}
     for each in measured():
-        if each.mask == mask:
+        if each.mask == mask and each.dynamic == dynamic:
             apart = sum(
                 weight * abs(a - b) for weight, a, b in zip(_WEIGHTS, shape, each.shape, strict=True) if a is not None
             )
@@ -99,6 +100,7 @@ def measured() -> tuple[Measured, ...]:
     return tuple(
         Measured(
             row["mask"],
+            row["dynamic"],
             (math.log2(row["queries"]), math.log2(row["keys"]), math.log2(row["batch"] * row["heads"])),
             row["ratios"],
         )

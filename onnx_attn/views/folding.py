@@ -49,7 +49,7 @@ def _verdict(view: GraphView, node: gs.Node) -> tuple[bool | None, list[int]]:
     waiting = []
     for tensor in node.inputs:
         producer = view.producer(tensor)
-        if known_anyway(view, tensor) is not None:
+        if producer is not None and known_anyway(view, tensor) is not None:
             continue
         if producer is None:
             stored = isinstance(tensor, gs.Constant) and view.is_weight(tensor) and tensor.name not in view.pinned

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 
 from onnx_attn.errors import one_line
+from onnx_attn.graph.inference import Inference
 from onnx_attn.graph.sizes import worlds_of
 from onnx_attn.prove.inputs import model_inputs
 
@@ -31,13 +32,17 @@ def _session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def ratios(original: Path, results: dict[str, Path], seconds: float) -> dict[str, Any]:
+def ratios(
+    original: Path, results: dict[str, Path], seconds: float, sizes: dict[str, int] | None = None
+) -> dict[str, Any]:
     """Per result the median of its ratios to the original, the middle half and the middle nine tenths of them.
+
+    sizes: of dimensions that vary, by name; without, as a world has them.
 
     All optimizations of the session are on for all, as users have them. The order within a round is drawn anew each time.
     """
     proto = onnx.load(original)
-    inputs = model_inputs(proto, worlds_of(proto)[-1])
+    inputs = model_inputs(proto, Inference(proto).run(sizes) if sizes else worlds_of(proto)[-1])
     sessions, failures = {"": _session(original), ITSELF: _session(original)}, dict[str, Any]()
     for session in sessions.values():
         session.run(None, inputs)
