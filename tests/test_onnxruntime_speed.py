@@ -77,6 +77,13 @@ def test_of_what_is_never_slower_the_fastest_in_the_mean_counts(monkeypatch: pyt
     assert ways(query_length=None, key_length=None, batch=None)[0].form == "function"
 
 
+def test_masks_of_varying_sizes_are_not_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tuple(point(64, {"contrib": 0.7, "function": 0.9}, "bias", varies) for varies in (False, True))
+    monkeypatch.setattr(onnxruntime_speed, "measured", lambda: rows)
+    assert ways(mask="additive", mask_queries="all")[0].form == "contrib"
+    assert ways(mask="additive", mask_queries="all", batch=None)[0].form == "function"
+
+
 def test_nothing_is_chosen_that_was_slower_than_the_export(points: Sequence[Measured]) -> None:
     assert ways(mask="boolean") == ways(causal=True) == [LAST]
 

@@ -26,7 +26,8 @@ SPEED_HEADING = """\
 Blocks of float32 (LayerNorm, in-projection, attention, out-projection), each form's time as a ratio to the export's, run in turn;
 `itself` is the export in a second session. Measured with onnxruntime {onnxruntime}, {machine}, {date}, by
 `tools/runtime_forms.py`. A site is written in the way that is fastest for the nearest of them; where sizes vary, in the one that
-is slower for none of those with such a mask and fastest in the mean.
+is slower for none of those with such a mask and fastest in the mean, and
+`contrib` for none with a mask.
 """
 COLUMNS = ("form", "where", "outcome", "why", "way out", "evidence")
 
