@@ -189,13 +189,19 @@ def has_sites(candidates: Sequence[Candidate], choices: Sequence[Choice] = (Choi
 
 def decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
     """How one site is written; a verdict where it is left alone."""
+    if isinstance(site, Written) and site.form == "contrib":
+        taken = target.name == "onnxruntime" and wanted.form in ("auto", "contrib")
+        return (
+            site if taken else Verdict(site.name, "operator-of-a-runtime", site.name, f"com.microsoft.{site.node.op}")
+        )
+    facts = written_facts(view, site)
     if target.name == "onnxruntime" and wanted.form == "auto" and isinstance(site, AttentionSite):
-        for asked in _by_speed(written_facts(view, site), wanted):
-            decision = _decide(view, site, target, asked)
+        for asked in _by_speed(facts, wanted):
+            decision = _decide(view, site, target, asked, facts)
             # Where nothing can be packed, what was measured unpacked is what it comes to.
             if isinstance(decision, Decision) and asked.pack == (decision.packing is not None):
                 return decision
-    return _decide(view, site, target, wanted)
+    return _decide(view, site, target, wanted, facts)
 
 
 def _by_speed(facts: Facts, wanted: Choice) -> Iterator[Choice]:
@@ -206,13 +212,9 @@ def _by_speed(facts: Facts, wanted: Choice) -> Iterator[Choice]:
                 yield replace(wanted, form=way.form, pack=way.pack)
 
 
-def _decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
-    if isinstance(site, Written) and site.form == "contrib":
-        taken = target.name == "onnxruntime" and wanted.form in ("auto", "contrib")
-        return (
-            site if taken else Verdict(site.name, "operator-of-a-runtime", site.name, f"com.microsoft.{site.node.op}")
-        )
-    facts = written_facts(view, site)
+def _decide(
+    view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice, facts: Facts
+) -> Candidate | Decision:
     if wanted.form == "attention" and facts.mask not in (None, "none"):
         facts = replace(facts, mask_rank=4, mask_queries="all")  # As it is written.
     step = missing_step(facts) if wanted.quantize_probabilities and isinstance(site, AttentionSite) else ""

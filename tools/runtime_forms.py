@@ -32,6 +32,7 @@ from torch import nn
 
 import onnx_attn
 from onnx_attn.errors import OnnxAttnError
+from onnx_attn.targets.onnxruntime_speed import UNPACKED
 
 DATA = Path(__file__).parent.parent / "onnx_attn/targets/onnxruntime_speed.json"
 MASKS = ("none", "additive", "bias", "boolean")
@@ -139,7 +140,7 @@ def ways(path: Path, folder: Path) -> Iterator[tuple[str, Path]]:
                 onnx_attn.fuse(path, out, target="onnxruntime", form=form, pack=pack, expect=1)
             except OnnxAttnError:
                 continue
-            yield form if pack else f"{form}-unpacked", out
+            yield form if pack else form + UNPACKED, out
 
 
 def measured(shape: Shape, seconds: float) -> dict[str, Any]:

@@ -46,9 +46,11 @@ Memo = dict[Any, tuple[Known | None, ...]]
 
 
 class Place(NamedTuple):
-    """A node as it is read in every world. key: all that decides what it makes, beside its inputs; None where it has bodies."""
+    """A node as it is read in every world. function: that it calls. key: all that decides what it makes, beside its inputs; None
+    where it has bodies."""
 
     node: onnx.NodeProto
+    function: onnx.FunctionProto | None
     inputs: list[str]
     outputs: list[str]
     key: tuple[Any, ...] | None
@@ -127,7 +129,7 @@ class Inference:
         attributes, inputs, outputs = list(node.attribute), list(node.input), list(node.output)
         function = self.functions.get((node.domain, node.op_type))
         if function is None and any(a.type in _GRAPHS for a in attributes):
-            return Place(node, inputs, outputs, None)
+            return Place(node, None, inputs, outputs, None)
         key = (
             self.most,
             node.op_type,
@@ -136,18 +138,17 @@ class Inference:
             tuple(map(bool, outputs)),
             opsets.get(_domain(node.domain)) if function is None else self._text(function),
         )
-        return Place(node, inputs, outputs, key)
+        return Place(node, function, inputs, outputs, key)
 
     def _node(
         self, place: Place, inputs: list[Known | None], world: World, opsets: dict[str, int]
     ) -> Sequence[Known | None]:
-        node = place.node
+        node, function = place.node, place.function
         if node.op_type in LIKE_THE_FIRST and node.domain == MICROSOFT:
             return [inputs[0] and Known(inputs[0].elem_type, inputs[0].shape)]
         if place.key is None:
             results = self._subgraphs(node, world, opsets)
             return decided(inputs[0], results) if node.op_type == "If" and _domain(node.domain) == "" else ()
-        function = self.functions.get((node.domain, node.op_type))
         key = (
             place.key,
             tuple(

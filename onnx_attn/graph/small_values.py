@@ -50,18 +50,14 @@ def small_values(
         for entry in known
     ):
         return nothing
-    values = [entry.value if entry is not None else None for entry in inputs]
-    if node.op_type in ("Shape", "Size") and inputs[0] is not None and inputs[0].shape is not None:
-        values = [np.broadcast_to(np.zeros((), np.float32), inputs[0].shape)]
-    elif node.op_type == "CastLike" and values[0] is not None:
+    first = inputs[0].value if inputs and inputs[0] is not None else None
+    if node.op_type == "CastLike" and first is not None:
         # Of the other input the type alone matters.
         kind = known[0].elem_type if known[0] is not None else 0
-        return [values[0].astype(helper.tensor_dtype_to_np_dtype(kind))] if kind else nothing
-    elif node.op_type in NOT_A_FUNCTION or any(
-        value is None and name for name, value in zip(node.input, values, strict=True)
-    ):
+        return [first.astype(helper.tensor_dtype_to_np_dtype(kind))] if kind else nothing
+    if node.op_type in NOT_A_FUNCTION:
         return nothing
-    return _evaluated(node, values, opsets) or nothing
+    return _evaluated(node, inputs, opsets) or nothing
 
 
 NO_LARGER = frozenset("Shape Concat Gather Slice Squeeze Unsqueeze Reshape Transpose Cast Add Sub Mul Div".split())
@@ -73,23 +69,19 @@ def made_of_values(node: onnx.NodeProto, inputs: list[Known | None], opsets: dic
     reference operators cannot say."""
     if node.op_type not in NO_LARGER or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
         return None
-    if node.op_type == "Shape":
-        shape = inputs[0].shape if inputs[0] is not None else None
-        values = [None if shape is None else np.broadcast_to(np.zeros((), np.float32), shape)]
-    else:
-        values = [entry.value if entry is not None else None for entry in inputs]
-    if any(value is None and name for name, value in zip(node.input, values, strict=True)):
-        return None
-    found = _evaluated(node, values, opsets)
+    found = _evaluated(node, inputs, opsets)
     if found is None or found[0].dtype.kind not in "biuf":
         return None
     return Known(helper.np_dtype_to_tensor_dtype(found[0].dtype), tuple(found[0].shape), found[0])
 
 
-def _evaluated(
-    node: onnx.NodeProto, values: Sequence[np.ndarray | None], opsets: dict[str, int]
-) -> list[np.ndarray] | None:
-    """By onnx's reference operators; None where they raise, as they do what they like."""
+def _evaluated(node: onnx.NodeProto, inputs: list[Known | None], opsets: dict[str, int]) -> list[np.ndarray] | None:
+    """By onnx's reference operators; None where a value is not known, and where they raise, as they do what they like."""
+    values = [entry.value if entry is not None else None for entry in inputs]
+    if node.op_type in ("Shape", "Size") and inputs[0] is not None and inputs[0].shape is not None:
+        values = [np.broadcast_to(np.zeros((), np.float32), inputs[0].shape)]
+    if any(value is None and name for name, value in zip(node.input, values, strict=True)):
+        return None
     feed = {f"x{place}": value for place, value in enumerate(values) if value is not None}
     try:
         with np.errstate(all="ignore"):  # Both sides of a Where are computed, T5's logarithm of distance 0 too.
