@@ -135,9 +135,16 @@ class InProj:
             yield (rows, columns), weight(rows)
 
     def _scaled(self, weight: ByRows, columns: slice) -> Iterator[Piece]:
-        factors = self._of_channels(lambda member: member.layer.alpha * self._factor(member))[columns]
         for place, numbers in self._stored(weight, columns):
-            yield place, numbers.astype(np.float64) * factors
+            yield place, numbers.astype(np.float64) * self._factors[columns]
+
+    def _scaled_or_stored(self, weight: ByRows, columns: slice) -> Iterator[Piece]:
+        return (self._scaled if (self._factors[columns] != 1.0).any() else self._stored)(weight, columns)
+
+    @cached_property
+    def _factors(self) -> np.ndarray:
+        """`(C,)`: what each channel's weights are multiplied by."""
+        return self._of_channels(lambda member: member.layer.alpha * self._factor(member))
 
     def _folded(self, weight: ByRows, columns: slice) -> Iterator[Piece]:
         constant = self.algebra.constant(self.group)
@@ -156,8 +163,9 @@ class InProj:
         return packed
 
     def _numbers(self) -> Iterator[Piece]:
-        """Weights `(E, C)` in float64: Q scaled, and with the biases in them where a channel is constant."""
-        return self._pieces(self._scaled if self.algebra.constant(self.group) is None else self._folded)
+        """Weights `(E, C)`: Q scaled, and with the biases in them where a channel is constant. In float64 but for those that stay
+        as they are stored."""
+        return self._pieces(self._scaled_or_stored if self.algebra.constant(self.group) is None else self._folded)
 
     def _biases(self) -> np.ndarray:
         """`(C,)` in float64: Q's scaled, zeros for those that are gone."""

@@ -10,18 +10,19 @@ import onnx
 
 from onnx_attn.graph.world import Known, World
 
+CHECKED = frozenset({"Reshape", "Attention", "Gather", "GatherND"})
+"""The operators of the standard that are looked at."""
+
 
 def check(
     node: onnx.NodeProto, inputs: Sequence[Known | None], outputs: Sequence[Known | None], world: World, opset: int
 ) -> None:
-    """Add a node that contradicts itself to the world's failures. opset: that of the standard's domain."""
-    if node.domain not in ("", "ai.onnx"):
-        return
+    """Add a node of `CHECKED` that contradicts itself to the world's failures. opset: that of the standard's domain."""
     if node.op_type == "Reshape":
         _check_reshape(node, inputs[0], outputs[0], world)
     elif node.op_type == "Attention":
         _check_attention(node, inputs, world, opset)
-    elif node.op_type in ("Gather", "GatherND"):
+    else:
         _check_indices(node, inputs, world)
 
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import onnx
-from onnx import defs, helper, numpy_helper, shape_inference
+from onnx import defs, helper, shape_inference
 
-from onnx_attn.domain import MICROSOFT
 from onnx_attn.graph.contradictions import check
 from onnx_attn.graph.inline import bind
+from onnx_attn.graph.place import Place, place_of, standard
 from onnx_attn.graph.slim import SMALL
 from onnx_attn.graph.small_values import at_most, made_of_values, small_values
 from onnx_attn.graph.world import Known, Shape, World, common, decided, input_shape, known_of, overridable, stored_value
-
-LIKE_THE_FIRST = frozenset({"RotaryEmbedding"})
-"""ONNX Runtime's own operators, unknown to onnx, whose result has the type and shape of their first input."""
-
 
 INVALID = (
     shape_inference.InferenceError,
@@ -32,8 +28,6 @@ INVALID = (
 )
 """What onnx raises about a node that cannot run, and what a node that nobody knows comes to."""
 
-_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-
 Body = tuple[Sequence[onnx.NodeProto], Sequence[onnx.TensorProto]]
 """Plain nodes that make what a node makes, under the same names, and the constants that they read."""
 
@@ -43,17 +37,6 @@ BODIES: dict[tuple[str, str], Callable[[onnx.NodeProto, Sequence[Known | None], 
 
 Memo = dict[Any, tuple[Known | None, ...]]
 """What a node of one operator and one set of attributes makes of inputs that are known to be so and so."""
-
-
-class Place(NamedTuple):
-    """A node as it is read in every world. function: that it calls. key: all that decides what it makes, beside its inputs; None
-    where it has bodies."""
-
-    node: onnx.NodeProto
-    function: onnx.FunctionProto | None
-    inputs: list[str]
-    outputs: list[str]
-    key: tuple[Any, ...] | None
 
 
 class Inference:
@@ -70,7 +53,7 @@ class Inference:
         self.schemas: dict[tuple[str, str, int], defs.OpSchema] = {}
         self.texts: dict[tuple[str, str], bytes] = {}
         self.imports: dict[tuple[tuple[str, int], ...], list[onnx.OperatorSetIdProto]] = {}
-        self.opsets = {_domain(entry.domain): entry.version for entry in proto.opset_import}
+        self.opsets = {standard(entry.domain): entry.version for entry in proto.opset_import}
 
     def outputs(
         self, node: onnx.NodeProto, inputs: list[Known | None], world: World, opsets: dict[str, int] | None = None
@@ -85,12 +68,15 @@ class Inference:
         graph = self.proto.graph
         for value in graph.input:
             world.known[value.name] = Known(value.type.tensor_type.elem_type, input_shape(value, sizes))
-        defaults = overridable(self.proto)
-        for tensor in graph.initializer:
-            world.known[tensor.name] = stored_value(tensor, fixed=tensor.name not in defaults)
+        world.known |= self._stored
         annotated = {value.name: value for value in (*graph.value_info, *graph.output)}
         self._run(self._main, world, self.opsets, annotated)
         return world
+
+    @cached_property
+    def _stored(self) -> dict[str, Known]:
+        defaults = overridable(self.proto)
+        return {t.name: stored_value(t, fixed=t.name not in defaults) for t in self.proto.graph.initializer}
 
     @cached_property
     def _main(self) -> list[Place]:
@@ -126,61 +112,44 @@ class Inference:
                     known.pop(name, None)
 
     def _place(self, node: onnx.NodeProto, opsets: dict[str, int]) -> Place:
-        attributes, inputs, outputs = list(node.attribute), list(node.input), list(node.output)
-        function = self.functions.get((node.domain, node.op_type))
-        if function is None and any(a.type in _GRAPHS for a in attributes):
-            return Place(node, None, inputs, outputs, None)
-        key = (
-            self.most,
-            node.op_type,
-            node.domain,
-            tuple([a.SerializeToString() for a in attributes]),
-            tuple(map(bool, outputs)),
-            opsets.get(_domain(node.domain)) if function is None else self._text(function),
-        )
-        return Place(node, function, inputs, outputs, key)
+        return place_of(node, self.functions, self.texts, opsets)
 
     def _node(
         self, place: Place, inputs: list[Known | None], world: World, opsets: dict[str, int]
     ) -> Sequence[Known | None]:
-        node, function = place.node, place.function
-        if node.op_type in LIKE_THE_FIRST and node.domain == MICROSOFT:
-            return [inputs[0] and Known(inputs[0].elem_type, inputs[0].shape)]
+        node = place.node
         if place.key is None:
+            if place.like_the_first:
+                return [inputs[0] and Known(inputs[0].elem_type, inputs[0].shape)]
             results = self._subgraphs(node, world, opsets)
-            return decided(inputs[0], results) if node.op_type == "If" and _domain(node.domain) == "" else ()
-        key = (
-            place.key,
-            tuple(
-                [
-                    None if i is None else (i.elem_type, i.shape, None if i.value is None else i.value.tobytes())
-                    for i in inputs
-                ]
-            ),
-        )
-        if key not in self.memo:
-            try:
-                self.memo[key] = (
-                    self._infer(node, inputs, opsets) if function is None else self._function(node, function, inputs)
-                )
-            except INVALID:
-                self.memo[key] = ()
-        result = self.memo[key]
-        if function is not None:
+            return decided(inputs[0], results) if node.op_type == "If" and place.domain == "" else ()
+        key = (self.most, place.key, tuple([None if entry is None else entry.key for entry in inputs]))
+        result = self.memo.get(key)
+        if result is None:
+            result = self.memo[key] = self._made(place, inputs, opsets)
+        if place.function is not None:
             return result
-        if not result and (_domain(node.domain) == "" or (node.domain, node.op_type) in BODIES):
-            world.failures.append(node.name or node.output[0])
-        elif result:
+        if not result:
+            if place.domain == "" or (place.domain, node.op_type) in BODIES:
+                world.failures.append(node.name or node.output[0])
+        elif place.checked:
             check(node, inputs, result, world, opsets.get("", 0))
         return result
 
-    def _infer(
-        self, node: onnx.NodeProto, inputs: list[Known | None], opsets: dict[str, int]
-    ) -> tuple[Known | None, ...]:
-        domain = _domain(node.domain)
+    def _made(self, place: Place, inputs: list[Known | None], opsets: dict[str, int]) -> tuple[Known | None, ...]:
+        """Nothing, of what cannot run."""
+        try:
+            if place.function is None:
+                return self._infer(place, inputs, opsets)
+            return self._function(place.node, place.function, inputs)
+        except INVALID:
+            return ()
+
+    def _infer(self, place: Place, inputs: list[Known | None], opsets: dict[str, int]) -> tuple[Known | None, ...]:
+        node, domain = place.node, place.domain
         if (domain, node.op_type) in BODIES and not defs.has(node.op_type, opsets.get(domain, 0), domain):
             return self._plain(node, inputs, opsets)
-        if (made := made_of_values(node, inputs, opsets)) is not None:
+        if (made := made_of_values(place, inputs, opsets)) is not None:
             return (
                 made
                 if made.value is None or made.value.size <= at_most(made.elem_type, self.most)
@@ -188,14 +157,14 @@ class Inference:
             )
         schema = self._schema(node.op_type, domain, opsets[domain])
         types, data = {}, {}
-        for name, entry in zip(node.input, inputs, strict=True):
+        for name, entry in zip(place.inputs, inputs, strict=True):
             if not name:
                 continue
             if entry is None:
                 return ()
             types[name] = self._type(entry)
-            if entry.value is not None:
-                data[name] = numpy_helper.from_array(entry.value)
+            if (tensor := entry.tensor) is not None:
+                data[name] = tensor
         outputs = shape_inference.infer_node_outputs(
             schema,
             node,
@@ -204,11 +173,11 @@ class Inference:
             opset_imports=self._imports(opsets),
             ir_version=self.proto.ir_version,
         )
-        known: Sequence[Known | None] = [known_of(outputs.get(name)) for name in node.output]
+        known: Sequence[Known | None] = [known_of(outputs.get(name)) for name in place.outputs]
         if any(entry is None or entry.shape is None for entry in known) and schema.function_body.node:
             # Below opset 16 GreaterOrEqual and its like have a body and no inference of their own.
             known = self._function(node, schema.function_body, inputs)
-        values = small_values(node, inputs, known, opsets, self.most)
+        values = small_values(place, inputs, known, opsets, self.most)
         return tuple(
             entry if value is None or entry is None else Known(entry.elem_type, tuple(value.shape), value)
             for entry, value in zip(known, values, strict=True)
@@ -218,7 +187,7 @@ class Inference:
         self, node: onnx.NodeProto, inputs: list[Known | None], opsets: dict[str, int]
     ) -> tuple[Known | None, ...]:
         """Through plain nodes that do the same; a node that cannot be said so gives nothing that is known."""
-        body = BODIES[_domain(node.domain), node.op_type](node, inputs, opsets.get("", 0))
+        body = BODIES[standard(node.domain), node.op_type](node, inputs, opsets.get("", 0))
         if body is None:
             return (None,) * len(node.output)
         nodes, stored = body
@@ -263,14 +232,8 @@ class Inference:
                 scope.known[name] = entry
         given = {a.name: a for a in (*function.attribute_proto, *node.attribute)}
         body = [bind(inner, given) for inner in function.node]
-        self._nodes(body, scope, {_domain(o.domain): o.version for o in function.opset_import}, {})
+        self._nodes(body, scope, {standard(o.domain): o.version for o in function.opset_import}, {})
         return tuple([scope.known.get(name) for name in function.output])
-
-    def _text(self, function: onnx.FunctionProto) -> bytes:
-        key = (function.domain, function.name)
-        if key not in self.texts:
-            self.texts[key] = function.SerializeToString()
-        return self.texts[key]
 
     def _subgraphs(self, node: onnx.NodeProto, world: World, opsets: dict[str, int]) -> dict[str, list[Known | None]]:
         """What the bodies of a node give, by attribute. Those of If are inferred in the enclosing scope, of Loop and Scan as
@@ -294,8 +257,3 @@ class Inference:
             if agreed is not None:
                 world.known[name] = agreed
         return results
-
-
-def _domain(name: str) -> str:
-    """The standard's domain has two spellings."""
-    return "" if name == "ai.onnx" else name

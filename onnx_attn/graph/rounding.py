@@ -15,7 +15,8 @@ Exact = Callable[[], np.ndarray]
 
 Place = tuple[slice, ...]
 Pieces = Callable[[], Iterator[tuple[Place, np.ndarray]]]
-"""A weight in float64, by pieces and where they lie (rows, columns). Of two at one place the later counts, the other is zeros."""
+"""A weight in float64, by pieces and where they lie (rows, columns). Of two at one place the later counts, the other is zeros.
+What is as the model stores it may come in the model's type."""
 
 
 class RoundsBadlyError(ArithmeticError):
@@ -44,6 +45,9 @@ def rounded(shape: tuple[int, ...], pieces: Pieces, dtype: np.dtype, hint: str) 
     found = np.zeros(shape, dtype)
     lost, norm = np.zeros(shape[1:]), np.zeros(shape[1:])
     for place, wide in pieces():
+        if wide.dtype == dtype:
+            found[place] = wide
+            continue
         with np.errstate(over="ignore"):
             piece = wide.astype(dtype)
         columns = place[1:]

@@ -11,6 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from onnx_attn.graph.place import Place
 from onnx_attn.graph.slim import SMALL
 from onnx_attn.graph.world import Known
 
@@ -34,11 +35,11 @@ NOT_A_FUNCTION = frozenset(
 
 
 def small_values(
-    node: onnx.NodeProto, inputs: list[Known | None], known: Sequence[Known | None], opsets: dict[str, int], most: int
+    place: Place, inputs: list[Known | None], known: Sequence[Known | None], opsets: dict[str, int], most: int
 ) -> Sequence[np.ndarray | None]:
     """Results by the reference operators; Shape and Size from the shape alone. most: how many whole numbers a result may have;
     of other values there are SMALL."""
-    nothing = [None] * len(node.output)
+    node, nothing = place.node, [None] * len(place.outputs)
     if node.op_type == "Constant" and node.attribute and node.attribute[0].name in CONSTANT_TYPES:
         # Most graphs' only constants: reading them here spares loading the reference operators.
         value = helper.get_attribute_value(node.attribute[0])
@@ -57,30 +58,30 @@ def small_values(
         return [first.astype(helper.tensor_dtype_to_np_dtype(kind))] if kind else nothing
     if node.op_type in NOT_A_FUNCTION:
         return nothing
-    return _evaluated(node, inputs, opsets) or nothing
+    return _evaluated(place, inputs, opsets) or nothing
 
 
 NO_LARGER = frozenset("Shape Concat Gather Slice Squeeze Unsqueeze Reshape Transpose Cast Add Sub Mul Div".split())
 """Operators whose result is about as large as what they read: to compute it takes less time than to infer its shape before."""
 
 
-def made_of_values(node: onnx.NodeProto, inputs: list[Known | None], opsets: dict[str, int]) -> Known | None:
+def made_of_values(place: Place, inputs: list[Known | None], opsets: dict[str, int]) -> Known | None:
     """What a node of such an operator makes of values that are all known, of whatever size; None of another, and where the
     reference operators cannot say."""
-    if node.op_type not in NO_LARGER or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
+    if place.domain != "" or place.node.op_type not in NO_LARGER or len(place.outputs) != 1:
         return None
-    found = _evaluated(node, inputs, opsets)
+    found = _evaluated(place, inputs, opsets)
     if found is None or found[0].dtype.kind not in "biuf":
         return None
     return Known(helper.np_dtype_to_tensor_dtype(found[0].dtype), tuple(found[0].shape), found[0])
 
 
-def _evaluated(node: onnx.NodeProto, inputs: list[Known | None], opsets: dict[str, int]) -> list[np.ndarray] | None:
+def _evaluated(place: Place, inputs: list[Known | None], opsets: dict[str, int]) -> list[np.ndarray] | None:
     """By onnx's reference operators; None where a value is not known, and where they raise, as they do what they like."""
-    values = [entry.value if entry is not None else None for entry in inputs]
+    node, values = place.node, [entry.value if entry is not None else None for entry in inputs]
     if node.op_type in ("Shape", "Size") and inputs[0] is not None and inputs[0].shape is not None:
         values = [np.broadcast_to(np.zeros((), np.float32), inputs[0].shape)]
-    if any(value is None and name for name, value in zip(node.input, values, strict=True)):
+    if any(value is None and name for name, value in zip(place.inputs, values, strict=True)):
         return None
     feed = {f"x{place}": value for place, value in enumerate(values) if value is not None}
     try:

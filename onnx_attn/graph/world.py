@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,13 +25,30 @@ from onnx_attn.graph.slim import SMALL
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Known:
-    """What a world knows of one tensor: element type, shape (None: unknown rank or size) and, if small, its value."""
+    """What a world knows of one tensor: element type, shape (None: unknown rank or size) and, if small, its value. Nobody changes
+    one. (Not frozen: thousands are made, and a frozen one takes three times as long to make.)"""
 
     elem_type: int
     shape: Shape | None
     value: np.ndarray | None = None
+    _key: tuple[Any, ...] | None = field(default=None, init=False, repr=False)
+    _tensor: onnx.TensorProto | None = field(default=None, init=False, repr=False)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """All that is known, to be looked up by."""
+        if self._key is None:
+            self._key = (self.elem_type, self.shape, None if self.value is None else self.value.tobytes())
+        return self._key
+
+    @property
+    def tensor(self) -> onnx.TensorProto | None:
+        """The value as onnx takes it."""
+        if self._tensor is None and self.value is not None:
+            self._tensor = numpy_helper.from_array(self.value)
+        return self._tensor
 
 
 @dataclass
