@@ -10,6 +10,7 @@ from typing import Any, cast
 import onnx
 from onnx import defs, helper, shape_inference
 
+from onnx_attn.graph.common_shapes import constant_said, shape_said
 from onnx_attn.graph.contradictions import check
 from onnx_attn.graph.inline import bind
 from onnx_attn.graph.place import Place, place_of, standard
@@ -149,13 +150,29 @@ class Inference:
         node, domain = place.node, place.domain
         if (domain, node.op_type) in BODIES and not defs.has(node.op_type, opsets.get(domain, 0), domain):
             return self._plain(node, inputs, opsets)
+        if (held := constant_said(place)) is not None:
+            return (held,)
         if (made := made_of_values(place, inputs, opsets)) is not None:
             return (
                 made
                 if made.value is None or made.value.size <= at_most(made.elem_type, self.most)
                 else Known(made.elem_type, made.shape),
             )
-        schema = self._schema(node.op_type, domain, opsets[domain])
+        said = shape_said(place, inputs, opsets.get("", 0))
+        known = [said] if said is not None else self._asked(place, inputs, opsets)
+        if not known:
+            return ()
+        values = small_values(place, inputs, known, opsets, self.most)
+        return tuple(
+            [
+                entry if value is None or entry is None else Known(entry.elem_type, tuple(value.shape), value)
+                for entry, value in zip(known, values, strict=True)
+            ]
+        )
+
+    def _asked(self, place: Place, inputs: list[Known | None], opsets: dict[str, int]) -> Sequence[Known | None]:
+        """What onnx's inference says; nothing where an input is not known."""
+        node, schema = place.node, self._schema(place.node.op_type, place.domain, opsets[place.domain])
         types, data = {}, {}
         for name, entry in zip(place.inputs, inputs, strict=True):
             if not name:
@@ -173,15 +190,11 @@ class Inference:
             opset_imports=self._imports(opsets),
             ir_version=self.proto.ir_version,
         )
-        known: Sequence[Known | None] = [known_of(outputs.get(name)) for name in place.outputs]
+        known = [known_of(outputs.get(name)) for name in place.outputs]
         if any(entry is None or entry.shape is None for entry in known) and schema.function_body.node:
             # Below opset 16 GreaterOrEqual and its like have a body and no inference of their own.
-            known = self._function(node, schema.function_body, inputs)
-        values = small_values(place, inputs, known, opsets, self.most)
-        return tuple(
-            entry if value is None or entry is None else Known(entry.elem_type, tuple(value.shape), value)
-            for entry, value in zip(known, values, strict=True)
-        )
+            return self._function(node, schema.function_body, inputs)
+        return known
 
     def _plain(
         self, node: onnx.NodeProto, inputs: list[Known | None], opsets: dict[str, int]

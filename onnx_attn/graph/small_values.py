@@ -8,21 +8,12 @@ from functools import lru_cache
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_attn.graph.place import Place
 from onnx_attn.graph.slim import SMALL
 from onnx_attn.graph.world import Known
-
-CONSTANT_TYPES = {
-    "value": None,
-    "value_float": np.float32,
-    "value_floats": np.float32,
-    "value_int": np.int64,
-    "value_ints": np.int64,
-}
-"""Constant's attributes and the types that they stand for."""
 
 _WHOLE = frozenset({onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL})
 INDICES = 1024
@@ -40,12 +31,6 @@ def small_values(
     """Results by the reference operators; Shape and Size from the shape alone. most: how many whole numbers a result may have;
     of other values there are SMALL."""
     node, nothing = place.node, [None] * len(place.outputs)
-    if node.op_type == "Constant" and node.attribute and node.attribute[0].name in CONSTANT_TYPES:
-        # Most graphs' only constants: reading them here spares loading the reference operators.
-        value = helper.get_attribute_value(node.attribute[0])
-        is_tensor = isinstance(value, onnx.TensorProto)
-        array = numpy_helper.to_array(value) if is_tensor else np.asarray(value, CONSTANT_TYPES[node.attribute[0].name])
-        return [array] if array.size <= SMALL else nothing
     if any(
         entry is None or entry.shape is None or math.prod(entry.shape) > at_most(entry.elem_type, most)
         for entry in known

@@ -53,23 +53,22 @@ class Layout:
         return tuple(digit for axis in self.axes for digit in axis)
 
 
-def decode(index: np.ndarray, source: Shape) -> Layout | None:
-    """Read the layout off an index map into a C-contiguous source; None if it is no plain re-arrangement."""
+def decode(index: np.ndarray, source: Shape, positions: np.ndarray | None = None) -> Layout | None:
+    """Read the layout off an index map into a C-contiguous source; None if it is no plain re-arrangement.
+
+    positions: what the map was made of, if that counts the source through. A view of it lies along its own strides, and no number
+    has to be looked at."""
     if index.size == 0:
         return None
-    origin = int(index.reshape(-1)[0])
-    runs, expected = [], np.asarray(origin, index.dtype)
-    for axis in range(index.ndim):
-        line = index[tuple(slice(None) if i == axis else 0 for i in range(index.ndim))].astype(np.int64) - origin
-        runs.append(_runs(line))
-        expected = expected + line.reshape([-1 if i == axis else 1 for i in range(index.ndim)])
-    if any(run is None for run in runs) or not np.array_equal(index, expected):
+    origin = int(index[(0,) * index.ndim])
+    runs = _strided(index) if positions is not None and index.base is positions else _read_runs(index, origin)
+    if runs is None:
         return None
     strides = [math.prod(source[i + 1 :]) for i in range(len(source))]
     axes = []
     for run in runs:
         digits: list[Digit] = []
-        for stride, size in run or ():
+        for stride, size in run:
             split = _digits(stride, size, source, strides)
             if split is None:
                 return None
@@ -90,9 +89,34 @@ def common(layouts: Sequence[Layout | None]) -> Layout | None:
     return first if first is not None and all(layout == first for layout in layouts[1:]) else None
 
 
-def _runs(line: np.ndarray) -> list[tuple[int, int]] | None:
+Runs = list[tuple[int, int]]
+"""Of one axis, (stride, size), outer to inner."""
+
+
+def _strided(index: np.ndarray) -> list[Runs] | None:
+    """Of a view of numbers that count through: None if some axis goes backwards."""
+    axes = [(stride // index.itemsize, size) for stride, size in zip(index.strides, index.shape, strict=True)]
+    if any(stride < 0 for stride, size in axes if size > 1):
+        return None
+    return [[(stride, size)] if size > 1 else [] for stride, size in axes]
+
+
+def _read_runs(index: np.ndarray, origin: int) -> list[Runs] | None:
+    """Off the numbers: along each axis by itself, if all others are what these make together."""
+    runs, expected = list[Runs](), np.asarray(origin, index.dtype)
+    for axis in range(index.ndim):
+        line = index[tuple(slice(None) if i == axis else 0 for i in range(index.ndim))].astype(np.int64) - origin
+        run = _runs(line)
+        if run is None:
+            return None
+        runs.append(run)
+        expected = expected + line.reshape([-1 if i == axis else 1 for i in range(index.ndim)])
+    return runs if np.array_equal(index, expected) else None
+
+
+def _runs(line: np.ndarray) -> Runs | None:
     """Factor a line of offsets into (stride, size), outer to inner: 0 1 2 10 11 12 is [(10, 2), (1, 3)]."""
-    runs: list[tuple[int, int]] = []
+    runs: Runs = []
     while line.size > 1:
         stride = int(line[1])
         steps = np.arange(line.size, dtype=np.int64) * stride

@@ -172,10 +172,13 @@ def _run_all(
 ) -> Layout | None:
     layouts: list[Layout | None] = []
     for world, shape in zip(view.worlds, base, strict=True):
-        index = index_map(world, shape, steps, row_steps)
+        if math.prod(shape) > MOST_POSITIONS:
+            return None
+        positions = np.arange(math.prod(shape), dtype=np.int32)
+        index = index_map(world, positions.reshape(shape), steps, row_steps)
         if index is None:
             return None
-        layouts.append(decode(index, shape))
+        layouts.append(decode(index, shape, positions))
     return common(layouts)
 
 
