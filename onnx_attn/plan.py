@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from onnx_attn.algebra.choose import CONSTANT_CHANNEL, IDENTITIES, NOTHING, Algebra, choose_algebra, is_quantised
 from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation, Heads, adapted_site
 from onnx_attn.forms.attention import attention_refused
+from onnx_attn.forms.beside import Beside, read_beside
 from onnx_attn.forms.contrib import contrib_refused
 from onnx_attn.forms.narrow_weights import narrow_refused
 from onnx_attn.forms.packing import Packing, plan_packing
@@ -46,6 +47,7 @@ class Decision:
     stays: it is the `Attention` node that it was, in the form "attention".
     adaptation: what is changed about it for the target. placement: where its parts are written.
     ordered: the block around it is computed tokens first. embedded: its rotary embeddings are written as the operator.
+    beside: layers that are packed as they are, where something works on what they make before it is Q or K.
     """
 
     site: AttentionSite
@@ -58,10 +60,16 @@ class Decision:
     placement: Placement = AUTO
     ordered: bool = False
     embedded: bool = False
+    beside: Beside | None = None
 
     @property
     def way(self) -> Way:
-        return Way(self.form, self.packing, self.algebra, self.adaptation, self.placement)
+        return Way(self.form, self.packing, self.algebra, self.adaptation, self.placement, self.beside)
+
+    @property
+    def packed(self) -> bool:
+        """Whether Q, K and V, or two of them, come from one product."""
+        return self.packing is not None or self.beside is not None
 
     @property
     def key(self) -> str:
@@ -249,7 +257,14 @@ def _decide(
     operator = form_of_node(site.node) == "attention" and not change.names
     if operator and (chosen == "attention" or (wanted.form == "auto" and lands_best(target, "attention", facts))):
         return Decision(site, "attention", None, packing, stays=True)
-    return Decision(site, chosen, None, packing, adaptation=change, placement=placement)
+    beside = read_beside(view, site) if _may_stand_beside(target, site, wanted) else None
+    unpacked = packing if beside is None else None
+    return Decision(site, chosen, None, unpacked, adaptation=change, placement=placement, beside=beside)
+
+
+def _may_stand_beside(target: Target, site: AttentionSite, wanted: Choice) -> bool:
+    """Where the compiler is known to gain by it (forms/beside.py)."""
+    return target.name == "tensorrt" and wanted.pack and not wanted.split and not site.shared
 
 
 def _useful(algebra: Collection[str], target: Target) -> Collection[str]:

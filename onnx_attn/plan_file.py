@@ -95,7 +95,7 @@ def plan_document(
             site |= {"code": entry.code, "reason": entry.reason}
         elif isinstance(entry, Decision):
             site |= {"softmax": entry.site.name, "apply": True, "form": entry.form}
-            site |= {"pack": entry.packing is not None, "algebra": list(entry.algebra.names)}
+            site |= {"pack": entry.packed, "algebra": list(entry.algebra.names)}
             site |= {"changes": list(entry.changes), "placement": asdict(entry.placement)}
         else:
             site |= {"softmax": entry.name, "apply": True, "form": "function", "pack": False, "algebra": []}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from onnx_attn.algebra.choose import NOTHING, Algebra
 from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation
+from onnx_attn.forms.beside import Beside
 from onnx_attn.forms.packing import Packing
 from onnx_attn.forms.placement import AUTO, Placement
 
@@ -13,10 +14,12 @@ from onnx_attn.forms.placement import AUTO, Placement
 @dataclass(frozen=True)
 class Way:
     """form: `function`, `primitives`, `attention`, `contrib`. packing: of the in-projection, if it is packed. algebra: what
-    is changed about its numbers. adaptation: what is changed for the target."""
+    is changed about its numbers. adaptation: what is changed for the target. beside: layers that are put side by side as
+    they are."""
 
     form: str
     packing: Packing | None = None
     algebra: Algebra = NOTHING
     adaptation: Adaptation = AS_IT_STANDS
     placement: Placement = AUTO
+    beside: Beside | None = None

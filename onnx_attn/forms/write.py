@@ -21,6 +21,7 @@ from onnx_attn.forms.adaptation import (
     restore_result,
 )
 from onnx_attn.forms.attention import rests_on_constant, write_attention
+from onnx_attn.forms.beside import write_beside
 from onnx_attn.forms.contrib import packs_into_attention, write_multi_head_attention, write_packed_attention
 from onnx_attn.forms.folded import write_folds
 from onnx_attn.forms.function import write_function_call
@@ -78,7 +79,7 @@ def write_site(
         tuple(writer.initializers.values()),
         body.functions,
         begin.starts,
-        packing is not None,
+        packing is not None or way.beside is not None,
         algebra.names,
         writer.exact,
         body.scale,
@@ -197,7 +198,12 @@ def _write_in_projections(
         placement = replace(placement, split="heads")
     starts: list[str] = []
     if packing is None:
-        return replace(begin, starts=tuple(operand.whole.source.name for operand in site.operands))
+        made = way.beside.outputs if way.beside is not None else ()
+        starts = [name for operand in site.operands if (name := operand.whole.source.name) not in made]
+        if way.beside is not None:
+            begin.splices.append(write_beside(writer, view, way.beside))
+            starts.append(way.beside.source.name)
+        return replace(begin, starts=tuple(starts))
     for group in packing.groups:
         renamed: dict[str, str] = {}
         in_proj, constant = InProj(view, site, group, algebra), algebra.constant(group)

@@ -131,7 +131,7 @@ def _fused_entry(fusion: Fusion, entry: AttentionSite | Written | Verdict | Deci
     return {
         **document,
         "form": entry.form if written else None,
-        "packed": written and entry.packing is not None,
+        "packed": written and entry.packed,
         "algebra": list(edit.algebra) if edit is not None else [],
         "algebra_left": fusion.algebra_left(entry),
         "changes_left": fusion.changes_left(entry),

@@ -123,7 +123,7 @@ class _Search:
             limits = self._limits(decision, names)
             question = self.pieces.question(*limits, None) if limits is not None else None
             if limits is not None and question is not None:
-                written = (decision.stays, decision.packing is None, decision.algebra.names, decision.adaptation)
+                written = (decision.stays, decision.packed, decision.algebra.names, decision.adaptation)
                 kinds.setdefault(f"{digest(question.model)} {written}", (limits, []))[1].append(decision)
         return list(kinds.values())
 
