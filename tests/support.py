@@ -50,17 +50,21 @@ class Export:
     @property
     def packable(self) -> int:
         """The sites of which two of Q, K and V at least are one layer's on one source, heads apart, and nothing but movement
-        between."""
-        unpacked = {"davit_tiny": 2, "volo_d1": 2}.get(self.name, self.true_sites if self.name in UNPACKED else 0)
+        between; or three, which are put side by side."""
+        unpacked = {"davit_tiny": 2, "volo_d1": 2}.get(self.name, self.true_sites if self._is_unpacked else 0)
         return self.wanted - unpacked
+
+    @property
+    def _is_unpacked(self) -> bool:
+        return self.name in UNPACKED or ".".join(self.path.name.split(".")[:2]) in UNPACKED
 
 
 UNPACKED = frozenset(
-    # No layer, or none of one source; heads that are normalised or turned behind their layer, or put behind a past; 1 × 1
-    # convolutions.
+    # No layer, or none of one source; one layer whose heads are normalised or turned behind it, or put behind a past; Q and K
+    # that are turned in another type; 1 × 1 convolutions.
     "sdpa sdpa_scale sdpa_causal sdpa_mask sdpa_prescaled sdpa_mask_bool sdpa_gqa sdpa_mqa mha_zero_attn mha_bias_kv mha_kdim "
-    "swin_v2_t swinv2_tiny_window8 vit_qk_norm edgenext_small llama mistral falcon phi gptj cohere eva02_small dinov3_small "
-    "visformer_tiny t5_decoder_first t5_decoder_step gpt2_prefill gpt2_decode llama_static llama_decode mistral_decode".split()
+    "swin_v2_t swinv2_tiny_window8 vit_qk_norm edgenext_small llama.torchscript falcon eva02_small dinov3_small "
+    "visformer_tiny t5_decoder_first t5_decoder_step gpt2_prefill gpt2_decode llama_static".split()
 )
 
 

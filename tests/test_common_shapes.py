@@ -20,7 +20,7 @@ from onnx_attn.views.layout import decode
 
 TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.BOOL)
 SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
-BINARY = "Add Sub Mul Div Max Min MatMul".split()
+BINARY = "Add Sub Mul Div MatMul".split()
 UNARY = "Sqrt Erf Tanh Sigmoid Neg Relu Reciprocal Identity Sin Cos Exp Log Abs".split()
 OPSETS = (5, 7, 9, 13, 17, 18, 20, 23)
 

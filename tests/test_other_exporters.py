@@ -7,6 +7,8 @@ import pytest
 from checks import assert_fused, assert_refused, feeds
 from graphs import CHANNELS, HEAD_DIM, HEADS, WIDTH, Net
 
+import onnx_attn
+
 ROOT = HEAD_DIM**-0.5
 
 
@@ -95,7 +97,7 @@ def test_a_batch_normalisation_before_the_head_split_leaves_the_projection_reada
 
     q, k, v = layer(), layer(), layer()
     net.output(net.merge_heads(net.sdpa(q, net.swap(k), v)), 3)
-    assert_fused(net.model(), heads=HEADS, head_dim=HEAD_DIM, projection="triplet", packed=False)
+    assert_fused(net.model(), heads=HEADS, head_dim=HEAD_DIM, projection="triplet", packed=True)
 
 
 def test_heads_that_are_stacked_along_the_batch_are_heads() -> None:
@@ -118,7 +120,10 @@ def test_pieces_of_two_tensors_are_no_stack_of_one() -> None:
     x, y = net.input("x", 2, 5, WIDTH), net.input("y", 2, 5, WIDTH)
     q, k, v = (net.op("Concat", net.linear(x, HEAD_DIM), net.linear(y, HEAD_DIM), axis=0) for _ in range(3))
     net.output(net.sdpa(q, net.swap(k, 3), v), 3)
-    assert_fused(net.model(), packed=False)
+    model = net.model()
+    assert_fused(model, packed=True)
+    # What is packed are the three layers of one of them, as they stand.
+    assert sum(node.op_type == "MatMul" for node in onnx_attn.fuse(model).model.graph.node) == 1 + 3
 
 
 @pytest.mark.parametrize("copies", ["Expand", "Tile", "Gather"])

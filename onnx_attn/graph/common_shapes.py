@@ -113,7 +113,7 @@ def _broadcast(shapes: Sequence[Shape]) -> Shape | None:
 
 
 _READERS: dict[str, Callable[[onnx.NodeProto, Sequence[Known]], Shape | None]] = {
-    **dict.fromkeys("Add Sub Mul Div Max Min".split(), _elementwise),
+    **dict.fromkeys("Add Sub Mul Div".split(), _elementwise),
     **dict.fromkeys("Sqrt Erf Tanh Sigmoid Neg Relu Reciprocal Identity Sin Cos Exp Log Abs".split(), _elementwise),
     "MatMul": _matmul,
     "Transpose": _transpose,
