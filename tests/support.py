@@ -61,9 +61,9 @@ class Export:
 
 UNPACKED = frozenset(
     # No layer, or none of one source; one layer whose heads are normalised or turned behind it, or put behind a past; Q and K
-    # that are turned in another type; 1 × 1 convolutions.
+    # that are turned in another type; K and V alone without biases; 1 × 1 convolutions.
     "sdpa sdpa_scale sdpa_causal sdpa_mask sdpa_prescaled sdpa_mask_bool sdpa_gqa sdpa_mqa mha_zero_attn mha_bias_kv mha_kdim "
-    "swin_v2_t swinv2_tiny_window8 vit_qk_norm edgenext_small llama.torchscript falcon eva02_small dinov3_small "
+    "swin_v2_t swinv2_tiny_window8 vit_qk_norm edgenext_small text_cross llama.torchscript falcon eva02_small dinov3_small "
     "visformer_tiny t5_decoder_first t5_decoder_step gpt2_prefill gpt2_decode llama_static".split()
 )
 

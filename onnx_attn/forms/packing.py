@@ -119,6 +119,18 @@ def plan_packing(view: GraphView, site: AttentionSite) -> Packing | str:
     return found
 
 
+def is_bare_pair(view: GraphView, packing: Packing) -> bool:
+    """Whether all that is packed are K and V of layers of their own, without biases and of one size: a picture asks a text.
+
+    Measured with TensorRT for RTX 1.7.1, half precision, diffusers' cross-attention: 9 kernels either way, and 6 % more bytes
+    packed. (Where sizes vary, packing is worth while: 10 kernels, 12; and so it is with biases, which it moves away: CrossViT 54
+    kernels, 57; a decoder's layer 15 either way, and 8 % fewer bytes.)
+    """
+    group, *others = [group for group in packing.groups if len(group.members) > 1]
+    bare = not group.reuses_weight and all(member.layer.bias is None for member in group.members)
+    return not others and len(group.members) == 2 and bare and len(set(rows(view, group.members[0].layer))) == 1
+
+
 def _is_packable(view: GraphView, site: AttentionSite, group: Group) -> bool:
     """Whether nobody else reads the group's layers; who reads the site's probabilities, and so Q and K, can be served."""
     layers = [(member.role, member.layer) for member in group.members]
