@@ -68,8 +68,7 @@ class Decision:
 
     @property
     def packed(self) -> bool:
-        """Whether Q, K and V, or two of them, come from one product."""
-        return self.packing is not None or self.beside is not None
+        return self.way.packed
 
     @property
     def key(self) -> str:

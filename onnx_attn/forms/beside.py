@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_attn.forms.owning import one_way
 from onnx_attn.graph.edit import Splice, Writer
 from onnx_attn.graph.view import STANDARD, GraphView
-from onnx_attn.recognize.origin import read_origin
+from onnx_attn.recognize.projection import products
 from onnx_attn.site import AttentionSite
 from onnx_attn.views.linear import weight_array, weight_tensor
 from onnx_attn.views.trace import FLOATS
@@ -52,8 +53,9 @@ def read_beside(view: GraphView, site: AttentionSite) -> Beside | None:
     """
     if site.projection is None or None not in site.projection.operands:
         return None
-    products = {id(product): product for product in _products(view, site)}
-    found = sorted(products.values(), key=view.position)
+    behind = products(view, site.operands, site.projection.operands)
+    made = {id(each): each for each in behind if each is not None and each.op == "MatMul" and each.domain in STANDARD}
+    found = sorted(made.values(), key=view.position)
     if len(found) < 2 or any(product.inputs[0] is not found[0].inputs[0] for product in found):
         return None
     weights = [weight_tensor(view, product.inputs[1]) for product in found]
@@ -79,30 +81,10 @@ def write_beside(writer: Writer, view: GraphView, beside: Beside) -> Splice:
     return Splice(view.position(beside.products[0]), tuple(ahead.nodes), beside.outputs)
 
 
-def _products(view: GraphView, site: AttentionSite) -> list[gs.Node]:
-    """The products with weights that Q, K and V come from, as far as they are MatMuls."""
-    assert site.projection is not None
-    found = []
-    for operand, projected in zip(site.operands, site.projection.operands, strict=True):
-        origin = read_origin(view, operand.read) if projected is None else None
-        product = projected.layer.product if projected is not None else origin.layer if origin is not None else None
-        if product is not None and product.op == "MatMul" and product.domain in STANDARD:
-            found.append(product)
-    return found
-
-
 def _is_own(view: GraphView, product: gs.Node, weight: gs.Tensor) -> bool:
     """Whether a product's weight is a stored matrix that is read for it alone: else it would be stored twice."""
-    if not isinstance(weight, gs.Constant) or not view.is_weight(weight) or weight.name in view.pinned:
-        return False
-    tensor = weight
-    while True:
-        readers = view.readers(tensor)
-        if len(readers) != 1 or len(weight.shape) != 2:
-            return False
-        if readers[0] is product:
-            return True
-        tensor = readers[0].outputs[0]
+    stored = isinstance(weight, gs.Constant) and view.is_weight(weight) and len(weight.shape) == 2
+    return stored and one_way(view, weight, product.outputs[0], alone=True)
 
 
 def _serves_alone(view: GraphView, site: AttentionSite, result: gs.Tensor) -> bool:

@@ -26,7 +26,7 @@ def is_own(view: GraphView, site: AttentionSite, layers: Sequence[tuple[int, Lin
     for role, layer in layers:
         if layer.weight.name in view.pinned or (layer.bias is not None and layer.bias.name in view.pinned):
             return False
-        if not all(_one_way(view, weight, layer.output) for weight in (layer.weight, *_narrow(view, layer.weight))):
+        if not all(one_way(view, weight, layer.output) for weight in (layer.weight, *_narrow(view, layer.weight))):
             return False
         steps = [each for step in site.operands[role].whole.steps for each in step.whole]
         for tensor in [layer.output, *(output for step in steps for output in step.node.outputs)]:
@@ -59,13 +59,13 @@ def asks_shape(view: GraphView, reader: gs.Node) -> bool:
     return bool(readers) and result.name not in view.pinned and all(reads_shape(view, below) for below in readers)
 
 
-def _one_way(view: GraphView, weight: gs.Tensor, output: gs.Tensor) -> bool:
-    """From the weight down to the layer's output every tensor has one reader."""
+def one_way(view: GraphView, weight: gs.Tensor, output: gs.Tensor, alone: bool = False) -> bool:
+    """From the weight down to the layer's output every tensor has one reader. alone: and nobody asks for its shape."""
     tensor = weight
     while tensor is not output:
         if tensor.name in view.pinned:
             return False
-        readers = [reader for reader in view.readers(tensor) if not reads_shape(view, reader)]
+        readers = [reader for reader in view.readers(tensor) if alone or not reads_shape(view, reader)]
         if len(readers) != 1:
             return False
         tensor = readers[0].outputs[0]

@@ -23,3 +23,8 @@ class Way:
     adaptation: Adaptation = AS_IT_STANDS
     placement: Placement = AUTO
     beside: Beside | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether Q, K and V, or two of them, come from one product."""
+        return self.packing is not None or self.beside is not None

@@ -79,7 +79,7 @@ def write_site(
         tuple(writer.initializers.values()),
         body.functions,
         begin.starts,
-        packing is not None or way.beside is not None,
+        way.packed,
         algebra.names,
         writer.exact,
         body.scale,

@@ -23,13 +23,20 @@ def read_projection(view: GraphView, query: Operand, key: Operand, value: Operan
     """
     operands = (query, key, value)
     found = [_projected(view, operand) for operand in operands]
-    layers = [
-        each.layer.product if each else (origin.layer if (origin := read_origin(view, operand.read)) else None)
-        for each, operand in zip(found, operands, strict=True)
-    ]
+    layers = products(view, operands, found)
     if not any(layers):
         return None
     return Projection(_kind(layers), *found)
+
+
+def products(
+    view: GraphView, operands: Sequence[Operand], projected: Sequence[Projected | None]
+) -> list[gs.Node | None]:
+    """The products with weights behind Q, K and V; what works on each head in between (a norm, a scale) is no matter here."""
+    return [
+        each.layer.product if each else (origin.layer if (origin := read_origin(view, operand.read)) else None)
+        for each, operand in zip(projected, operands, strict=True)
+    ]
 
 
 def _projected(view: GraphView, operand: Operand) -> Projected | None:

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.owning import is_own, reads_shape
 from onnx_attn.graph.view import STANDARD, GraphView
-from onnx_attn.recognize.origin import read_origin
+from onnx_attn.recognize.projection import products
 from onnx_attn.row_order.partition import Partition, read_partition, read_roll
 from onnx_attn.row_order.token_wise import keeps_rows, row_operands
 from onnx_attn.row_order.way import Asked, Landings, all_through, below, nodes_of, only_read, rows_of
@@ -137,15 +137,10 @@ def _first_of_its_rows(view: GraphView, tensor: gs.Tensor) -> gs.Tensor:
 
 
 def _products(view: GraphView, site: AttentionSite) -> list[gs.Node]:
-    """The products with weights behind Q, K and V; what works on each head in between (a norm, a scale) is no matter here."""
-    found = []
-    for operand, projected in zip(site.operands, site.projection.operands if site.projection else (), strict=False):
-        origin = read_origin(view, operand.read) if projected is None else None
-        product = projected.layer.product if projected is not None else origin.layer if origin is not None else None
-        if product is None or product.op not in LAYERS:
-            return []
-        found.append(product)
-    return found
+    """The products with weights behind Q, K and V; none where one of them comes from something else."""
+    found = products(view, site.operands, site.projection.operands) if site.projection is not None else []
+    layers = [product for product in found if product is not None and product.op in LAYERS]
+    return layers if len(layers) == len(found) else []
 
 
 @dataclass(frozen=True)
