@@ -255,11 +255,11 @@ def _decide(
         identities = _useful(wanted.algebra, target) if not site.shared else ()
         algebra = choose_algebra(view, site, packing, identities)
         return Decision(site, chosen, packing, None, algebra, adaptation=change, placement=placement)
-    operator = form_of_node(site.node) == "attention" and not change.names
-    if operator and (chosen == "attention" or (wanted.form == "auto" and lands_best(target, "attention", facts))):
-        return Decision(site, "attention", None, packing, stays=True)
     beside = read_beside(view, site) if _may_stand_beside(target, site, wanted) else None
     unpacked = packing if beside is None else None
+    operator = form_of_node(site.node) == "attention" and not change.names
+    if operator and (chosen == "attention" or (wanted.form == "auto" and lands_best(target, "attention", facts))):
+        return Decision(site, "attention", None, unpacked, stays=beside is None, beside=beside)
     return Decision(site, chosen, None, unpacked, adaptation=change, placement=placement, beside=beside)
 
 

@@ -19,10 +19,10 @@ Change = Callable[[Net, dict[str, str]], None]
 """What a trap does to a block: to the net, and to the values by their names."""
 
 
-def rotated(change: Change = lambda net, values: None, dtype: Any = np.float32) -> onnx.ModelProto:
+def rotated(change: Change = lambda net, values: None, dtype: Any = np.float32, opset: int = 18) -> onnx.ModelProto:
     """One site whose Q and K are rotated. The change is called when the layers' weights are there (`W_q` …), when their
-    results are (`q` …), and when Q, K and V are (`query` …)."""
-    net = Net(opset=18, dtype=dtype)
+    results are (`q` …), and when Q, K and V are (`query` …). From opset 23 on it is an `Attention` node."""
+    net = Net(opset=opset, dtype=dtype)
     x = net.input("x", BATCH, LENGTH, WIDTH)
     values = {"x": x, "source_q": x, "source_k": x, "source_v": x}
     values |= {f"W_{role}": net.weight(WIDTH, CHANNELS, name=f"W_{role}") for role in "qkv"}
@@ -34,7 +34,10 @@ def rotated(change: Change = lambda net, values: None, dtype: Any = np.float32) 
     values["query"], values["key"] = (rotation.of(net, net.split_heads(values[role])) for role in "qk")
     values["value"] = net.split_heads(values["v"])
     change(net, values)
-    site = net.sdpa(values["query"], net.swap(values["key"]), values["value"])
+    if opset >= 23:
+        site = net.op("Attention", *(values[role] for role in ("query", "key", "value")), name="softmax")
+    else:
+        site = net.sdpa(values["query"], net.swap(values["key"]), values["value"])
     net.output(net.merge_heads(site), 3)
     return net.model()
 
@@ -184,6 +187,17 @@ def test_only_where_it_is_wanted_and_pays(options: dict[str, Any]) -> None:
     assert not packed(rotated(), **options)
 
 
+@pytest.mark.parametrize("form", ["auto", "attention"])
+def test_an_operator_that_lands_as_it_is_keeps_its_form_beside_one_product(form: str) -> None:
+    model = rotated(dtype=np.float16, opset=23)
+    result = onnx_attn.fuse(model, form=form)
+    (site,) = result.report["candidates"]
+    assert (site["form"], site["packed"], site["certificate"]["ok"]) == ("attention", True, True)
+    assert products(result.model) == ["softmax/in_proj"]
+    assert [node.op_type for node in result.model.graph.node].count("Attention") == 1
+    assert len(products(onnx_attn.fuse(model, form=form, pack=False).model)) == 3
+
+
 @pytest.mark.parametrize(
     "name",
     ["mistral_decode.dynamo.18.static.half", "llama.dynamo.18.dynamic.eager", "phi.dynamo.23.static"],
@@ -192,6 +206,9 @@ def test_real_exports_are_packed(name: str) -> None:
     result = onnx_attn.fuse(EXPORTS / f"{name}.onnx")
     assert [site["packed"] for site in result.report["candidates"] if site["status"] == "site"] == [True, True]
     assert all(site["certificate"]["ok"] for site in result.report["candidates"] if site["status"] == "site")
+    assert not any("tokens-first" in site["changes"] for site in result.plan["sites"]), (
+        "its tokens would be moved for nothing"
+    )
 
 
 def test_a_plan_says_so_and_is_followed() -> None:

@@ -108,6 +108,7 @@ def _beginnings(view: GraphView, site: AttentionSite, into: _Into) -> Iterator[t
     # Of one entry tokens are first already; without a norm that can carry biases the compiler copies them in any case, and where
     # the batch varies no norm carries any (ViT-B/16, batch 1 to 8: 102 kernels either way).
     # Presents are wanted entries first: from tokens first they are moved in kernels of their own (GPT-2, batch 2: 26, not 24).
+    # So are Q and K where a rotary embedding works on them (two layers of Llama by RMSNormalization: 23 kernels, not 21).
     several = norm is not None and view.static(source, 0) not in (None, 1)
     pays = partition.moves or (several and _is_read_alone(view, site))
     if norm is not None and pays and not any(_goes_around(view, norm, tensor) for tensor in into.windows):
@@ -117,9 +118,11 @@ def _beginnings(view: GraphView, site: AttentionSite, into: _Into) -> Iterator[t
 
 
 def _is_read_alone(view: GraphView, site: AttentionSite) -> bool:
-    """Whether what the layers in front of a site make is read by the site alone; a cache reads keys and values too."""
+    """Whether what the layers in front of a site make is read by the site alone, and only moved on its way; a cache reads keys
+    and values too."""
     operands = site.projection.operands if site.projection is not None else ()
-    return is_own(view, site, [(role, each.layer) for role, each in enumerate(operands) if each is not None])
+    layers = [(role, each.layer) for role, each in enumerate(operands) if each is not None]
+    return len(layers) == len(operands) and is_own(view, site, layers)
 
 
 def _goes_around(view: GraphView, norm: gs.Node, tensor: gs.Tensor) -> bool:
