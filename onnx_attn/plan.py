@@ -11,7 +11,7 @@ from onnx_attn.forms.attention import attention_refused
 from onnx_attn.forms.beside import Beside, read_beside
 from onnx_attn.forms.contrib import contrib_refused
 from onnx_attn.forms.narrow_weights import narrow_refused
-from onnx_attn.forms.packing import Packing, is_bare_pair, plan_packing
+from onnx_attn.forms.packing import Packing, for_tensorrt, plan_packing
 from onnx_attn.forms.placement import AUTO, Placement
 from onnx_attn.forms.way import Way
 from onnx_attn.graph.view import GraphView
@@ -247,10 +247,11 @@ def _decide(
         packing = next((why for group in packing.groups if (why := narrow_refused(view, group))), packing)
     if isinstance(packing, Packing) and site.shared and is_quantised(view, site, packing):
         packing = "what is quantised serves one reader alone"
-    if isinstance(packing, Packing) and target.name == "tensorrt" and is_bare_pair(view, packing):
-        packing = "K and V without biases alone move more bytes packed"
+    if isinstance(packing, Packing) and wanted.split:
+        packing = packing.apart()
+    elif isinstance(packing, Packing) and target.name == "tensorrt":
+        packing = for_tensorrt(view, packing, change.head_dim)
     if isinstance(packing, Packing):
-        packing = packing.apart() if wanted.split else packing
         # The projection serves the other reader of the probabilities too: its weights stay what they are.
         identities = _useful(wanted.algebra, target) if not site.shared else ()
         algebra = choose_algebra(view, site, packing, identities)

@@ -29,14 +29,6 @@ def attention_names(path: Path) -> list[str]:
     ]
 
 
-ONE_MORE = ("mha_cross", "mistral_decode")
-"""Cross-attention by itself, sequence first, batch 2: as exported, through three axes, the kernel reads Q where the projection
-wrote it (6 kernels); on four axes it is moved first (7). In a decoder layer nothing is lost.
-
-Shared heads of K and V behind a past: as exported they are written once more for every head, and the kernel reads those (24);
-fused, it reads the caches themselves, behind three moves of what is new (25), and moves fewer bytes."""
-
-
 @pytest.mark.parametrize("form", ["function", "primitives"])
 @pytest.mark.parametrize("export", HALF, ids=lambda export: export.path.stem)
 def test_every_site_of_a_half_precision_export_lands(export: Export, form: str, tmp_path: Path) -> None:
@@ -47,8 +39,10 @@ def test_every_site_of_a_half_precision_export_lands(export: Export, form: str, 
     names = attention_names(fused)
     assert len(names) == export.true_sites
     assert [name for name in names if not after.landed(name)] == []
-    assert len(after.kernels) <= len(before.kernels) + (export.name in ONE_MORE)
-    assert export.name != "mistral_decode" or (after.moved_bytes or 0) < (before.moved_bytes or 0)
+    assert len(after.kernels) <= len(before.kernels)
+    # A site's scale may stand elsewhere than before, and be kept apart.
+    scales = 2 * len(names)
+    assert (after.moved_bytes or 0) <= (before.moved_bytes or 0) + scales
 
 
 UNPARSED = {"volo_d1": "Col2Im"}

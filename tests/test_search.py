@@ -142,10 +142,11 @@ def test_a_search_is_never_worse_than_the_default(name: str, tmp_path: Path) -> 
 
 
 def test_a_search_finds_what_the_default_does_not(tmp_path: Path) -> None:
-    """Cross-attention of two sequences at a time, from sequences that come first: unpacked it needs no copies."""
+    """A decoder's layer, two sequences at a time: where K and V have no biases left, the norm need not carry Q's."""
     pytest.importorskip("tensorrt_rtx")
-    told = onnx_attn.fuse(EXPORTS / SEARCHED[0], tmp_path / "fused.onnx", search=True).report["search"]
-    assert told["chosen"]["kernels"] < told["default"]["kernels"]
+    path = EXPORTS / "decoder_layer_pre.torchscript.17.static.half.onnx"
+    told = onnx_attn.fuse(path, tmp_path / "fused.onnx", search=True).report["search"]
+    assert Cost(**told["chosen"]) < Cost(**told["default"])
     assert told["chosen"]["kernels"] <= told["export"]["kernels"]
 
 
