@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from onnx_attn.algebra.choose import CONSTANT_CHANNEL, IDENTITIES, NOTHING, Algebra, choose_algebra, is_quantised
 from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation, Heads, adapted_site
@@ -19,7 +20,7 @@ from onnx_attn.site import AttentionSite, Candidate, Verdict, Written
 from onnx_attn.targets.editions import Target
 from onnx_attn.targets.facts import Facts
 from onnx_attn.targets.legal import adapted_facts, make_legal, missing_step
-from onnx_attn.targets.lookup import WRITTEN, check_form, choose_form, code_of, lands_best
+from onnx_attn.targets.lookup import WRITTEN, check_form, choose_form, code_of, landing, lands_best
 from onnx_attn.targets.onnxruntime_speed import fastest
 from onnx_attn.targets.reading import form_of_node, written_facts
 from onnx_attn.targets.rows import Row
@@ -48,6 +49,7 @@ class Decision:
     adaptation: what is changed about it for the target. placement: where its parts are written.
     ordered: the block around it is computed tokens first. embedded: its rotary embeddings are written as the operator.
     beside: layers that are packed as they are, where something works on what they make before it is Q or K.
+    broadcast: K or V of one head for all of Q's is not repeated.
     """
 
     site: AttentionSite
@@ -61,10 +63,11 @@ class Decision:
     ordered: bool = False
     embedded: bool = False
     beside: Beside | None = None
+    broadcast: bool = False
 
     @property
     def way(self) -> Way:
-        return Way(self.form, self.packing, self.algebra, self.adaptation, self.placement, self.beside)
+        return Way(self.form, self.packing, self.algebra, self.adaptation, self.placement, self.beside, self.broadcast)
 
     @property
     def packed(self) -> bool:
@@ -239,29 +242,43 @@ def _decide(
     says = {"attention": attention_refused, "contrib": contrib_refused}.get(chosen)
     if says is not None and (refused := says(view, adapted_site(view, site, change, chosen), change.elem_type)):
         return Verdict(site.name, refused[0], site.name, refused[1])
-    packing = plan_packing(view, site) if wanted.pack else "packing is turned off"
     placement = wanted.placement
     if target.name == "tensorrt" and not change.elem_type:
         placement = placement.apart(site.shared, site.scores_scale)
-    if isinstance(packing, Packing):
-        packing = next((why for group in packing.groups if (why := narrow_refused(view, group))), packing)
-    if isinstance(packing, Packing) and site.shared and is_quantised(view, site, packing):
-        packing = "what is quantised serves one reader alone"
-    if isinstance(packing, Packing) and wanted.split:
-        packing = packing.apart()
-    elif isinstance(packing, Packing) and target.name == "tensorrt":
-        packing = for_tensorrt(view, packing, change.head_dim)
+    broadcast = _lands_nowhere(target, chosen, adapted_facts(facts, change))
+    decided = partial(Decision, site, adaptation=change, placement=placement, broadcast=broadcast)
+    packing = _packing(view, site, target, wanted, change)
     if isinstance(packing, Packing):
         # The projection serves the other reader of the probabilities too: its weights stay what they are.
         identities = _useful(wanted.algebra, target) if not site.shared else ()
-        algebra = choose_algebra(view, site, packing, identities)
-        return Decision(site, chosen, packing, None, algebra, adaptation=change, placement=placement)
+        return decided(chosen, packing, None, choose_algebra(view, site, packing, identities))
     beside = read_beside(view, site) if _may_stand_beside(target, site, wanted) else None
     unpacked = packing if beside is None else None
     operator = form_of_node(site.node) == "attention" and not change.names
     if operator and (chosen == "attention" or (wanted.form == "auto" and lands_best(target, "attention", facts))):
         return Decision(site, "attention", None, unpacked, stays=beside is None, beside=beside)
-    return Decision(site, chosen, None, unpacked, adaptation=change, placement=placement, beside=beside)
+    return decided(chosen, None, unpacked, beside=beside)
+
+
+def _packing(view: GraphView, site: AttentionSite, target: Target, wanted: Choice, change: Adaptation) -> Packing | str:
+    """The packing of a site's projection as it is wanted and as the target gains by it, or in words why there is none."""
+    packing = plan_packing(view, site) if wanted.pack else "packing is turned off"
+    if isinstance(packing, Packing):
+        packing = next((why for group in packing.groups if (why := narrow_refused(view, group))), packing)
+    if isinstance(packing, Packing) and site.shared and is_quantised(view, site, packing):
+        packing = "what is quantised serves one reader alone"
+    if isinstance(packing, Packing) and wanted.split:
+        return packing.apart()
+    if isinstance(packing, Packing) and target.name == "tensorrt":
+        return for_tensorrt(view, packing, change.head_dim)
+    return packing
+
+
+def _lands_nowhere(target: Target, form: str, facts: Facts) -> bool:
+    """Whether no attention kernel will run: it alone wants every head of K and V by itself (Falcon by torchscript, probabilities
+    in float32 in front of V: 21 kernels with K and V broadcast, 23 and 8 % more bytes with their heads repeated)."""
+    found = landing(target, form, facts) if target.name == "tensorrt" else None
+    return found is not None and not found.expected
 
 
 def _may_stand_beside(target: Target, site: AttentionSite, wanted: Choice) -> bool:

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 
 from onnx_attn.domain import ATTENTION, DOMAIN
 from onnx_attn.forms.body import AXES_OPSET, FIXED, Signature, Spelling, numbers, signature, write_body
-from onnx_attn.forms.moves import written
+from onnx_attn.forms.mask import write_mask
 from onnx_attn.forms.quantizers import dtype_of, quantizer_names
 from onnx_attn.forms.triangle import stored_triangle
 from onnx_attn.graph.edit import Names, Writer
@@ -44,7 +44,7 @@ def write_function_call(
     form = signature(view, site, rank, scaled_scores)
     attributes = {role: _attribute(float(number), form) for role, number in numbers(view, site, scale).items()}
     function = _function(writer.names, form, site.terms, list(attributes), view.opset)
-    masks = [triangle if mask.name == triangle else written(writer, view, mask, "mask") for mask in site.mask_tensors]
+    masks = [triangle if mask.name == triangle else write_mask(writer, view, mask) for mask in site.mask_tensors]
     steps = [quantizer_names(writer, step, dtype_of(view, site.value)) for step in site.quantizers]
     writer.add(
         function.name,

@@ -6,7 +6,7 @@ import numpy as np
 from onnx import helper
 
 from onnx_attn.forms.body import AXES_OPSET, FIXED, Spelling, numbers, signature, write_body
-from onnx_attn.forms.moves import written
+from onnx_attn.forms.mask import write_mask
 from onnx_attn.forms.quantizers import dtype_of, quantizer_names
 from onnx_attn.forms.triangle import stored_triangle
 from onnx_attn.graph.edit import Writer
@@ -37,7 +37,7 @@ def write_primitives(
     def scalar(role: str, like: str, dtype: int) -> str:
         return factor if role == "scale" else number(role, dtype)
 
-    masks = [written(writer, view, mask, "mask") for mask in site.mask_tensors]
+    masks = [write_mask(writer, view, mask) for mask in site.mask_tensors]
     triangle = stored_triangle(writer, view, site)
 
     def last_axis() -> str:

@@ -10,12 +10,15 @@ from onnx_attn.forms.beside import Beside
 from onnx_attn.forms.packing import Packing
 from onnx_attn.forms.placement import AUTO, Placement
 
+PLAIN = ("function", "primitives")
+"""The forms that say a site's products as MatMul."""
+
 
 @dataclass(frozen=True)
 class Way:
     """form: `function`, `primitives`, `attention`, `contrib`. packing: of the in-projection, if it is packed. algebra: what
     is changed about its numbers. adaptation: what is changed for the target. beside: layers that are put side by side as
-    they are."""
+    they are. broadcast: K or V of one head for all of Q's stays so, for MatMul to broadcast."""
 
     form: str
     packing: Packing | None = None
@@ -23,6 +26,7 @@ class Way:
     adaptation: Adaptation = AS_IT_STANDS
     placement: Placement = AUTO
     beside: Beside | None = None
+    broadcast: bool = False
 
     @property
     def packed(self) -> bool:

@@ -37,7 +37,7 @@ from onnx_attn.forms.rebalanced import write_constant_channel, write_out_project
 from onnx_attn.forms.repeat import own_heads, repeat_heads
 from onnx_attn.forms.served import serves, write_served
 from onnx_attn.forms.shapes import redirect_shapes
-from onnx_attn.forms.way import Way
+from onnx_attn.forms.way import PLAIN, Way
 from onnx_attn.graph.edit import Names, RoundedScale, SiteEdit, Splice, Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite, ScoreTerm
@@ -127,7 +127,7 @@ def _write_body(
     scale = 1.0 if way.algebra.scale else scale
     operands = cast_operands(writer, view, site, adaptation, operands)
     if not shared:
-        operands = _with_all_heads(writer, view, site, packing, operands, rank)
+        operands = _with_all_heads(writer, view, site, way, operands, rank)
     ready = [role for role in projected if packing and packing.members[role][1].heads.size == adaptation.head_dim]
     operands = pad_operands(writer, site, adaptation, operands, rank, ready)
     restored = changes_result(view, site, adaptation)
@@ -150,7 +150,7 @@ def _write_form(
     output: str,
 ) -> _Body:
     behind = way.placement.scale == "scores"
-    if way.placement.scale == "split" and way.form in ("function", "primitives"):
+    if way.placement.scale == "split" and way.form in PLAIN:
         root = math.sqrt(SPLIT)
         dtype = helper.tensor_dtype_to_np_dtype(way.adaptation.elem_type or view.elem_type(site.key.tensor))
         key = writer.add("Mul", [operands[1], writer.constant(np.asarray(1 / root, dtype), "half")], "key_scaled")
@@ -230,11 +230,12 @@ def _with_all_heads(
     writer: Writer,
     view: GraphView,
     site: AttentionSite,
-    packing: Packing | None,
+    way: Way,
     operands: tuple[str, str, str],
     rank: int,
 ) -> tuple[str, str, str]:
-    """K and V with a head for each of Q's."""
+    """K and V with a head for each of Q's, or with one for all of them where that is left to MatMul."""
+    packing, least = way.packing, 1 if way.broadcast and way.form in PLAIN else 0
     members = packing.members if packing is not None else {}
     names, sizes = list(operands), [site.head_dim or 0, site.head_dim or 0, site.value_dim or 0]
     for role, (_, member) in members.items():
@@ -242,6 +243,6 @@ def _with_all_heads(
     heads = packing.heads if packing is not None else view.static(site.query.tensor, -3) if rank > 2 else 1
     for role in (KEY, VALUE):
         count = members[role][1].heads.count if role in members else own_heads(view, site, site.operands[role].tensor)
-        if count is not None and heads is not None:
+        if count is not None and heads is not None and count > least:
             names[role] = repeat_heads(writer, names[role], rank, heads, count, sizes[role], ROLES[role])
     return names[0], names[1], names[2]

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from onnx_attn.forms.mask import mask_source
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.prove.certificate import Between
 from onnx_attn.prove.cut import Cut
 from onnx_attn.runtime import SEED
 from onnx_attn.site import AttentionSite
-from onnx_attn.views.arrange import real
 from onnx_attn.views.trace import lowest
 from onnx_attn.views.uniform import uniform
 
@@ -66,9 +66,10 @@ def between_of(
     view: GraphView, site: AttentionSite, start: Iterable[str], outputs: Sequence[str], extremes: bool = True
 ) -> Between:
     """Where a site lies, and how its masks block."""
-    masks = {real(view, mask).name: 0.0 for mask in site.mask_tensors}
+    masks = {mask_source(view, mask).name: 0.0 for mask in site.mask_tensors}
     # What is subtracted blocks by plus infinity.
-    masks |= {real(view, t.mask).name: -1.0 if t.kind == "subtract" else 1.0 for t in site.masks if t.mask is not None}
+    signs = [(term.mask, -1.0 if term.kind == "subtract" else 1.0) for term in site.masks]
+    masks |= {mask_source(view, mask).name: sign for mask, sign in signs if mask is not None}
     own = site.value.whole.source.name
     alone = own not in (site.query.whole.source.name, site.key.whole.source.name) and site.projection is None
     return Between(tuple(sorted(start)), tuple(outputs), masks, own if alone else "", site.overflows, extremes)

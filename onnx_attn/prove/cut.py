@@ -15,11 +15,11 @@ from functools import cached_property
 import onnx
 from onnx import helper, numpy_helper
 
+from onnx_attn.forms.mask import mask_source
 from onnx_attn.graph.edit import SiteEdit, reads
 from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.weights import content
 from onnx_attn.site import AttentionSite
-from onnx_attn.views.arrange import real
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def boundary(view: GraphView, site: AttentionSite, edit: SiteEdit) -> set[str]:
     """Where a site begins: what its edit starts from, and its masks. A mask is part of the site where its rewriting rests on
     what is in it."""
     terms = (*site.masks, site.cleared) if site.cleared is not None else site.masks
-    masks = {real(view, term.mask).name for term in terms if term.mask is not None}
+    masks = {mask_source(view, term.mask).name for term in terms if term.mask is not None}
     return set(edit.sources) | (set() if edit.rests_on_mask else masks)
 
 

@@ -1,0 +1,127 @@
+"""Ways of writing a site that the compiler reads without copies: K turned early, heads and masks no more often than needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import HEAD_DIM, HEADS, Net
+
+import onnx_attn
+
+CHANNELS = HEADS * HEAD_DIM
+
+
+def tokens_first(net: Net, name: str, length: int, width: int) -> str:
+    """Heads of a layer on an input, tokens first while they are moved, as torch's module has them."""
+    x = net.turn(net.input(name, 2, length, width), 1, 0, 2)
+    moved = net.turn(net.reshape(net.linear(x, CHANNELS, width=width), length, 2 * HEADS, HEAD_DIM), 1, 0, 2)
+    return net.reshape(moved, 2, HEADS, length, HEAD_DIM)
+
+
+def three_sources(dtype: Any = np.float16) -> onnx.ModelProto:
+    """Q, K and V of three inputs; half of the scale on Q, half on K."""
+    net = Net(18, dtype=dtype)
+    q, k, v = (tokens_first(net, *each) for each in (("x", 16, 96), ("key", 24, 48), ("value", 24, 32)))
+    half = HEAD_DIM**-0.25
+    kt = net.op("Mul", net.swap(k), net.const(half))
+    net.output(net.merge_heads(net.sdpa(net.op("Mul", q, net.const(half)), kt, v, scores=lambda scores: scores)), 3)
+    return net.model()
+
+
+def test_a_key_is_turned_before_its_batch_and_heads_are_taken_apart() -> None:
+    model = three_sources()
+    fused = onnx_attn.fuse(model)
+    (site,) = fused.report["candidates"]
+    assert site["certificate"]["ok"] and not site["packed"]
+    made = {name: node for node in fused.model.graph.node for name in node.output}
+    call = next(node for node in fused.model.graph.node if node.domain == "onnx_attn")
+    way, name = [], call.input[1]
+    while made[name].op_type != "Add":
+        way.append(made[name].op_type)
+        name = made[name].input[0]
+    assert way == ["Transpose", "Reshape", "Transpose", "Reshape"]
+
+
+def test_the_compiler_then_reads_it_where_it_lies() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    model = three_sources()
+    before, after = onnx_attn.land(model), onnx_attn.land(onnx_attn.fuse(model).model)
+    assert after["landed"] == 1
+    assert after["kernels"] == 5 and after["kernels"] <= before["kernels"]
+
+
+def one_head_for_all(dtype: Any, queries: int = 5) -> onnx.ModelProto:
+    net = Net(18, dtype=dtype)
+    q = net.input("q", 2, HEADS, queries, HEAD_DIM)
+    k, v = (net.input(name, 2, 1, 7, HEAD_DIM) for name in "kv")
+    net.output(net.sdpa(q, net.swap(k), v))
+    return net.model()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "queries", "options", "repeated"),
+    [
+        (np.float16, 5, {}, True),
+        (np.float32, 5, {}, False),
+        (np.float32, 5, {"form": "primitives"}, False),
+        (np.float32, 5, {"precision": "fp16"}, True),
+        (np.float32, 1, {}, True),  # There is a kernel for one query in float32.
+        (np.float32, 5, {"target": "onnx"}, True),
+    ],
+    ids=str,
+)
+def test_one_head_is_repeated_for_attention_kernels_alone(
+    dtype: Any, queries: int, options: dict[str, Any], repeated: bool
+) -> None:
+    fused = onnx_attn.fuse(one_head_for_all(dtype, queries), **options)
+    (site,) = fused.report["candidates"]
+    assert (fused.report["fused"], site["kv_heads"], site["certificate"]["ok"]) == (1, 1, True)
+    assert any(node.op_type == "Expand" for node in fused.model.graph.node) == repeated
+    again = onnx_attn.fuse(fused.model, **options)
+    assert again.model.SerializeToString() == fused.model.SerializeToString()
+
+
+def biased(expand: Callable[[Net, str], str], batch: int = 2) -> tuple[Net, str]:
+    """A site with a bias of its heads, made of weights, that is repeated by the caller; and the name of the bias."""
+    net = Net(18, dtype=np.float16)
+    table = net.weight(9, HEADS)
+    rows = net.op("Gather", table, net.const(np.arange(25).reshape(5, 5) % 9, np.int64), axis=0)
+    bias = net.reshape(net.turn(rows, 2, 0, 1), 1, HEADS, 5, 5)
+    q, k, v = (net.input(name, batch, HEADS, 5, HEAD_DIM) for name in "qkv")
+    wide = expand(net, bias)
+    net.output(net.sdpa(q, net.swap(k), v, scores=lambda scores: net.op("Add", net.scaled(scores), wide)))
+    return net, bias
+
+
+def masks_of(model: onnx.ModelProto) -> list[str]:
+    return [name for node in model.graph.node if node.domain == "onnx_attn" for name in node.input[3:]]
+
+
+@pytest.mark.parametrize("form", ["function", "primitives"])
+def test_a_bias_made_of_weights_is_read_before_it_is_repeated(form: str) -> None:
+    net, bias = biased(lambda net, value: net.op("Expand", value, net.ints(2, 1, 1, 1)))
+    fused = onnx_attn.fuse(net.model(), form=form)
+    (site,) = fused.report["candidates"]
+    assert site["certificate"]["ok"] and fused.report["proof"]["ok"]
+    assert not any(node.op_type == "Expand" for node in fused.model.graph.node)
+    assert form == "primitives" or masks_of(fused.model) == [bias]
+
+
+def test_a_mask_that_is_computed_is_read_as_it_comes() -> None:
+    net = Net(18, dtype=np.float16)
+    mask = net.op("Expand", net.input("mask", 1, 1, 1, 5), net.ints(2, 1, 5, 5))
+    q, k, v = (net.input(name, 2, HEADS, 5, HEAD_DIM) for name in "qkv")
+    net.output(net.sdpa(q, net.swap(k), v, scores=lambda scores: net.op("Add", net.scaled(scores), mask)))
+    fused = onnx_attn.fuse(net.model())
+    assert fused.report["candidates"][0]["certificate"]["ok"] and masks_of(fused.model) == [mask]
+
+
+def test_a_bias_that_repeats_the_scores_is_no_mask() -> None:
+    """One sequence against biases of two: before its Expand the bias would leave one."""
+    net, _ = biased(lambda net, value: net.op("Expand", value, net.ints(2, 1, 1, 1)), batch=1)
+    (site,) = onnx_attn.fuse(net.model()).report["candidates"]
+    assert site["code"] == "scores-changed" and "widens" in site["reason"]
