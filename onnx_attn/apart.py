@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
+from onnx_attn.decision import Choice
 from onnx_attn.given import Model, loaded_from
 from onnx_attn.options import Address, Expansion, Options
-from onnx_attn.plan import Choice
 from onnx_attn.reading import find_sites, site_of
 from onnx_attn.result import Result, rewritten
 from onnx_attn.targets.editions import parse_target

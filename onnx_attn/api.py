@@ -11,6 +11,7 @@ from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.arguments import Shapes, capability, profile_of, searched_for
 from onnx_attn.bundle import write_bundle
 from onnx_attn.counting.model import statistics
+from onnx_attn.decision import Choice
 from onnx_attn.engine.compile import choose_toolkit
 from onnx_attn.engine.profiles import fitted
 from onnx_attn.errors import ExpectationError, UsageError
@@ -20,7 +21,6 @@ from onnx_attn.landing import Options as LandOptions
 from onnx_attn.landing import land_model
 from onnx_attn.options import Options
 from onnx_attn.pipeline import inspect_model
-from onnx_attn.plan import Choice
 from onnx_attn.plan_file import load_plan
 from onnx_attn.progress import clock, stage
 from onnx_attn.report.html.page import place_of_page, write_page

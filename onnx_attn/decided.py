@@ -6,11 +6,11 @@ from collections.abc import Set
 from dataclasses import replace
 
 from onnx_attn.algebra.choose import NOTHING
+from onnx_attn.decision import Decision
 from onnx_attn.forms.write import write_site
 from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.graph.rounding import RoundsBadlyError
 from onnx_attn.graph.view import GraphView
-from onnx_attn.plan import Decision
 
 
 def write_decided(

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 from onnx_attn.algebra.choose import IDENTITIES
 from onnx_attn.batch.make import Varied
+from onnx_attn.decision import Decision
 from onnx_attn.drawing.site import Drawn
 from onnx_attn.graph.edit import SiteEdit
 from onnx_attn.graph.view import GraphView
 from onnx_attn.operators.microsoft.model import Outcome
-from onnx_attn.plan import Decision, Plan
+from onnx_attn.plan import Plan
 from onnx_attn.progress import clock
 from onnx_attn.prove.certificate import Certificate
 from onnx_attn.search.search import Found

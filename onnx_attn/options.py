@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 import onnx
 
+from onnx_attn.decision import Choice
 from onnx_attn.graph.weights import is_past_protobuf
-from onnx_attn.plan import Choice
 from onnx_attn.plan_file import ReadPlan
 from onnx_attn.search.search import Asked
 from onnx_attn.targets.editions import Target, parse_target

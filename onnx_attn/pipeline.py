@@ -13,6 +13,7 @@ import onnx
 
 from onnx_attn.batch.make import Varied
 from onnx_attn.counting.model import compared
+from onnx_attn.decision import Decision
 from onnx_attn.drawing.site import Drawer, Drawn
 from onnx_attn.errors import ExpectationError, InputError, UsageError, printable
 from onnx_attn.forms.adaptation import ISLANDS
@@ -29,7 +30,7 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.graph.world import World
 from onnx_attn.nested import Block, blocks, counted, is_nested, merged, replace_bodies
 from onnx_attn.options import Options
-from onnx_attn.plan import Decision, Plan, is_attention, make_plan
+from onnx_attn.plan import Plan, is_attention, make_plan
 from onnx_attn.plan_file import plan_document
 from onnx_attn.prepared import Prepared, prepared, stats_of
 from onnx_attn.progress import stage

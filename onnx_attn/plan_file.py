@@ -24,11 +24,12 @@ from typing import Any
 import onnx
 
 from onnx_attn.algebra.choose import IDENTITIES
+from onnx_attn.decision import RECOMPUTED, ROTARY, TOKENS_FIRST, Choice, Decision
 from onnx_attn.errors import UsageError
 from onnx_attn.forms.adaptation import ISLANDS, PADDED, QUANTISED, island_name
 from onnx_attn.forms.placement import BIASES, SCALES, SPLITS, Placement
 from onnx_attn.json_file import read_json
-from onnx_attn.plan import RECOMPUTED, ROTARY, TOKENS_FIRST, Choice, Decision, Plan
+from onnx_attn.plan import Plan
 from onnx_attn.site import Verdict
 from onnx_attn.targets.editions import Target, parse_target
 from onnx_attn.targets.rows import FORMS

@@ -10,6 +10,8 @@ import numpy as np
 
 from onnx_attn.batch.make import Varied, with_dynamic_batch
 from onnx_attn.counting.model import flow_of, short_statistics
+from onnx_attn.decide import decide
+from onnx_attn.decision import ATTENTION_OPSET, ROTARY, TOKENS_FIRST, Choice, Decision
 from onnx_attn.drawing.outline import outline
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import LEAST_OPSET, raise_opset
@@ -19,17 +21,7 @@ from onnx_attn.operators.microsoft.model import Outcome, without_microsoft
 from onnx_attn.operators.microsoft.table import spelling
 from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.options import Options
-from onnx_attn.plan import (
-    ATTENTION_OPSET,
-    ROTARY,
-    TOKENS_FIRST,
-    Choice,
-    Decision,
-    chosen,
-    decide,
-    has_sites,
-    is_attention,
-)
+from onnx_attn.plan import chosen, has_sites, is_attention
 from onnx_attn.plan_file import check_fits, fingerprint
 from onnx_attn.progress import clock
 from onnx_attn.prove.decoder_calls import decoder_calls

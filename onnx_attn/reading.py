@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from onnx_attn.decision import Choice
 from onnx_attn.errors import UsageError
 from onnx_attn.graph.load import Loaded
 from onnx_attn.graph.opset import LEAST_OPSET, raise_opset
@@ -13,7 +14,7 @@ from onnx_attn.nested import Block, blocks, is_nested, with_calls_inlined, with_
 from onnx_attn.operators.microsoft.model import Outcome, without_microsoft
 from onnx_attn.operators.plain import with_plain_operators
 from onnx_attn.options import Address
-from onnx_attn.plan import Choice, has_sites, is_attention
+from onnx_attn.plan import has_sites, is_attention
 from onnx_attn.prepared import has_runtime_operators, keeps_runtime_operators
 from onnx_attn.site import Candidate
 from onnx_attn.targets.editions import Target

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from onnx_attn.algebra.choose import NOTHING
 from onnx_attn.decided import write_decided
+from onnx_attn.decision import Decision
 from onnx_attn.forms.adaptation import island_name
 from onnx_attn.fusion import Fusion
 from onnx_attn.graph.edit import Names, SiteEdit
-from onnx_attn.plan import Decision
 from onnx_attn.progress import step, steps
 from onnx_attn.prove.cut import Cutter, boundary, same_nodes
 from onnx_attn.prove.observed import Values, observe

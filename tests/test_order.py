@@ -10,11 +10,12 @@ import pytest
 from support import EXPORTS, exports
 
 import onnx_attn
+from onnx_attn.decision import Decision
 from onnx_attn.forms.write import write_site
 from onnx_attn.graph.compose import compose
 from onnx_attn.graph.edit import Names, SiteEdit, reads
 from onnx_attn.graph.view import GraphView
-from onnx_attn.plan import Decision, make_plan
+from onnx_attn.plan import make_plan
 from onnx_attn.recognize import candidates
 from onnx_attn.targets.editions import parse_target
 

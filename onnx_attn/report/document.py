@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from onnx_attn.decision import Decision
 from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation
 from onnx_attn.fusion import Fusion
 from onnx_attn.graph.view import GraphView
-from onnx_attn.plan import Decision, Plan
+from onnx_attn.plan import Plan
 from onnx_attn.prove.certificate import Between, Certificate, Errors, Tried
 from onnx_attn.prove.compare import Difference
 from onnx_attn.prove.recheck import Rechecked

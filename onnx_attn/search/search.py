@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from onnx_attn.decide import decide
 from onnx_attn.decided import write_decided
+from onnx_attn.decision import Choice, Decision
 from onnx_attn.engine.compile import choose_toolkit
 from onnx_attn.engine.profiles import Profile, fitted
 from onnx_attn.graph.alike import digest
 from onnx_attn.graph.edit import Names, SiteEdit
 from onnx_attn.graph.view import GraphView
-from onnx_attn.plan import Choice, Decision, Plan, decide
+from onnx_attn.plan import Plan
 from onnx_attn.progress import stage, step, steps
 from onnx_attn.prove.cut import Cutter, boundary
 from onnx_attn.search.ask import Compiler, Cost, Question

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+from onnx_attn.decision import Choice, Decision
 from onnx_attn.errors import UsageError
 from onnx_attn.forms.placement import BIASES, SPLITS
-from onnx_attn.plan import Choice, Decision
 from onnx_attn.targets.editions import Target
 from onnx_attn.targets.lookup import check_form
 

@@ -1,0 +1,99 @@
+"""What is asked for a site, and what will be done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from onnx_attn.algebra.choose import IDENTITIES, NOTHING, Algebra
+from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation, Heads
+from onnx_attn.forms.beside import Beside
+from onnx_attn.forms.packing import Packing
+from onnx_attn.forms.placement import AUTO, Placement
+from onnx_attn.forms.way import Way
+from onnx_attn.site import AttentionSite
+
+ATTENTION_OPSET = 23
+"""The first that has the Attention operator."""
+
+
+RECOMPUTED = "recomputed-probabilities"
+"""What plans and reports call the change by which a site has probabilities of its own, beside those that somebody else reads."""
+
+
+TOKENS_FIRST = "tokens-first"
+"""What they call it that the block around a site is computed with tokens first, its windows last (row_order/order.py)."""
+
+
+ROTARY = "rotary-embedding"
+"""What they call it that the rotary embeddings of its Q and K are the standard operator (rotary/rewrite.py)."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A site and how it will be written. `unpacked` says why the projection is left as it is, where it is.
+
+    stays: it is the `Attention` node that it was, in the form "attention".
+    adaptation: what is changed about it for the target. placement: where its parts are written.
+    ordered: the block around it is computed tokens first. embedded: its rotary embeddings are written as the operator.
+    beside: layers that are packed as they are, where something works on what they make before it is Q or K.
+    broadcast: K or V of one head for all of Q's is not repeated.
+    """
+
+    site: AttentionSite
+    form: str
+    packing: Packing | None
+    unpacked: str | None
+    algebra: Algebra = NOTHING
+    stays: bool = False
+    adaptation: Adaptation = AS_IT_STANDS
+    placement: Placement = AUTO
+    ordered: bool = False
+    embedded: bool = False
+    beside: Beside | None = None
+    broadcast: bool = False
+
+    @property
+    def way(self) -> Way:
+        return Way(self.form, self.packing, self.algebra, self.adaptation, self.placement, self.beside, self.broadcast)
+
+    @property
+    def packed(self) -> bool:
+        return self.way.packed
+
+    @property
+    def key(self) -> str:
+        """What tells this site from every other: the value that it makes. Node names may be missing or equal."""
+        return self.site.output.name
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What is changed about the site, as plans and reports call it."""
+        more = [(RECOMPUTED, self.site.shared), (TOKENS_FIRST, self.ordered), (ROTARY, self.embedded)]
+        return self.adaptation.names + tuple(name for name, done in more if done)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is asked for a site: its form, whether to pack, which identities are allowed, or to leave it alone; the precision
+    of the island around a site of float32 ("keep" for none), whether its heads may be padded, whether probabilities are to be
+    rounded where Q, K and V are, where its parts go, whether probabilities that somebody else reads may be computed once
+    more, whether the block around it may be computed tokens first, and its rotary embeddings be operators
+    (None: where the target gains by that), and whether Q, K and V are projected each by itself."""
+
+    form: str = "auto"
+    pack: bool = True
+    algebra: Collection[str] = IDENTITIES
+    apply: bool = True
+    precision: str = "keep"
+    heads: Heads = "needed"
+    quantize_probabilities: bool = False
+    placement: Placement = AUTO
+    recompute: bool = False
+    tokens_first: bool = True
+    rotary: bool | None = None
+    split: bool = False
+
+
+BY_DEFAULT = Choice()
+"""What nobody asked for."""
