@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
 
-from onnx_attn.algebra.choose import CONSTANT_CHANNEL, choose_algebra, is_quantised
+from onnx_attn.algebra.choose import CONSTANT_CHANNEL, VALUE, choose_algebra, is_biased, is_quantised
 from onnx_attn.decision import ATTENTION_OPSET, Choice, Decision
 from onnx_attn.forms.adaptation import Adaptation, adapted_site
 from onnx_attn.forms.attention import attention_refused
@@ -39,7 +39,24 @@ def decide(view: GraphView, site: AttentionSite | Written, target: Target, wante
             # Where nothing can be packed, what was measured unpacked is what it comes to.
             if isinstance(decision, Decision) and asked.pack == (decision.packing is not None):
                 return decision
-    return _decide(view, site, target, wanted, facts)
+    found = _decide(view, site, target, wanted, facts)
+    if wanted.form == "auto" and isinstance(found, Decision) and _guards_dearly(view, target, found, facts):
+        operator = _decide(view, site, target, replace(wanted, form="attention"), facts)
+        return operator if isinstance(operator, Decision) else found
+    return found
+
+
+def _guards_dearly(view: GraphView, target: Target, found: Decision, facts: Facts) -> bool:
+    """Whether an `Attention` node keeps its form, packed: spelled out, rows that a mask blocks throughout take a kernel more, and
+    nothing else is gained as long as V has a bias in its projection (MultiheadAttention with a mask: 6 kernels, 7 spelled out;
+    torch's decoder layer 16, 17; T5, which has no biases, 30, 24)."""
+    operator = form_of_node(found.site.node) == "attention" and found.site.guard == "row"
+    if target.name != "tensorrt" or not operator or found.packing is None or VALUE not in found.packing.members:
+        return False
+    group, member = found.packing.members[VALUE]
+    moved = found.algebra.takes_bias(VALUE) or found.algebra.constant(group) is not None
+    whole = facts.mask_queries == "all" and lands_best(target, "attention", _as_written(facts))
+    return whole and not moved and is_biased(view, member)
 
 
 def _by_speed(facts: Facts, wanted: Choice) -> Iterator[Choice]:
@@ -54,7 +71,7 @@ def _decide(
     view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice, facts: Facts
 ) -> Candidate | Decision:
     if wanted.form == "attention" and facts.mask not in (None, "none"):
-        facts = replace(facts, mask_rank=4, mask_queries="all")  # As it is written.
+        facts = _as_written(facts)
     step = missing_step(facts) if wanted.quantize_probabilities and isinstance(site, AttentionSite) else ""
     facts = replace(facts, probabilities_quantized=step) if step else facts
     likely = WRITTEN[0] if wanted.form == "auto" else wanted.form
@@ -86,6 +103,11 @@ def _decide(
     if operator and (chosen == "attention" or (wanted.form == "auto" and lands_best(target, "attention", facts))):
         return Decision(site, "attention", None, unpacked, stays=beside is None, beside=beside)
     return decided(chosen, None, unpacked, beside=beside)
+
+
+def _as_written(facts: Facts) -> Facts:
+    """With the mask as the form `attention` has it."""
+    return replace(facts, mask_rank=4, mask_queries="all")
 
 
 def _packing(view: GraphView, site: AttentionSite, target: Target, wanted: Choice, change: Adaptation) -> Packing | str:

@@ -76,13 +76,13 @@ def choose_algebra(
     own = [g for g in packing.groups if is_own(view, site, [(m.role, m.layer) for m in g.members])]
     constants: dict[int, ConstantChannel] = {}
     for group in own if CONSTANT_CHANNEL in allowed else ():
-        if any(_is_biased(view, member) for member in group.members):
+        if any(is_biased(view, member) for member in group.members):
             found = VARIES if len(set(rows(view, group.members[0].layer))) > 1 else read_constant_channel(view, group)
             if isinstance(found, str):
                 left[CONSTANT_CHANNEL] = found
             else:
                 constants[group.roles[0]] = found
-    biased = {member.role: member for group in own for member in group.members if _is_biased(view, member)}
+    biased = {member.role: member for group in own for member in group.members if is_biased(view, member)}
     key_bias = KEY in biased and KEY_BIAS in allowed
     if key_bias and (reason := key_bias_stays(view, site)) is not None:
         left[KEY_BIAS], key_bias = reason, False
@@ -108,7 +108,7 @@ def is_quantised(view: GraphView, site: AttentionSite, packing: Packing) -> bool
     return operands or layers or bool(site.quantizers) or any(is_narrow(view, group) for group in packing.groups)
 
 
-def _is_biased(view: GraphView, member: Member) -> bool:
+def is_biased(view: GraphView, member: Member) -> bool:
     """Whether an operand's layer adds anything to it: a packed bias has zeros where an operand has none."""
     bias, columns = member.layer.bias, member.heads.columns.reshape(-1)
     if bias is None or member.layer.beta == 0.0:
