@@ -23,6 +23,7 @@ from onnx_attn.targets.lookup import WRITTEN, choose_form, code_of, landing, lan
 from onnx_attn.targets.onnxruntime_speed import fastest
 from onnx_attn.targets.reading import form_of_node, written_facts
 from onnx_attn.targets.rows import Row
+from onnx_attn.views.arrange import real
 
 
 def decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
@@ -91,18 +92,30 @@ def _decide(
     if target.name == "tensorrt" and not change.elem_type:
         placement = placement.apart(site.shared, site.scores_scale)
     broadcast = _lands_nowhere(target, chosen, adapted_facts(facts, change))
+    additive = _is_counted(view, site, target, facts) and not change.elem_type
     decided = partial(Decision, site, adaptation=change, placement=placement, broadcast=broadcast)
     packing = _packing(view, site, target, wanted, change)
     if isinstance(packing, Packing):
         # The projection serves the other reader of the probabilities too: its weights stay what they are.
         identities = _useful(wanted.algebra, target) if not site.shared else ()
-        return decided(chosen, packing, None, choose_algebra(view, site, packing, identities))
+        algebra = choose_algebra(view, site, packing, identities)
+        return decided(chosen, packing, None, algebra, additive=additive and chosen == "attention")
     beside = read_beside(view, site) if _may_stand_beside(target, site, wanted) else None
     unpacked = packing if beside is None else None
     operator = form_of_node(site.node) == "attention" and not change.names
-    if operator and (chosen == "attention" or (wanted.form == "auto" and lands_best(target, "attention", facts))):
-        return Decision(site, "attention", None, unpacked, stays=beside is None, beside=beside)
+    kept = replace(facts, mask="additive", mask_type="query") if additive and facts.mask_queries == "all" else facts
+    if operator and (chosen == "attention" or (wanted.form == "auto" and lands_best(target, "attention", kept))):
+        stays = beside is None and not additive
+        return Decision(site, "attention", None, unpacked, stays=stays, beside=beside, additive=additive)
     return decided(chosen, None, unpacked, beside=beside)
+
+
+def _is_counted(view: GraphView, site: AttentionSite, target: Target, facts: Facts) -> bool:
+    """Whether the compiler counts a boolean mask of the operator row by row: one that comes from outside as it is. Written as the
+    numbers that it adds it is not (the operator by itself: 10 kernels, 3)."""
+    outside = any(view.producer(real(view, mask)) is None for mask in site.mask_tensors)
+    half = facts.dtype in ("float16", "bfloat16")
+    return target.name == "tensorrt" and half and facts.mask == "boolean" and outside
 
 
 def _as_written(facts: Facts) -> Facts:

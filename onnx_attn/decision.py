@@ -21,6 +21,10 @@ RECOMPUTED = "recomputed-probabilities"
 """What plans and reports call the change by which a site has probabilities of its own, beside those that somebody else reads."""
 
 
+ADDITIVE = "additive-mask"
+"""What they call it that the boolean mask of an `Attention` node is written as the numbers that it adds."""
+
+
 TOKENS_FIRST = "tokens-first"
 """What they call it that the block around a site is computed with tokens first, its windows last (row_order/order.py)."""
 
@@ -37,7 +41,7 @@ class Decision:
     adaptation: what is changed about it for the target. placement: where its parts are written.
     ordered: the block around it is computed tokens first. embedded: its rotary embeddings are written as the operator.
     beside: layers that are packed as they are, where something works on what they make before it is Q or K.
-    broadcast: K or V of one head for all of Q's is not repeated.
+    broadcast: K or V of one head for all of Q's is not repeated. additive: the operator's boolean mask is written as numbers.
     """
 
     site: AttentionSite
@@ -52,10 +56,12 @@ class Decision:
     embedded: bool = False
     beside: Beside | None = None
     broadcast: bool = False
+    additive: bool = False
 
     @property
     def way(self) -> Way:
-        return Way(self.form, self.packing, self.algebra, self.adaptation, self.placement, self.beside, self.broadcast)
+        parts = (self.form, self.packing, self.algebra, self.adaptation, self.placement)
+        return Way(*parts, self.beside, self.broadcast, self.additive)
 
     @property
     def packed(self) -> bool:
@@ -69,7 +75,8 @@ class Decision:
     @property
     def changes(self) -> tuple[str, ...]:
         """What is changed about the site, as plans and reports call it."""
-        more = [(RECOMPUTED, self.site.shared), (TOKENS_FIRST, self.ordered), (ROTARY, self.embedded)]
+        own = [(RECOMPUTED, self.site.shared), (ADDITIVE, self.additive)]
+        more = [*own, (TOKENS_FIRST, self.ordered), (ROTARY, self.embedded)]
         return self.adaptation.names + tuple(name for name, done in more if done)
 
 

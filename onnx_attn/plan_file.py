@@ -24,7 +24,7 @@ from typing import Any
 import onnx
 
 from onnx_attn.algebra.choose import IDENTITIES
-from onnx_attn.decision import RECOMPUTED, ROTARY, TOKENS_FIRST, Choice, Decision
+from onnx_attn.decision import ADDITIVE, RECOMPUTED, ROTARY, TOKENS_FIRST, Choice, Decision
 from onnx_attn.errors import UsageError
 from onnx_attn.forms.adaptation import ISLANDS, PADDED, QUANTISED, island_name
 from onnx_attn.forms.placement import BIASES, SCALES, SPLITS, Placement
@@ -198,7 +198,7 @@ def _changes(site: Document, name: str, place: str) -> tuple[str, list[str]]:
     changes = _of(site, "changes", list, name, place) if "changes" in site else []
     islands = {island_name(precision): precision for precision in ISLANDS}
     for change in changes:
-        if change not in (known := (*islands, PADDED, QUANTISED, RECOMPUTED, TOKENS_FIRST, ROTARY)):
+        if change not in (known := (*islands, PADDED, QUANTISED, RECOMPUTED, ADDITIVE, TOKENS_FIRST, ROTARY)):
             raise UsageError(f"{name}: {place} names the change {change!r}; choose of {', '.join(known)}")
     asked = [islands[change] for change in changes if change in islands]
     if len(asked) > 1:

@@ -156,3 +156,57 @@ def test_an_operator_with_a_mask_keeps_its_form_where_spelled_out_it_gains_nothi
     assert (site["form"], site["packed"], site["certificate"]["ok"]) == (form, True, True)
     again = onnx_attn.fuse(model, plan=fused.plan)
     assert again.model.SerializeToString() == fused.model.SerializeToString()
+
+
+def with_a_boolean_mask(computed: bool = False, dtype: Any = np.float16, projected: bool = False) -> onnx.ModelProto:
+    net = Net(23, dtype=dtype)
+    mask = net.input("mask", 2, 1, 5, 7, dtype=np.bool_)
+    mask = net.op("Not", mask) if computed else mask
+    q, k, v = (net.input(name, 2, HEADS, length, HEAD_DIM) for name, length in (("q", 5), ("k", 7), ("v", 7)))
+    if projected:
+        y = net.input("y", 2, 7, WIDTH)
+        k, v = (net.split_heads(net.linear(y, CHANNELS)) for _ in range(2))
+    net.output(net.op("Attention", q, k, v, mask, name="softmax"))
+    return net.model()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "form", "additive"),
+    [
+        (with_a_boolean_mask(), {}, "attention", True),
+        (with_a_boolean_mask(projected=True), {}, "function", False),
+        (with_a_boolean_mask(projected=True), {"form": "attention"}, "attention", True),
+        (with_a_boolean_mask(computed=True), {}, "function", False),
+        (with_a_boolean_mask(computed=True), {"form": "attention"}, "attention", False),
+        (with_a_boolean_mask(dtype=np.float32), {}, "function", False),
+        (with_a_boolean_mask(), {"target": "onnx", "form": "attention"}, "attention", False),
+    ],
+    ids=["outside", "packed", "packed-asked", "computed", "computed-asked", "float32", "onnx"],
+)
+def test_a_boolean_mask_from_outside_is_added_as_numbers(
+    model: onnx.ModelProto, options: dict[str, Any], form: str, additive: bool
+) -> None:
+    fused = onnx_attn.fuse(model, **options)
+    (site,) = fused.report["candidates"]
+    assert (site["form"], "additive-mask" in site["changes"]) == (form, additive)
+    assert any("additive-mask" in each["changes"] for each in fused.plan["sites"]) == additive
+    if form == "attention" and not additive:  # It stays the node that it was.
+        assert fused.model.graph == model.graph
+        return
+    tried = {each["kind"].split("@")[0] for each in site["certificate"]["inputs"]}
+    assert site["certificate"]["ok"] and {"blocked", "row-inf"} <= tried
+    again = onnx_attn.fuse(model, plan=fused.plan)
+    assert again.model.SerializeToString() == fused.model.SerializeToString()
+    if additive:
+        call = next(node for node in fused.model.graph.node if node.op_type == "Attention")
+        added = next(node for node in fused.model.graph.node if node.output[0] == call.input[3])
+        assert added.op_type == "Cast"
+        assert onnx_attn.fuse(fused.model, **options).model.SerializeToString() == fused.model.SerializeToString()
+
+
+def test_the_compiler_does_not_count_a_mask_of_numbers() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    model = with_a_boolean_mask()
+    before, after = onnx_attn.land(model), onnx_attn.land(onnx_attn.fuse(model).model)
+    assert (before["landed"], after["landed"]) == (1, 1)
+    assert after["kernels"] + 7 <= before["kernels"] and after["moved_bytes"] < before["moved_bytes"]

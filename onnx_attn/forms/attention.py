@@ -90,12 +90,14 @@ def write_attention(
     scale: float,
     rank: int,
     output: str,
+    added: int = 0,
 ) -> None:
-    """Append the operator and what it needs: four axes, and a mask with a row for each query."""
+    """Append the operator and what it needs: four axes, and a mask with a row for each query; a boolean one as numbers of the
+    type `added`, if that is not 0."""
     before = writer.shape(*range(4 - rank))
     names = [writer.add("Unsqueeze", [name, before], "batch") if rank < 4 else name for name in operands]
     if site.masks:
-        names.append(_write_mask(writer, view, site, site.masks[0], operands))
+        names.append(_write_mask(writer, view, site, site.masks[0], operands, added))
     result = output if rank == 4 else writer.names.value(f"{site.name}/attention_batch")
     attributes = {"scale": float(scale)} | ({"is_causal": 1} if site.causal else {})
     writer.add("Attention", names, "attention", output=result, name=writer.site_name(), attributes=attributes)
@@ -104,16 +106,28 @@ def write_attention(
 
 
 def _write_mask(
-    writer: Writer, view: GraphView, site: AttentionSite, term: ScoreTerm, operands: tuple[str, str, str]
+    writer: Writer, view: GraphView, site: AttentionSite, term: ScoreTerm, operands: tuple[str, str, str], added: int
 ) -> str:
     """The mask with four axes, and with a row for each query."""
     assert term.mask is not None
     lengths = [writer.add("Shape", [name], "length", start=-2, end=-1) for name in operands[:2]]
     mask = expanded_mask(writer, view, site, term, lengths)
-    if term.kind == "where" and not term.keep_when:
+    if term.kind == "where" and added:
+        mask = _as_numbers(writer, mask, term.keep_when, added)
+    elif term.kind == "where" and not term.keep_when:
         mask = writer.add("Not", [mask], "attended")
     missing = 4 - max(view.rank(term.mask) or 0, 2)
     return writer.add("Unsqueeze", [mask, writer.shape(*range(missing))], "mask_axes") if missing else mask
+
+
+def _as_numbers(writer: Writer, mask: str, keep_when: bool, dtype: int) -> str:
+    """What a boolean mask adds to the scores. Chosen in float32, and cast: between numbers of the scores' own type TensorRT for
+    RTX 1.7.1 sees through the choice, and counts the mask row by row in eight kernels of its own."""
+    numbers = [
+        writer.constant(np.asarray(value, np.float32), role) for value, role in ((0.0, "zero"), (-np.inf, "blocked"))
+    ]
+    chosen = writer.add("Where", [mask, *(numbers if keep_when else numbers[::-1])], "mask_numbers")
+    return writer.add("Cast", [chosen], "mask_added", to=dtype)
 
 
 def expanded_mask(writer: Writer, view: GraphView, site: AttentionSite, term: ScoreTerm, lengths: list[str]) -> str:

@@ -18,7 +18,8 @@ PLAIN = ("function", "primitives")
 class Way:
     """form: `function`, `primitives`, `attention`, `contrib`. packing: of the in-projection, if it is packed. algebra: what
     is changed about its numbers. adaptation: what is changed for the target. beside: layers that are put side by side as
-    they are. broadcast: K or V of one head for all of Q's stays so, for MatMul to broadcast."""
+    they are. broadcast: K or V of one head for all of Q's stays so, for MatMul to broadcast. additive: the operator's boolean
+    mask is written as the numbers that it adds."""
 
     form: str
     packing: Packing | None = None
@@ -27,6 +28,7 @@ class Way:
     placement: Placement = AUTO
     beside: Beside | None = None
     broadcast: bool = False
+    additive: bool = False
 
     @property
     def packed(self) -> bool:

@@ -167,7 +167,7 @@ def _write_form(
         constant = write_primitives(writer, view, site, operands, stored, rank, output, elem_type, behind)
         return _Body(scale=RoundedScale(scale, constant) if rounded else None)
     if way.form == "attention":
-        write_attention(writer, view, site, operands, scale, rank, output)
+        write_attention(writer, view, site, operands, scale, rank, output, elem_type if way.additive else 0)
     else:
         write_multi_head_attention(writer, view, site, operands, scale, output)
     return _Body()
