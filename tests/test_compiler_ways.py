@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import HEAD_DIM, HEADS, WIDTH, Net
+from support import EXPORTS
 
 import onnx_attn
 
@@ -44,6 +45,14 @@ def test_a_key_is_turned_before_its_batch_and_heads_are_taken_apart() -> None:
         way.append(made[name].op_type)
         name = made[name].input[0]
     assert way == ["Transpose", "Reshape", "Transpose", "Reshape"]
+
+
+def test_a_key_that_is_only_reshaped_is_not_turned() -> None:
+    """Shared heads of a cache, repeated in the graph."""
+    fused = onnx_attn.fuse(EXPORTS / "mistral_decode.dynamo.18.static.half.onnx", verify=False).model
+    made = {name: node for node in fused.graph.node for name in node.output}
+    calls = [node for node in fused.graph.node if node.domain == "onnx_attn"]
+    assert [made[call.input[1]].op_type for call in calls] == ["Reshape"] * 2
 
 
 def test_the_compiler_then_reads_it_where_it_lies() -> None:

@@ -181,7 +181,7 @@ def _rewrite_key(writer: Writer, view: GraphView, layout: Layout, source: gs.Ten
     before it, the attention kernel reads it where it lies (cross-attention with K and V of other widths: 6 kernels, 7).
     """
     plan = _plan(view, layout, source)
-    if plan is None or plan.merged is None:
+    if plan is None or plan.merged is None or not plan.turns:
         return write_turn(writer, source.name, plan, "key") if plan is not None else None
     *others, tokens, channels = range(len(layout.axes))
     swap = [*others, channels, tokens]

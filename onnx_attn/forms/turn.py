@@ -28,7 +28,12 @@ class Turn:
     @property
     def nodes(self) -> int:
         """How many nodes it takes."""
-        return (self.split is not None) + (self.order != sorted(self.order)) + (self.merged is not None)
+        return (self.split is not None) + self.turns + (self.merged is not None)
+
+    @property
+    def turns(self) -> bool:
+        """Whether anything is transposed."""
+        return self.order != sorted(self.order)
 
 
 def plan_turn(
@@ -42,7 +47,7 @@ def plan_turn(
 def write_turn(writer: Writer, tensor: str, turn: Turn, hint: str) -> str:
     if turn.split is not None:
         tensor = write_reshape(writer, tensor, turn.split, f"{hint}_split")
-    if turn.order != sorted(turn.order):
+    if turn.turns:
         tensor = writer.add("Transpose", [tensor], hint, perm=turn.order)
     return write_reshape(writer, tensor, turn.merged, f"{hint}_merged") if turn.merged is not None else tensor
 
