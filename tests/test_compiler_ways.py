@@ -136,10 +136,11 @@ def test_a_bias_that_repeats_the_scores_is_no_mask() -> None:
     assert site["code"] == "scores-changed" and "widens" in site["reason"]
 
 
-def with_a_mask(*mask: int, dtype: Any = np.float16, bias: bool = True) -> onnx.ModelProto:
+def with_a_mask(*mask: int, dtype: Any = np.float16, bias: bool = True, norm: bool = False) -> onnx.ModelProto:
     """An `Attention` node on projections of one input, with a mask that is another; the exporters' own layers have biases."""
     net = Net(23, dtype=dtype)
     x = net.input("x", 2, 5, WIDTH)
+    x = net.op("LayerNormalization", x, net.weight(WIDTH), net.weight(WIDTH)) if norm else x
     q, k, v = (net.split_heads(net.linear(x, CHANNELS, bias=bias)) for _ in range(3))
     net.output(net.merge_heads(net.op("Attention", q, k, v, net.input("mask", *mask), name="softmax")), 3)
     return net.model()
@@ -151,11 +152,12 @@ def with_a_mask(*mask: int, dtype: Any = np.float16, bias: bool = True) -> onnx.
         (with_a_mask(5, 5), {}, "attention"),
         (with_a_mask(5, 5), {"form": "function"}, "function"),
         (with_a_mask(5, 5, bias=False), {}, "function"),
+        (with_a_mask(5, 5, norm=True), {}, "function"),  # The norm carries the biases.
         (with_a_mask(1, 5), {}, "function"),  # The operator would need a row for each query.
         (with_a_mask(5, 5, dtype=np.float32), {}, "function"),  # TensorRT does not build the operator in float32.
         (with_a_mask(5, 5), {"target": "onnx"}, "function"),
     ],
-    ids=["operator", "asked", "unbiased", "one-row", "float32", "onnx"],
+    ids=["operator", "asked", "unbiased", "normed", "one-row", "float32", "onnx"],
 )
 def test_an_operator_with_a_mask_keeps_its_form_where_spelled_out_it_gains_nothing(
     model: onnx.ModelProto, options: dict[str, Any], form: str
