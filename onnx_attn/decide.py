@@ -8,7 +8,7 @@ from functools import partial
 
 from onnx_attn.algebra.choose import CONSTANT_CHANNEL, VALUE, choose_algebra, is_biased, is_quantised
 from onnx_attn.decision import ATTENTION_OPSET, Choice, Decision
-from onnx_attn.forms.adaptation import Adaptation, adapted_site
+from onnx_attn.forms.adaptation import adapted_site
 from onnx_attn.forms.attention import attention_refused
 from onnx_attn.forms.beside import read_beside
 from onnx_attn.forms.contrib import contrib_refused
@@ -24,6 +24,7 @@ from onnx_attn.targets.onnxruntime_speed import fastest
 from onnx_attn.targets.reading import form_of_node, written_facts
 from onnx_attn.targets.rows import Row
 from onnx_attn.views.arrange import real
+from onnx_attn.views.linear import rows
 
 
 def decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
@@ -49,15 +50,16 @@ def decide(view: GraphView, site: AttentionSite | Written, target: Target, wante
 
 def _guards_dearly(view: GraphView, target: Target, found: Decision, facts: Facts) -> bool:
     """Whether an `Attention` node keeps its form, packed: spelled out, rows that a mask blocks throughout take a kernel more, and
-    nothing else is gained as long as V has a bias in its projection (MultiheadAttention with a mask: 6 kernels, 7 spelled out;
-    torch's decoder layer 16, 17; T5, which has no biases, 30, 24)."""
+    nothing else is gained as long as V has a bias in its projection (sizes that do not vary; MultiheadAttention with a mask: 6
+    kernels, 7 spelled out; torch's decoder layer 16, 17; T5, which has no biases, 30, 24)."""
     operator = form_of_node(found.site.node) == "attention" and found.site.guard == "row"
     if target.name != "tensorrt" or not operator or found.packing is None or VALUE not in found.packing.members:
         return False
     group, member = found.packing.members[VALUE]
     moved = found.algebra.takes_bias(VALUE) or found.algebra.constant(group) is not None
-    whole = facts.mask_queries == "all" and lands_best(target, "attention", _as_written(facts))
-    return whole and not moved and is_biased(view, member)
+    if moved or not is_biased(view, member) or len(set(rows(view, member.layer))) > 1:
+        return False
+    return facts.mask_queries == "all" and lands_best(target, "attention", _as_written(facts))
 
 
 def _by_speed(facts: Facts, wanted: Choice) -> Iterator[Choice]:
@@ -94,7 +96,7 @@ def _decide(
     broadcast = _lands_nowhere(target, chosen, adapted_facts(facts, change))
     additive = _is_counted(view, site, target, facts) and not change.elem_type
     decided = partial(Decision, site, adaptation=change, placement=placement, broadcast=broadcast)
-    packing = _packing(view, site, target, wanted, change)
+    packing = _packing(view, site, target, wanted)
     if isinstance(packing, Packing):
         # The projection serves the other reader of the probabilities too: its weights stay what they are.
         identities = _useful(wanted.algebra, target) if not site.shared else ()
@@ -123,7 +125,7 @@ def _as_written(facts: Facts) -> Facts:
     return replace(facts, mask_rank=4, mask_queries="all")
 
 
-def _packing(view: GraphView, site: AttentionSite, target: Target, wanted: Choice, change: Adaptation) -> Packing | str:
+def _packing(view: GraphView, site: AttentionSite, target: Target, wanted: Choice) -> Packing | str:
     """The packing of a site's projection as it is wanted and as the target gains by it, or in words why there is none."""
     packing = plan_packing(view, site) if wanted.pack else "packing is turned off"
     if isinstance(packing, Packing):
@@ -133,7 +135,7 @@ def _packing(view: GraphView, site: AttentionSite, target: Target, wanted: Choic
     if isinstance(packing, Packing) and wanted.split:
         return packing.apart()
     if isinstance(packing, Packing) and target.name == "tensorrt":
-        return for_tensorrt(view, packing, change.head_dim)
+        return for_tensorrt(view, site, packing)
     return packing
 
 

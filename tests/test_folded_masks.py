@@ -251,7 +251,10 @@ def test_what_only_repeats_a_weight_is_not_stored_again() -> None:
         return net.op("Expand", net.op("Identity", bias), net.ints(*MASK), name="bias")
 
     model = masked(repeated)
-    assert weights(stays(model))["one_head"] == (1, 1, LENGTH, LENGTH)
+    after = fused(model)
+    assert weights(after)["one_head"] == (1, 1, LENGTH, LENGTH)
+    assert MASK not in weights(after).values()
+    assert_same(model, after)
 
 
 def test_the_file_does_not_swell_without_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,19 +44,20 @@ def test_keys_and_values_alone_are_packed_where_that_pays(
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnx"])
 @pytest.mark.parametrize("normed", [False, True])
-def test_a_query_from_outside_stays_as_it_comes_for_the_compiler(normed: bool, target: str) -> None:
-    """Beside keys and values that are packed; behind a norm it is written anew."""
+def test_a_query_from_outside_is_read_tokens_first_for_the_compiler(normed: bool, target: str) -> None:
+    """Beside keys and values that are packed; behind a norm from the norm."""
     net = Net(18)
     x, text = net.input("x", 2, 7, WIDTH), net.input("text", 2, 5, WIDTH)
     x = net.op("LayerNormalization", x, net.weight(WIDTH), net.weight(WIDTH)) if normed else x
-    first = net.linear(net.turn(x, 1, 0, 2), CHANNELS)  # Tokens first, as torch's module has it.
-    q = net.turn(net.reshape(first, 7, 2, HEADS, HEAD_DIM), 1, 2, 0, 3)
+    first = net.turn(x, 1, 0, 2)  # As torch's module has it.
+    q = net.turn(net.reshape(net.linear(first, CHANNELS), 7, 2, HEADS, HEAD_DIM), 1, 2, 0, 3)
     k, v = (net.split_heads(net.linear(text, CHANNELS)) for _ in range(2))
     net.output(net.merge_heads(net.sdpa(q, net.swap(k), v)), 3)
     fused = onnx_attn.fuse(net.model(), target=target)
     (site,) = fused.report["candidates"]
     assert (fused.report["fused"], site["packed"], fused.report["proof"]["ok"]) == (1, True, True)
-    assert any(first in node.output for node in fused.model.graph.node) == (target == "tensorrt" and not normed)
+    (source,) = [node.input[0] for node in fused.model.graph.node if node.name.endswith("in_proj_product")][:1]
+    assert (source == first) == (target == "tensorrt" and not normed)
 
 
 def test_narrow_heads_of_a_query_from_outside_are_padded_in_its_weights() -> None:

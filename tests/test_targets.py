@@ -131,11 +131,10 @@ def test_a_file_whose_operators_are_kept_keeps_its_bytes(tmp_path: Path) -> None
         (operator(), {"target": "onnxruntime"}),
         (operator(), {"target": "onnx"}),
         (operator(), {"target_version": "rtx", "form": "function"}),
-        (operator(mask=True), {"target_version": "rtx"}),
         (operator(scale=-1.0), {"target_version": "rtx"}),
         (operator(projected=True), {"target_version": "rtx"}),
     ],
-    ids=["10.0", "10.13", "onnxruntime", "onnx", "asked for", "boolean mask", "negative scale", "packed"],
+    ids=["10.0", "10.13", "onnxruntime", "onnx", "asked for", "negative scale", "packed"],
 )
 def test_an_operator_that_is_better_spelled_out_is(model: onnx.ModelProto, asked: dict[str, str]) -> None:
     (candidate,) = onnx_attn.fuse(model, **asked, verify=False).report["candidates"]  # type: ignore[arg-type]

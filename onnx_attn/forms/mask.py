@@ -19,9 +19,8 @@ def mask_source(view: GraphView, mask: gs.Tensor) -> gs.Tensor:
     sequence (MPNet by torchscript).
     """
     source = real(view, mask)
-    while source is mask and (inner := _before_its_expand(view, mask)) is not None:
-        source = mask = inner
-    return source
+    inner = _before_its_expand(view, source) if source is mask else None
+    return source if inner is None else inner
 
 
 def write_mask(writer: Writer, view: GraphView, mask: gs.Tensor) -> str:

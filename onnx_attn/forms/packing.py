@@ -119,25 +119,22 @@ def plan_packing(view: GraphView, site: AttentionSite) -> Packing | str:
     return found
 
 
-def for_tensorrt(view: GraphView, packing: Packing, head_dim: int | None) -> Packing | str:
-    """As much of a packing as TensorRT's compiler gains by, or in words why it gains nothing. head_dim: that heads are padded to
-    with zeros in their layers' weights, None for as they are.
+def for_tensorrt(view: GraphView, site: AttentionSite, packing: Packing) -> Packing | str:
+    """A packing as TensorRT's compiler gains by it, or in words why it gains nothing.
 
     Measured with TensorRT for RTX 1.7.1, half precision, on SM80, SM89 and SM120:
 
     - K and V of a picture that asks a text (diffusers), without biases and at one size: 9 kernels either way, and 6 % more
       bytes packed. (Where sizes vary, packing is worth while: 10 kernels, 12; and so it is with biases, which it moves away:
       CrossViT 54 kernels, 57; a decoder's layer 15 either way, and 8 % fewer bytes.)
-    - Q beside packed K and V, in torch's cross-attention by itself: 6 kernels as it comes, which is tokens first, 7 written
-      anew; and 6 to 8 % fewer bytes, also where sizes vary. Behind a norm it is the other way round: the norm then moves every
+    - Q beside packed K and V, in torch's cross-attention by itself: read tokens first, as torch has it, 6 kernels; from the input
+      7, and 6 to 8 % more bytes, also where sizes vary. Behind a norm it is the other way round: the norm then moves every
       token in a kernel of its own (a decoder's layer, 4 % more bytes).
     """
     group, *others = [group for group in packing.groups if len(group.members) > 1]
     if not others and _is_bare_pair(view, group):
         return "K and V without biases alone move more bytes packed"
-    if head_dim is not None:
-        return packing
-    return replace(packing, groups=tuple(each for each in packing.groups if not _asks_from_outside(view, each)))
+    return replace(packing, groups=tuple(_nearest(view, site, each) for each in packing.groups))
 
 
 def _is_bare_pair(view: GraphView, group: Group) -> bool:
@@ -146,10 +143,16 @@ def _is_bare_pair(view: GraphView, group: Group) -> bool:
     return bare and len(group.members) == 2 and len(set(rows(view, group.members[0].layer))) == 1
 
 
-def _asks_from_outside(view: GraphView, group: Group) -> bool:
-    """Whether a group is Q alone, of an input of the model."""
-    is_input = view.producer(group.source) is None and not isinstance(group.source, gs.Constant)
-    return group.roles == (0,) and is_input
+def _nearest(view: GraphView, site: AttentionSite, group: Group) -> Group:
+    """Q alone, of an input of the model, over the last tensor on its rows' way to the product; any other group as it is."""
+    if group.roles != (0,) or view.producer(group.source) is not None or isinstance(group.source, gs.Constant):
+        return group
+    (member,) = group.members
+    for (candidate,) in from_nearer_sources(view, [(site.query, member.projected)]):
+        heads = read_heads(candidate.layout, candidate.layer, rows(view, candidate.layer))
+        if heads is not None and len(heads.order) == len(member.heads.order):
+            group = Group((Member(0, candidate, heads),))
+    return group
 
 
 def _is_packable(view: GraphView, site: AttentionSite, group: Group) -> bool:

@@ -116,7 +116,11 @@ class Cutter:
                 used[name] = weights[name]
             elif name in start or name not in producers:
                 free[name] = None
-            elif name not in outputs and self._is_known(name, kinds, varying):
+            elif (
+                name not in outputs
+                and start.isdisjoint(reads(producers[name]))
+                and self._is_known(name, kinds, varying)
+            ):
                 value = self.view.constant_of(name)
                 if value is not None and value.dtype.kind in "iu":  # Some operators want whole numbers as constants.
                     used[name] = numpy_helper.from_array(value, name)
