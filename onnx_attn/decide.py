@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
 
+import onnx_graphsurgeon as gs
+
 from onnx_attn.algebra.choose import CONSTANT_CHANNEL, VALUE, choose_algebra, is_biased, is_quantised
 from onnx_attn.decision import ATTENTION_OPSET, Choice, Decision
 from onnx_attn.forms.adaptation import adapted_site
@@ -115,7 +117,8 @@ def _decide(
 def _is_counted(view: GraphView, site: AttentionSite, target: Target, facts: Facts) -> bool:
     """Whether the compiler counts a boolean mask of the operator row by row: one that comes from outside as it is. Written as the
     numbers that it adds it is not (the operator by itself: 10 kernels, 3)."""
-    outside = any(view.producer(real(view, mask)) is None for mask in site.mask_tensors)
+    masks = [real(view, mask) for mask in site.mask_tensors]
+    outside = any(view.producer(mask) is None and not isinstance(mask, gs.Constant) for mask in masks)
     half = facts.dtype in ("float16", "bfloat16")
     return target.name == "tensorrt" and half and facts.mask == "boolean" and outside
 
