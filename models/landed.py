@@ -4,7 +4,7 @@
 
 DIR keeps one JSON a cell and landing.md; a cell whose JSON is there is not run again. With `--readme` the table goes
 between the lines `<!-- landing -->` and `<!-- /landing -->` of that file. The exit code is 3 if fusing made any cell
-worse (more kernels, more bytes moved, fewer sites landed), or if a stage other than torch's own export failed.
+worse (more kernels, more bytes moved by as many, fewer sites landed), or if a stage other than torch's own export failed.
 """
 
 from __future__ import annotations

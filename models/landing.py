@@ -24,6 +24,8 @@ _LONGEST = 160
 """Characters of a reason: what torch and the compiler say of a failure can fill a page."""
 _FOLDERS = re.compile(r"(?:/[\w.+-]+)+/(?=[\w.+-]+\.(?:onnx|py|so|json)\b)")
 """Where a file lies: names of nodes have slashes too, and no such endings."""
+_SCALE = 4
+"""Bytes of a site's scale, which the compiler may keep apart where it stands."""
 _MEASURES = {"kernels": "kernels", "bytes": "bytes moved"}
 
 
@@ -38,16 +40,27 @@ def _both(notes: Iterable[Note], what: str) -> list[tuple[int, int]]:
 
 
 def worse(note: Note) -> list[str]:
-    """What fusing made worse in this cell: more kernels, more bytes, fewer sites landed, no engine any more."""
+    """What fusing made worse in this cell: more kernels, more bytes for as many, fewer sites landed, no engine any more."""
     if "compile_after" in note and "compile_before" not in note:
         return [f"compiles as exported and not fused: {_reason(note['compile_after'])}"]
-    lines = [
-        f"{text} {before:,} → {after:,}"
-        for what, text in _MEASURES.items()
-        for before, after in _both([note], what)
-        if after > before
-    ]
+    lines = _more(note, "kernels") + ([] if _fewer_kernels(note) else _more(note, "bytes"))
     return lines + [f"sites landed {before} → {after}" for before, after in _both([note], "landed") if after < before]
+
+
+def traded(note: Note) -> list[str]:
+    """Fewer kernels that move more bytes, as the compiler counts them: a tensor whole, of which a kernel may read a part."""
+    kernels = [f"kernels {before} → {after}" for before, after in _both([note], "kernels")]
+    return [f"{kernels[0]}, {more}" for more in _more(note, "bytes")] if _fewer_kernels(note) else []
+
+
+def _more(note: Note, what: str) -> list[str]:
+    allowed = _SCALE * note.get("true_sites", 0) if what == "bytes" else 0
+    text = _MEASURES[what]
+    return [f"{text} {before:,} → {after:,}" for before, after in _both([note], what) if after > before + allowed]
+
+
+def _fewer_kernels(note: Note) -> bool:
+    return any(after < before for before, after in _both([note], "kernels"))
 
 
 def is_broken(note: Note) -> bool:
@@ -137,6 +150,7 @@ def landing_table(notes: list[Note], date: str) -> str:
     lines += ["", *_totals(notes)]
     told = list(zip(cells, notes, strict=True))
     lines += _listed("**Worse than exported:**", [(cell, worse(note)) for cell, note in told])
+    lines += _listed("Fewer kernels, more bytes moved:", [(cell, traded(note)) for cell, note in told])
     lines += _listed("Not exported, or not compiled:", [(cell, stopped(note)) for cell, note in told])
     targets = ", ".join(f"SM{sm}" for sm in sorted({cell.sm for cell in cells}))
     return "\n".join([*lines, "", f"{_versions(notes)}; {targets}; {date}.", ""])

@@ -99,7 +99,7 @@ def test_versions_target_and_date_stand_beneath() -> None:
     ("values", "told"),
     [
         ({"kernels_after": 138}, "kernels 137 → 138"),
-        ({"bytes_after": 340_000_001}, "bytes moved 340,000,000 → 340,000,001"),
+        ({"kernels_after": 137, "bytes_after": 340_000_049}, "bytes moved 340,000,000 → 340,000,049"),
         ({"landed_after": 11}, "sites landed 12 → 11"),
         (
             {"kernels_after": None, "bytes_after": None, "landed_after": None, "compile_after": "no kernel"},
@@ -116,9 +116,19 @@ def test_what_fusing_made_worse_is_flagged(values: Note, told: str) -> None:
     assert "| vit | 12 | **12" in text
 
 
+def test_fewer_kernels_that_move_more_bytes_are_told_and_no_broken_promise() -> None:
+    dearer = note(bytes_after=340_000_049)
+    assert not is_broken(dearer)
+    told = "kernels 137 → 101, bytes moved 340,000,000 → 340,000,049"
+    text = landing_table([dearer, note("bert")], "2030-01-01")
+    assert f"Fewer kernels, more bytes moved:\n\n- vit, dynamo 18: {told}\n\n" in text
+    assert "**" not in text
+
+
 def test_what_is_equal_or_better_is_not_flagged() -> None:
     assert not is_broken(note())
     assert not is_broken(note(kernels_after=137, bytes_after=340_000_000))
+    assert not is_broken(note(kernels_after=137, bytes_after=340_000_048)), "a scale a site, kept apart"
     assert not is_broken(note(kernels_before=None, bytes_before=None, landed_before=None, compile_before="no kernel"))
 
 
