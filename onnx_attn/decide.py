@@ -119,8 +119,7 @@ def _is_counted(view: GraphView, site: AttentionSite, target: Target, facts: Fac
     numbers that it adds it is not (the operator by itself: 10 kernels, 3)."""
     masks = [real(view, mask) for mask in site.mask_tensors]
     outside = any(view.producer(mask) is None and not isinstance(mask, gs.Constant) for mask in masks)
-    half = facts.dtype in ("float16", "bfloat16")
-    return target.name == "tensorrt" and half and facts.mask == "boolean" and outside
+    return target.name == "tensorrt" and facts.mask == "boolean" and outside
 
 
 def _as_written(facts: Facts) -> Facts:

@@ -55,6 +55,16 @@ def test_a_key_that_is_only_reshaped_is_not_turned() -> None:
     assert [made[call.input[1]].op_type for call in calls] == ["Reshape"] * 2
 
 
+def test_a_key_whose_entries_come_first_is_moved_once() -> None:
+    net = Net(18, dtype=np.float16)
+    q, k, v = (net.split_heads(net.linear(net.input(name, 2, 8, WIDTH), CHANNELS)) for name in "qkv")
+    kt = net.op("Mul", net.swap(k), net.const(0.5))
+    net.output(net.sdpa(q, kt, v))
+    fused = onnx_attn.fuse(net.model())
+    assert fused.report["candidates"][0]["certificate"]["ok"]
+    assert [node.op_type for node in fused.model.graph.node].count("Transpose") == 3
+
+
 def test_the_compiler_then_reads_it_where_it_lies() -> None:
     pytest.importorskip("tensorrt_rtx")
     model = three_sources()
@@ -80,6 +90,7 @@ def one_head_for_all(dtype: Any, queries: int = 5) -> onnx.ModelProto:
         (np.float32, 5, {"precision": "fp16"}, True),
         (np.float32, 1, {}, True),  # There is a kernel for one query in float32.
         (np.float32, 5, {"target": "onnx"}, True),
+        (np.float32, 5, {"target": "onnxruntime", "form": "function"}, True),
     ],
     ids=str,
 )
@@ -136,12 +147,22 @@ def test_a_bias_that_repeats_the_scores_is_no_mask() -> None:
     assert site["code"] == "scores-changed" and "widens" in site["reason"]
 
 
-def with_a_mask(*mask: int, dtype: Any = np.float16, bias: bool = True, norm: bool = False) -> onnx.ModelProto:
-    """An `Attention` node on projections of one input, with a mask that is another; the exporters' own layers have biases."""
+def with_a_mask(
+    *mask: int,
+    dtype: Any = np.float16,
+    bias: bool = True,
+    norm: bool = False,
+    heads: int = HEADS,
+    values: bool = True,
+) -> onnx.ModelProto:
+    """An `Attention` node on projections of one input, with a mask that is another; the exporters' own layers have biases.
+    values: V is projected too."""
     net = Net(23, dtype=dtype)
     x = net.input("x", 2, 5, WIDTH)
     x = net.op("LayerNormalization", x, net.weight(WIDTH), net.weight(WIDTH)) if norm else x
-    q, k, v = (net.split_heads(net.linear(x, CHANNELS, bias=bias)) for _ in range(3))
+    size = CHANNELS // heads
+    q, k, v = (net.split_heads(net.linear(x, CHANNELS, bias=bias), heads, size) for _ in range(3))
+    v = v if values else net.input("values", 2, heads, 5, size)
     net.output(net.merge_heads(net.op("Attention", q, k, v, net.input("mask", *mask), name="softmax")), 3)
     return net.model()
 
@@ -154,10 +175,12 @@ def with_a_mask(*mask: int, dtype: Any = np.float16, bias: bool = True, norm: bo
         (with_a_mask(5, 5, bias=False), {}, "function"),
         (with_a_mask(5, 5, norm=True), {}, "function"),  # The norm carries the biases.
         (with_a_mask(1, 5), {}, "function"),  # The operator would need a row for each query.
+        (with_a_mask(5, 5, heads=4), {}, "function"),  # Heads of 12 are padded at the operator's edges.
+        (with_a_mask(5, 5, values=False), {}, "function"),  # V has no bias.
         (with_a_mask(5, 5, dtype=np.float32), {}, "function"),  # TensorRT does not build the operator in float32.
         (with_a_mask(5, 5), {"target": "onnx"}, "function"),
     ],
-    ids=["operator", "asked", "unbiased", "normed", "one-row", "float32", "onnx"],
+    ids=["operator", "asked", "unbiased", "normed", "one-row", "odd-heads", "no-values", "float32", "onnx"],
 )
 def test_an_operator_with_a_mask_keeps_its_form_where_spelled_out_it_gains_nothing(
     model: onnx.ModelProto, options: dict[str, Any], form: str
@@ -167,6 +190,8 @@ def test_an_operator_with_a_mask_keeps_its_form_where_spelled_out_it_gains_nothi
     assert (site["form"], site["packed"], site["certificate"]["ok"]) == (form, True, True)
     again = onnx_attn.fuse(model, plan=fused.plan)
     assert again.model.SerializeToString() == fused.model.SerializeToString()
+    anew = onnx_attn.fuse(fused.model, target=options.get("target", "tensorrt"))
+    assert anew.model.SerializeToString() == fused.model.SerializeToString()
 
 
 def with_a_boolean_mask(kind: str = "", dtype: Any = np.float16, projected: bool = False) -> onnx.ModelProto:
