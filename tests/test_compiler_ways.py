@@ -154,11 +154,12 @@ def with_a_mask(
     norm: bool = False,
     heads: int = HEADS,
     values: bool = True,
+    batch: int | str = 2,
 ) -> onnx.ModelProto:
     """An `Attention` node on projections of one input, with a mask that is another; the exporters' own layers have biases.
     values: V is projected too."""
     net = Net(23, dtype=dtype)
-    x = net.input("x", 2, 5, WIDTH)
+    x = net.input("x", batch, 5, WIDTH)
     x = net.op("LayerNormalization", x, net.weight(WIDTH), net.weight(WIDTH)) if norm else x
     size = CHANNELS // heads
     q, k, v = (net.split_heads(net.linear(x, CHANNELS, bias=bias), heads, size) for _ in range(3))
@@ -177,10 +178,11 @@ def with_a_mask(
         (with_a_mask(1, 5), {}, "function"),  # The operator would need a row for each query.
         (with_a_mask(5, 5, heads=4), {}, "function"),  # Heads of 12 are padded at the operator's edges.
         (with_a_mask(5, 5, values=False), {}, "function"),  # V has no bias.
+        (with_a_mask(5, 5, batch="batch"), {}, "function"),
         (with_a_mask(5, 5, dtype=np.float32), {}, "function"),  # TensorRT does not build the operator in float32.
         (with_a_mask(5, 5), {"target": "onnx"}, "function"),
     ],
-    ids=["operator", "asked", "unbiased", "normed", "one-row", "odd-heads", "no-values", "float32", "onnx"],
+    ids=["operator", "asked", "unbiased", "normed", "one-row", "odd-heads", "no-values", "dynamic", "float32", "onnx"],
 )
 def test_an_operator_with_a_mask_keeps_its_form_where_spelled_out_it_gains_nothing(
     model: onnx.ModelProto, options: dict[str, Any], form: str
@@ -188,6 +190,7 @@ def test_an_operator_with_a_mask_keeps_its_form_where_spelled_out_it_gains_nothi
     fused = onnx_attn.fuse(model, **options)
     (site,) = fused.report["candidates"]
     assert (site["form"], site["packed"], site["certificate"]["ok"]) == (form, True, True)
+    assert "additive-mask" not in site["changes"], "it is one already"
     again = onnx_attn.fuse(model, plan=fused.plan)
     assert again.model.SerializeToString() == fused.model.SerializeToString()
     anew = onnx_attn.fuse(fused.model, target=options.get("target", "tensorrt"))
