@@ -98,12 +98,18 @@ def _prove_whole(report: Report, trial: Trial, before: Model, after: Model) -> N
         except CannotRun as error:
             raise CannotRun(f"{error}; pass --no-verify to rewrite without proof") from error
     if not proof.ok:
-        raise DifferenceError(
-            f"{trial.name}: the fused model differs at output '{proof.failing[0]}' "
-            f"(max_rel {proof.worst.max_rel:.1e}, allowed {proof.rtol:.0e}); nothing was written; please report this"
-        )
+        raise DifferenceError(f"{trial.name}: {_told(proof, report)}")
     report["proof"] = proof_document(proof)
     _add_seconds(report, "prove", start)
+
+
+def _told(proof: WholeProof, report: Report) -> str:
+    """Where and by how much the whole model differs, and the way out."""
+    name = proof.failing[0]
+    by = proof.outputs[name].told(proof.rtol)
+    changed = any(candidate.get("algebra") for candidate in report["candidates"])
+    way = "with --no-algebra biases and scales stay where they are; " if changed else ""
+    return f"the fused model differs at output '{name}' ({by}); nothing was written; {way}please report this"
 
 
 def _add_seconds(report: Report, phase: str, start: float) -> None:

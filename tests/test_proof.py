@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -226,3 +227,31 @@ def test_what_no_input_decides_is_no_random_value_of_the_proof(probe: str) -> No
     report = onnx_attn.fuse(net.model()).report
     (candidate,) = report["candidates"]
     assert (candidate["status"], candidate["packed"], candidate["certificate"]["ok"]) == ("site", True, True)
+
+
+def with_a_key_bias(bias: float, dtype: Any) -> onnx.ModelProto:
+    """One site whose K has a bias that is the same in every channel."""
+    net = Net(18, dtype=dtype)
+    x = net.input("x", 2, 5, WIDTH)
+    biases = (net.weight(CHANNELS), net.const(np.full(CHANNELS, bias)), net.weight(CHANNELS))
+    layers = [net.op("Add", net.linear(x, CHANNELS, bias=False), each) for each in biases]
+    q, k, v = map(net.split_heads, layers)
+    out = net.linear(net.merge_heads(net.sdpa(q, net.swap(k), v)), WIDTH, width=CHANNELS)
+    net.output(out, 3)
+    return net.model()
+
+
+def test_a_model_that_differs_by_exact_algebra_is_told_the_way_out(tmp_path: Path) -> None:
+    """In half precision logits of 10⁵ tell nothing apart, and without K's bias they are small: no difference of the rewriting."""
+    model, output = with_a_key_bias(6e4, np.float16), tmp_path / "fused.onnx"
+    with pytest.raises(
+        onnx_attn.DifferenceError, match=r"max_rel .* > 2e-03\); nothing was written; with --no-algebra "
+    ):
+        onnx_attn.fuse(model, output)
+    assert list(tmp_path.iterdir()) == []
+    assert onnx_attn.fuse(model, output, algebra=False).report["fused"] == 1
+
+
+def test_a_model_that_overflows_elsewhere_says_so() -> None:
+    with pytest.raises(onnx_attn.DifferenceError, match=r"\(NaN or infinity in other places\); nothing was written"):
+        onnx_attn.fuse(with_a_key_bias(1e38, np.float32))

@@ -23,6 +23,10 @@ class Difference:
     def within(self, rtol: float, atol: float = 0.0) -> bool:
         return self.agrees and (self.max_rel <= rtol or self.max_abs <= atol)
 
+    def told(self, rtol: float) -> str:
+        """Of one that is not within, by how much."""
+        return f"max_rel {self.max_rel:.1e} > {rtol:.0e}" if self.agrees else "NaN or infinity in other places"
+
 
 NONE = Difference(0.0, 0.0, True)
 

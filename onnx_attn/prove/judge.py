@@ -119,8 +119,7 @@ class Judge:
 
     def _note(self, case: str, found: Difference, limit: float) -> None:
         if self.failure is None and not found.within(limit):
-            off = f"max_rel {found.max_rel:.1e} > {limit:.0e}" if found.agrees else "NaN or infinity in other places"
-            self.failure = f"case {case}: {off}"
+            self.failure = f"case {case}: {found.told(limit)}"
 
     def certificate(self, between: Between) -> Certificate:
         own = [each.own for each in self.tried if each.own is not None]

@@ -35,7 +35,7 @@ def prove_piece(view: GraphView, cutter: Cutter, edit: SiteEdit, site: Attention
                 continue
             found = compare(*run_pair(sessions, cuts, typed_case(view, case)))
             if not found.within(rtol):
-                return f"{case.name}: max_rel {found.max_rel:.1e}, allowed {rtol:.0e}"
+                return f"{case.name}: {found.told(rtol)}"
     except (CannotRun, ValueError, MemoryError) as error:
         return f"it cannot be proved: {error}"
     return None

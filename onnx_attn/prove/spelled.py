@@ -59,7 +59,7 @@ def prove_spelled(opset: int) -> Callable[[onnx.NodeProto, Spelled, Sequence[Wor
                     for name, expected, actual in zip(sessions[0].outputs, before, after, strict=True):
                         found, rtol = difference(expected, actual), RTOL[trial.float_type]
                         if not found.within(rtol):
-                            return "proof-failed", f"'{name}': max_rel {found.max_rel:.1e}, allowed {rtol:.0e}"
+                            return "proof-failed", f"'{name}': {found.told(rtol)}"
         except CannotRun as error:
             return "unprovable-here", str(error)
         return None
