@@ -6,8 +6,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
 
-import onnx_graphsurgeon as gs
-
 from onnx_attn.algebra.choose import CONSTANT_CHANNEL, VALUE, choose_algebra, is_biased, is_quantised
 from onnx_attn.decision import ATTENTION_OPSET, Choice, Decision
 from onnx_attn.forms.adaptation import adapted_site
@@ -26,7 +24,7 @@ from onnx_attn.targets.onnxruntime_speed import fastest
 from onnx_attn.targets.reading import form_of_node, written_facts
 from onnx_attn.targets.rows import Row
 from onnx_attn.views.arrange import real
-from onnx_attn.views.linear import rows
+from onnx_attn.views.linear import rows_vary
 
 
 def decide(view: GraphView, site: AttentionSite | Written, target: Target, wanted: Choice) -> Candidate | Decision:
@@ -59,7 +57,7 @@ def _guards_dearly(view: GraphView, target: Target, found: Decision, facts: Fact
         return False
     group, member = found.packing.members[VALUE]
     moved = found.algebra.takes_bias(VALUE) or found.algebra.constant(group) is not None
-    if moved or not is_biased(view, member) or len(set(rows(view, member.layer))) > 1:
+    if moved or not is_biased(view, member) or rows_vary(view, member.layer):
         return False
     return facts.mask_queries == "all" and lands_best(target, "attention", _as_written(facts))
 
@@ -97,29 +95,29 @@ def _decide(
         placement = placement.apart(site.shared, site.scores_scale)
     broadcast = _lands_nowhere(target, chosen, adapted_facts(facts, change))
     additive = _is_counted(view, site, target, facts) and not change.elem_type
-    decided = partial(Decision, site, adaptation=change, placement=placement, broadcast=broadcast)
+    decided = partial(Decision, site=site, form=chosen, adaptation=change, placement=placement, broadcast=broadcast)
     packing = _packing(view, site, target, wanted)
     if isinstance(packing, Packing):
         # The projection serves the other reader of the probabilities too: its weights stay what they are.
         identities = _useful(wanted.algebra, target) if not site.shared else ()
         algebra = choose_algebra(view, site, packing, identities)
-        return decided(chosen, packing, None, algebra, additive=additive and chosen == "attention")
+        additive = additive and chosen == "attention"
+        return decided(packing=packing, unpacked=None, algebra=algebra, additive=additive)
     beside = read_beside(view, site) if _may_stand_beside(target, site, wanted) else None
     unpacked = packing if beside is None else None
     operator = form_of_node(site.node) == "attention" and not change.names
     kept = replace(facts, mask="additive", mask_type="query") if additive and facts.mask_queries == "all" else facts
     if operator and (chosen == "attention" or (wanted.form == "auto" and lands_best(target, "attention", kept))):
         stays = beside is None and not additive
-        return Decision(site, "attention", None, unpacked, stays=stays, beside=beside, additive=additive)
-    return decided(chosen, None, unpacked, beside=beside)
+        return Decision(site=site, form="attention", unpacked=unpacked, stays=stays, beside=beside, additive=additive)
+    return decided(unpacked=unpacked, beside=beside)
 
 
 def _is_counted(view: GraphView, site: AttentionSite, target: Target, facts: Facts) -> bool:
     """Whether the compiler counts a boolean mask of the operator row by row: one that comes from outside as it is. Written as the
     numbers that it adds it is not (the operator by itself: 10 kernels, 3)."""
-    masks = [real(view, mask) for mask in site.mask_tensors]
-    outside = any(view.producer(mask) is None and not isinstance(mask, gs.Constant) for mask in masks)
-    return target.name == "tensorrt" and facts.mask == "boolean" and outside
+    boolean = target.name == "tensorrt" and facts.mask == "boolean"
+    return boolean and any(view.is_from_outside(real(view, mask)) for mask in site.mask_tensors)
 
 
 def _as_written(facts: Facts) -> Facts:

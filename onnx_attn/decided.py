@@ -22,7 +22,7 @@ def write_decided(
     while True:
         claims = names.claims
         try:
-            return decision, left, write_site(view, names, decision.site, decision.way, reserved)
+            return decision, left, write_site(view, names, decision.site, decision, reserved)
         except RoundsBadlyError as error:
             names.unclaim(since=claims)
             dropped, plainer = decision.algebra.names, replace(decision, algebra=NOTHING)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from onnx_attn.algebra.choose import IDENTITIES, NOTHING, Algebra
-from onnx_attn.forms.adaptation import AS_IT_STANDS, Adaptation, Heads
-from onnx_attn.forms.beside import Beside
-from onnx_attn.forms.packing import Packing
+from onnx_attn.algebra.choose import IDENTITIES
+from onnx_attn.forms.adaptation import Heads
 from onnx_attn.forms.placement import AUTO, Placement
 from onnx_attn.forms.way import Way
 from onnx_attn.site import AttentionSite
@@ -33,39 +31,19 @@ ROTARY = "rotary-embedding"
 """What they call it that the rotary embeddings of its Q and K are the standard operator (rotary/rewrite.py)."""
 
 
-@dataclass(frozen=True)
-class Decision:
-    """A site and how it will be written. `unpacked` says why the projection is left as it is, where it is.
+@dataclass(frozen=True, kw_only=True)
+class Decision(Way):
+    """A site and the way in which it will be written. `unpacked` says why the projection is left as it is, where it is.
 
     stays: it is the `Attention` node that it was, in the form "attention".
-    adaptation: what is changed about it for the target. placement: where its parts are written.
     ordered: the block around it is computed tokens first. embedded: its rotary embeddings are written as the operator.
-    beside: layers that are packed as they are, where something works on what they make before it is Q or K.
-    broadcast: K or V of one head for all of Q's is not repeated. additive: the operator's boolean mask is written as numbers.
     """
 
     site: AttentionSite
-    form: str
-    packing: Packing | None
     unpacked: str | None
-    algebra: Algebra = NOTHING
     stays: bool = False
-    adaptation: Adaptation = AS_IT_STANDS
-    placement: Placement = AUTO
     ordered: bool = False
     embedded: bool = False
-    beside: Beside | None = None
-    broadcast: bool = False
-    additive: bool = False
-
-    @property
-    def way(self) -> Way:
-        parts = (self.form, self.packing, self.algebra, self.adaptation, self.placement)
-        return Way(*parts, self.beside, self.broadcast, self.additive)
-
-    @property
-    def packed(self) -> bool:
-        return self.way.packed
 
     @property
     def key(self) -> str:
@@ -75,9 +53,13 @@ class Decision:
     @property
     def changes(self) -> tuple[str, ...]:
         """What is changed about the site, as plans and reports call it."""
-        own = [(RECOMPUTED, self.site.shared), (ADDITIVE, self.additive)]
-        more = [*own, (TOKENS_FIRST, self.ordered), (ROTARY, self.embedded)]
-        return self.adaptation.names + tuple(name for name, done in more if done)
+        done = {
+            RECOMPUTED: self.site.shared,
+            ADDITIVE: self.additive,
+            TOKENS_FIRST: self.ordered,
+            ROTARY: self.embedded,
+        }
+        return self.adaptation.names + tuple(name for name, is_done in done.items() if is_done)
 
 
 @dataclass(frozen=True)

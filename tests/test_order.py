@@ -100,7 +100,7 @@ def edits_of(model: onnx.ModelProto) -> list[SiteEdit]:
     view, names = GraphView(model), Names(model)
     plan = make_plan(view, candidates.recognize(view), parse_target("tensorrt").taking(view.opset))
     decisions = [entry for entry in plan.entries if isinstance(entry, Decision)]
-    return [write_site(view, names, d.site, d.way) for d in decisions]
+    return [write_site(view, names, d.site, d) for d in decisions]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

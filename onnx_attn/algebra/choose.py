@@ -13,7 +13,7 @@ from onnx_attn.forms.owning import is_own
 from onnx_attn.forms.packing import Group, Member, Packing
 from onnx_attn.graph.view import GraphView
 from onnx_attn.site import AttentionSite
-from onnx_attn.views.linear import rows, weight_array
+from onnx_attn.views.linear import rows_vary, weight_array
 
 CONSTANT_CHANNEL, KEY_BIAS, VALUE_BIAS, SCALE = IDENTITIES = ("constant-channel", "key-bias", "value-bias", "scale")
 QUERY, KEY, VALUE = range(3)
@@ -77,7 +77,7 @@ def choose_algebra(
     constants: dict[int, ConstantChannel] = {}
     for group in own if CONSTANT_CHANNEL in allowed else ():
         if any(is_biased(view, member) for member in group.members):
-            found = VARIES if len(set(rows(view, group.members[0].layer))) > 1 else read_constant_channel(view, group)
+            found = VARIES if rows_vary(view, group.members[0].layer) else read_constant_channel(view, group)
             if isinstance(found, str):
                 left[CONSTANT_CHANNEL] = found
             else:

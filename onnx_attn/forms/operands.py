@@ -181,16 +181,14 @@ def _rewrite_key(writer: Writer, view: GraphView, layout: Layout, source: gs.Ten
     before it, the attention kernel reads it where it lies (cross-attention with K and V of other widths: 6 kernels, 7).
     """
     plan = _plan(view, layout, source)
-    if plan is None or plan.merged is None or not plan.turns:
-        return write_turn(writer, source.name, plan, "key") if plan is not None else None
-    *others, tokens, channels = range(len(layout.axes))
-    swap = [*others, channels, tokens]
-    turned = _plan(
-        view, Layout(tuple(layout.axes[axis] for axis in swap), layout.offsets), source, layout.axes[channels]
-    )
-    if turned is None:
-        return write_turn(writer, source.name, plan, "key")
-    return writer.add("Transpose", [write_turn(writer, source.name, turned, "key_turned")], "key", perm=swap)
+    if plan is not None and plan.turns and plan.merged is not None:
+        *others, tokens, channels = range(len(layout.axes))
+        swap = [*others, channels, tokens]
+        swapped = Layout(tuple(layout.axes[axis] for axis in swap), layout.offsets)
+        turned = _plan(view, swapped, source, layout.axes[channels])
+        if turned is not None:
+            return writer.add("Transpose", [write_turn(writer, source.name, turned, "key_turned")], "key", perm=swap)
+    return write_turn(writer, source.name, plan, "key") if plan is not None else None
 
 
 def _plan(view: GraphView, layout: Layout, source: gs.Tensor, alone: Sequence[Digit] = ()) -> Turn | None:

@@ -26,7 +26,7 @@ from onnx_attn.forms.turn import plan_turn, write_turn
 from onnx_attn.graph.edit import Writer
 from onnx_attn.graph.view import GraphView
 from onnx_attn.views.arrange import Dim
-from onnx_attn.views.linear import rows
+from onnx_attn.views.linear import rows, rows_vary
 
 ALIGNED = 8
 """Elements: heads of a multiple of so many are read where they lie."""
@@ -70,7 +70,7 @@ def _split_at(view: GraphView, group: Group, closely: bool, asked: Split) -> Spl
     sizes = {member.heads.size for member in group.members}
     counts = {member.heads.count for member in group.members}
     if asked == "auto":
-        varies = len(set(rows(view, group.members[0].layer))) > 1
+        varies = rows_vary(view, group.members[0].layer)
         odd = any(size % ALIGNED for size in sizes)
         padded = any((member.heads.columns < 0).any() for member in group.members)
         asked = "heads" if closely or varies or odd else "leading" if len(group.members) == 2 or padded else "last"

@@ -19,7 +19,7 @@ from onnx_attn.graph.view import GraphView
 from onnx_attn.recognize.projection import from_nearer_sources
 from onnx_attn.site import AttentionSite, Operand, Projected
 from onnx_attn.views.arrange import Dim, reshape_target
-from onnx_attn.views.linear import Linear, rows
+from onnx_attn.views.linear import Linear, rows, rows_vary
 
 ROLES = ("query", "key", "value")
 
@@ -140,12 +140,12 @@ def for_tensorrt(view: GraphView, site: AttentionSite, packing: Packing) -> Pack
 def _is_bare_pair(view: GraphView, group: Group) -> bool:
     """Whether a group is two layers of their own, without biases and of one size."""
     bare = not group.reuses_weight and all(member.layer.bias is None for member in group.members)
-    return bare and len(group.members) == 2 and len(set(rows(view, group.members[0].layer))) == 1
+    return bare and len(group.members) == 2 and not rows_vary(view, group.members[0].layer)
 
 
 def _nearest(view: GraphView, site: AttentionSite, group: Group) -> Group:
     """Q alone, of an input of the model, over the last tensor on its rows' way to the product; any other group as it is."""
-    if group.roles != (0,) or view.producer(group.source) is not None or isinstance(group.source, gs.Constant):
+    if group.roles != (0,) or not view.is_from_outside(group.source):
         return group
     (member,) = group.members
     for (candidate,) in from_nearer_sources(view, [(site.query, member.projected)]):

@@ -111,6 +111,10 @@ class GraphView:
     def producer(self, tensor: gs.Tensor) -> gs.Node | None:
         return tensor.inputs[0] if tensor.inputs else None
 
+    def is_from_outside(self, tensor: gs.Tensor) -> bool:
+        """Whether an input brings it: no node makes it, and no number is stored for it."""
+        return self.producer(tensor) is None and not isinstance(tensor, gs.Constant)
+
     def readers(self, tensor: gs.Tensor) -> list[gs.Node]:
         """The nodes that read a tensor, those of nested graphs included; a node that reads it twice stands twice."""
         return list(tensor.outputs)

@@ -78,6 +78,11 @@ def rows(view: GraphView, layer: Linear) -> tuple[Shape, ...]:
     return tuple((*shape[:-1], layer.channels) for shape in shapes)
 
 
+def rows_vary(view: GraphView, layer: Linear) -> bool:
+    """Whether a layer's rows are not as many in every world."""
+    return len(set(rows(view, layer))) > 1
+
+
 @remembered
 def weight_tensor(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Tensor, bool] | None:
     """The weight behind a tensor, through Identity and one Transpose of a matrix: (weight, transposed). It is an initializer, or
