@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 import onnx
 from checks import assert_same, run
 from hostile import CHANGES, SOFT, Change, spoiled_bytes, start
+from near_edits import EDITS
 from onnx import helper
 
 import onnx_attn
-from onnx_attn import OnnxAttnError
-from onnx_attn.graph.load import load
+from onnx_attn import DifferenceError, OnnxAttnError
+from onnx_attn.graph.load import check, load
 
 Stage = Callable[[str], None]
 LOOSE = 2e-3
@@ -38,6 +40,19 @@ def example(seed: int, changes: list[Change] | None = None) -> onnx.ModelProto |
     if rng.random() < 0.05:
         return spoiled_bytes(data, rng)
     return model if rng.random() < 0.3 else data
+
+
+def near_example(seed: int, models: Sequence[Path]) -> onnx.ModelProto:
+    """One of the models, with one small edit or a few."""
+    rng = random.Random(seed)
+    model = onnx.load(rng.choice(models), load_external_data=False)
+    for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):
+        if model.graph.node:
+            try:
+                rng.choice(EDITS)(model, rng)
+            except (ValueError, TypeError, KeyError):
+                pass
+    return model
 
 
 def judge(given: onnx.ModelProto | bytes, seed: int, stage: Stage = lambda name: None) -> str:
@@ -77,7 +92,7 @@ def _changed(source: Path | onnx.ModelProto, before: onnx.ModelProto, seed: int,
             continue
         stage(f"{name}: check")
         after = result.model
-        onnx.checker.check_model(after)
+        check(after, "after")
         words.append(_compared(before, after, seed, lambda word, name=name: stage(f"{name}: {word}")))
     return words[0]
 
@@ -88,7 +103,9 @@ def _said(call: Callable[[], Any]) -> Any:
         return call()
     except OnnxAttnError as error:
         said = error
-    assert str(said).strip() and "\n" not in str(said) and "report this" not in str(said), str(said)
+    rounding = re.search(r"max_rel ([\d.e+-]+) >", str(said))  # Rounding that a later node makes larger: 1/x, x² …
+    amplified = isinstance(said, DifferenceError) and rounding is not None and float(rounding[1]) < 5 * LOOSE
+    assert str(said).strip() and "\n" not in str(said) and (amplified or "report this" not in str(said)), str(said)
     return said
 
 
@@ -98,11 +115,13 @@ def _compared(before: onnx.ModelProto, after: onnx.ModelProto, seed: int, stage:
     stage("ONNX Runtime runs the original")
     try:
         inputs = values(before, seed)
-        first = run(before, inputs)
+        first, again = run(before, inputs), run(before, inputs)
     except Exception:  # onnxruntime raises classes of its own making
         return "cannot run"
     if any(not np.isfinite(each).all() for each in first if each.dtype.kind == "f"):
         return "not finite"
+    if any((one != other).any() for one, other in zip(first, again, strict=True)):
+        return "random"
     stage("ONNX Runtime runs the result")
     assert_same(before, after, inputs, LOOSE)
     return "same"
@@ -120,6 +139,8 @@ def values(model: onnx.ModelProto, seed: int) -> dict[str, np.ndarray]:
         ]
         if any(dim < 0 for dim in dims) or np.prod([float(dim) for dim in dims]) > 1e6:
             raise ValueError(value.name)
+        if not value.type.tensor_type.elem_type:
+            raise ValueError(f"{value.name}: of no known type")
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         numbers = rng.random(dims) < 0.7 if dtype == np.bool_ else rng.standard_normal(dims)
         made[value.name] = np.asarray(numbers).astype(dtype)

@@ -178,10 +178,15 @@ def _code_of(tree: ast.Module, file: Path, path: str) -> CodeType:
 
 def install(file: str, function: str, code: CodeType) -> None:
     """Give a function of this process other code."""
+    function_of(file, function).__code__ = code
+
+
+def function_of(file: str, function: str) -> FunctionType:
+    """A function of this process, by its qualified name."""
     module = Path(file).relative_to(ROOT).with_suffix("").parts
     found: Any = importlib.import_module(".".join(module).removesuffix(".__init__"))
     for name in function.split("."):
         found = inspect.getattr_static(found, name)
     for field in ("fget", "func", "__func__"):  # property, cached_property, staticmethod
         found = getattr(found, field, found) if not isinstance(found, FunctionType) else found
-    inspect.unwrap(found).__code__ = code
+    return inspect.unwrap(found)

@@ -17,10 +17,11 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.owning import reads_shape
 from onnx_attn.graph.view import STANDARD, GraphView, label
+from onnx_attn.graph.world import Shape
 from onnx_attn.site import AttentionSite, Projected
 from onnx_attn.views.arrange import moved
 from onnx_attn.views.linear import Linear, linear, rows, weight_tensor
-from onnx_attn.views.movement import Step, index_map, is_identity, moves, repeats
+from onnx_attn.views.movement import Step, index_map, moves, repeats
 from onnx_attn.views.trace import scalar_factor
 
 MOST_STEPS = 16
@@ -55,8 +56,7 @@ def read_value_bias(view: GraphView, site: AttentionSite, value: Projected) -> O
     if _projects_for_a_site(view, layer):
         return "the out-projection may be another site's in-projection"
     channels = _channels(view, site, value, steps)
-    width = layer.width
-    if channels is None or channels.size != width:
+    if channels is None:
         return "what follows P·V mixes its rows before the out-projection"
     return OutProjection(layer, steps, channels, shapes)
 
@@ -70,7 +70,7 @@ def _out_projection(view: GraphView, site: AttentionSite) -> tuple[Linear, tuple
         readers = view.readers(tensor)
         shapes += [reader for reader in readers if reads_shape(view, reader)]
         readers = [reader for reader in readers if not reads_shape(view, reader)]
-        if tensor.name in view.pinned or view.is_output(tensor) or len(readers) != 1:
+        if tensor.name in view.pinned or len(readers) != 1:
             return "P·V is read by more than its out-projection"
         node = readers[0]
         if not view.in_main_graph(node) or node.domain not in STANDARD:
@@ -80,7 +80,7 @@ def _out_projection(view: GraphView, site: AttentionSite) -> tuple[Linear, tuple
             if layer is None or node.inputs[0] is not tensor:
                 return "no linear out-projection follows P·V"
             return layer, tuple(steps), tuple(shapes)
-        if not (moves(view, node, node.outputs[0]) or is_identity(view, node)) or len(node.outputs) != 1:
+        if not moves(view, node, node.outputs[0]) or len(node.outputs) != 1:
             return f"'{label(node)}' ({node.op}) stands between P·V and an out-projection"
         tensor = node.outputs[0]
         steps.append(Step(node, tensor))
@@ -91,12 +91,11 @@ def _layer(view: GraphView, product: gs.Node) -> Linear | None:
     """The layer of a product, with its bias where that is added next and by nobody else read without it."""
     output = product.outputs[0]
     readers = view.readers(output)
-    if product.op == "MatMul" and len(readers) == 1 and readers[0].op == "Add" and not view.is_output(output):
+    if len(readers) == 1 and readers[0].op == "Add" and output.name not in view.pinned:
         found = linear(view, readers[0].outputs[0])
-        if found is not None and found.product is product and output.name not in view.pinned:
+        if found is not None and found.product is product:
             return found
-    found = linear(view, output)
-    return found if found is not None and found.product is product else None
+    return linear(view, output)
 
 
 def _projects_for_a_site(view: GraphView, layer: Linear) -> bool:
@@ -130,10 +129,10 @@ def _channels(view: GraphView, site: AttentionSite, value: Projected, steps: tup
         channels = index % shape_of_layer[-1]
         if not np.array_equal(channels, np.broadcast_to(channels[..., :1, :], channels.shape)):
             return None
-        if channels.ndim > 2 and shape[-3] % channels.shape[-3] == 0:
+        if channels.ndim > 2:
             # Heads that the operator shares by itself: each serves neighbours of Q.
             channels = channels.repeat(shape[-3] // channels.shape[-3], axis=-3)
-        if np.broadcast_shapes(channels[..., :1, :].shape, shape) != shape:
+        if not _broadcasts(channels[..., :1, :].shape, shape):
             return None
         placed = moved(np.broadcast_to(channels[..., :1, :], shape), site.result, number)
         merged = index_map(world, placed, steps)
@@ -141,6 +140,11 @@ def _channels(view: GraphView, site: AttentionSite, value: Projected, steps: tup
             return None
         found.append(merged.reshape(-1, merged.shape[-1])[0])
     return found[0] if all(np.array_equal(found[0], other) for other in found[1:]) else None
+
+
+def _broadcasts(shape: Shape, to: Shape) -> bool:
+    """Whether there are no more axes, and each is as long or 1."""
+    return len(shape) <= len(to) and all(size in (1, full) for size, full in zip(shape[::-1], to[::-1], strict=False))
 
 
 def _result_shape(view: GraphView, site: AttentionSite, world: int) -> tuple[int, ...] | None:

@@ -112,7 +112,10 @@ class _Flattener:
             return [*map(_op, call.views), *inside, *map(_op, call.after)]
         if (domain, node.op_type) not in BODIES or (not domain and self.opset >= 17):
             return None
-        body = BODIES[domain, node.op_type](node, inputs, self.opset)
+        try:
+            body = BODIES[domain, node.op_type](node, inputs, self.opset)
+        except ValueError:  # Sizes that contradict each other: the node is counted as it stands.
+            body = None
         if body is None:
             return None
         scope = World(
@@ -170,7 +173,7 @@ class _Flattener:
     def _is_constant(self, op: Op, constant: set[str]) -> bool:
         """Shape and Size tell what is known before where their input does not vary; CastLike reads a type alone of its second."""
         if op.kind in ("Shape", "Size"):
-            return self._is_static(op.inputs[0])
+            return bool(op.inputs) and self._is_static(op.inputs[0])
         if op.kind in RANDOM or op.bodies:
             return False
         data = op.inputs[:1] if op.kind == "CastLike" else op.inputs

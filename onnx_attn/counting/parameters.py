@@ -55,7 +55,7 @@ def _stored(graph: onnx.GraphProto) -> Iterator[tuple[str, int, tuple[int, ...]]
         for each in current.sparse_initializer:
             yield each.values.name, each.values.data_type, tuple(each.values.dims)
         for node in current.node:
-            if node.op_type == "Constant":
+            if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
                 value = helper.get_attribute_value(node.attribute[0])
                 if isinstance(value, onnx.TensorProto):
                     yield node.output[0], value.data_type, tuple(value.dims)

@@ -50,6 +50,8 @@ def contrib_refused(view: GraphView, site: AttentionSite, island: int = 0) -> Re
         return "form-not-taken", "Q, K and V have other than four axes"
     if site.head_dim is None or site.value_dim is None:
         return "form-not-taken", "the size of a head varies"
+    if site.scale == 0.0:
+        return "form-not-taken", "the scores are multiplied by 0, for which the operator takes its own 1/√H"
     if site.heads is None or site.kv_heads != site.heads:
         return "form-not-taken", "heads of K and V are shared by several of Q"
     return None

@@ -41,15 +41,17 @@ def inline_functions(proto: onnx.ModelProto, functions: Collection[FunctionId]) 
 
 
 def inline_operators(proto: onnx.ModelProto, operators: Collection[str]) -> bool:
-    """Put what onnx's own definitions say in place of these operators in `proto` itself; False if it has none, or where a type
-    is not known that a definition depends on."""
+    """Put what onnx's own definitions say in place of these operators in `proto` itself; False if it has none, where a type is
+    not known that a definition depends on, or where a definition does not fit types that the operator takes (V in half
+    precision beside a Q in float32)."""
     if not any(node.op_type in operators and node.domain in ("", "ai.onnx") for node in proto.graph.node):
         return False
     slim = shape_inference.infer_shapes(slim_copy(proto), data_prop=True)
     known = [("", operator) for operator in operators]
     try:
         inlined = inliner.inline_selected_functions(slim, known, inline_schema_functions=True)
-    except RuntimeError:
+        shape_inference.infer_shapes(inlined, check_type=True)
+    except (RuntimeError, shape_inference.InferenceError):
         return False
     del proto.graph.node[:]
     proto.graph.node.extend(inlined.graph.node)

@@ -187,4 +187,6 @@ class GraphView:
         if tensor.name in self._defaults:
             return False
         producer = self.producer(tensor)
-        return isinstance(tensor, gs.Constant) or (producer is not None and producer.op == "Constant")
+        return isinstance(tensor, gs.Constant) or (
+            producer is not None and producer.op == "Constant" and producer.domain in STANDARD
+        )

@@ -76,8 +76,9 @@ def _growing(inference: Inference, sizes: Mapping[str, int], nodes: Sequence[onn
 
 
 def _sizes(world: World, node: onnx.NodeProto) -> tuple[int, int, int]:
-    """Of a call: sequences, new keys, and those of the past."""
-    query, past = (world.shape(node.input[place]) or (0, 0, 0) for place in (QUERY, PAST))
+    """Of a call: sequences, new keys, and those of the past; 0 where they are not known, or are other sizes."""
+    shapes = [world.shape(node.input[place]) or () for place in (QUERY, PAST)]
+    query, past = (shape if len(shape) > 2 else (0, 0, 0) for shape in shapes)
     return query[0], query[1], past[2]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_attn.graph.view import STANDARD, GraphView
+from onnx_attn.graph.view import GraphView
 from onnx_attn.match import HERE, Match, chain, either, match_value, op, var
 
 SCORES = var("scores")
@@ -46,14 +46,13 @@ class Normaliser:
 
 
 def read_normaliser(view: GraphView, node: gs.Node) -> Normaliser | None:
-    """The softmax that ends at a node; None if none does, or where the rank of what it reads is not known."""
-    if node.domain not in STANDARD:
-        return None
+    """The softmax that ends at a node, which is of the standard domain; None if none does, or where the rank of what it reads is
+    not known."""
     if node.op == "Softmax":
         return _softmax(view, node, node, node.outputs[0])
     if node.op in ("Div", "Mul"):
         return _spelled(view, node)
-    return _in_logarithms(view, node) if node.op == "Exp" else None
+    return _in_logarithms(view, node)
 
 
 def _softmax(view: GraphView, node: gs.Node, named: gs.Node, probabilities: gs.Tensor) -> Normaliser | None:
@@ -91,7 +90,7 @@ def _over_its_sum(view: GraphView, found: Match, named: gs.Node, probabilities: 
 def read_exponentials(view: GraphView, division: gs.Node) -> tuple[Normaliser, gs.Tensor] | None:
     """Of a Div by the sum of exponentials, which divides something else that is made of them: the softmax that the
     exponentials would be, and they themselves."""
-    if division.op != "Div" or division.domain not in STANDARD:
+    if division.op != "Div":
         return None
     found = match_value(DIVISOR, view, division.inputs[1])
     if not isinstance(found, Match):
@@ -116,7 +115,7 @@ def _reduced(view: GraphView, node: gs.Node) -> tuple[int, ...] | None:
     """The axes that a reduction runs over and keeps with size 1, from 0 on; all if it names none. An attribute, and an input
     from opset 13 (ReduceSum) or 18 on."""
     rank = view.rank(node.inputs[0])
-    if rank is None or not node.attrs.get("keepdims", 1):
+    if not rank or not node.attrs.get("keepdims", 1):
         return None
     given = node.attrs.get("axes")
     if len(node.inputs) > 1 and node.inputs[1].name:

@@ -38,8 +38,8 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
     if len(types) != 1 or not types <= set(FLOATS):
         return Stop("type-not-supported", node).verdict(label(node))
     mask = node.inputs[3] if len(node.inputs) > 3 and node.inputs[3].name else None
-    if mask is not None and view.elem_type(mask) not in (*FLOATS, onnx.TensorProto.BOOL):
-        return Stop("type-not-supported", node, "the mask is neither boolean nor of floats").verdict(label(node))
+    if mask is not None and view.elem_type(mask) not in (*types, onnx.TensorProto.BOOL):
+        return Stop("type-not-supported", node, "the mask is neither boolean nor of Q's type").verdict(label(node))
     # The operator's scale is a float32 attribute; its default is 1/√H.
     scale = float(node.attrs.get("scale", 1.0 / math.sqrt(head_dim)))
     return AttentionSite(
@@ -77,18 +77,14 @@ def _guard(view: GraphView, mask: gs.Tensor | None) -> Guard:
     """What becomes of rows that are masked throughout; nothing where the mask is constant and has no such row."""
     if mask is None:
         return None
-    value = constant_value(view, mask)
-    boolean = view.elem_type(mask) == onnx.TensorProto.BOOL
-    if value is not None and value.ndim and value.size:
-        least = lowest(view.elem_type(mask))
-        attended = value if boolean else value > least
-        if (boolean or least is not None) and attended.any(axis=-1).all():
-            return None
-    return "nan" if boolean else "row"
+    value, least = constant_value(view, mask), lowest(view.elem_type(mask))  # A boolean mask has no lowest number.
+    if value is not None and (value if least is None else value > least).any(axis=-1).all():
+        return None
+    return "nan" if least is None else "row"
 
 
 def _terms(view: GraphView, node: gs.Node, mask: gs.Tensor | None) -> tuple[ScoreTerm, ...]:
-    cap, precision = node.attrs.get("softcap") or 0.0, _precision(view, node)
+    cap, precision = node.attrs.get("softcap"), _precision(view, node)
     terms = [ScoreTerm("softcap", fill=float(cap))] if cap else []
     terms += [ScoreTerm("causal")] if is_causal(node) else []
     if mask is not None and view.elem_type(mask) == onnx.TensorProto.BOOL:
@@ -131,7 +127,7 @@ def _unread_feature(view: GraphView, node: gs.Node) -> str | None:
         return "heads of keys and values that those of the query do not share evenly"
     if any(tensor.name for tensor in node.inputs[4:]):
         return "past_key, past_value or nonpad_kv_seqlen"
-    if any(tensor.name and (tensor.outputs or view.is_output(tensor)) for tensor in node.outputs[1:]):
+    if any(tensor.outputs or view.is_output(tensor) for tensor in node.outputs[1:]):
         return "a second output is read"
     has_mask = len(node.inputs) > 3 and bool(node.inputs[3].name)
     if has_mask and is_causal(node):

@@ -35,8 +35,8 @@ def recognize_runtime_operator(view: GraphView, node: gs.Node) -> Written | Verd
     heads = _number(node, "num_heads")
     kv_heads = _number(node, "kv_num_heads") or heads
     head_dim, value_dim = _head_sizes(view, node, heads, kv_heads)
-    scale = float(node.attrs.get("scale") or (1.0 / math.sqrt(head_dim) if head_dim else math.nan))
-    if not heads or not kv_heads or math.isnan(scale):
+    scale = _scale(node, head_dim)
+    if not heads or math.isnan(scale):
         return Stop("shape-unknown", node, operator).verdict(label(node))
     causal = node.attrs.get("causal", 1) if node.op == "GroupQueryAttention" else node.attrs.get("unidirectional", 0)
     return Written(
@@ -54,27 +54,34 @@ def recognize_runtime_operator(view: GraphView, node: gs.Node) -> Written | Verd
 
 
 def _number(node: gs.Node, attribute: str) -> int | None:
+    """A number of heads. No schema says what the operator takes: an attribute may be anything."""
     value = node.attrs.get(attribute)
-    return int(value) if value else None
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _scale(node: gs.Node, head_dim: int | None) -> float:
+    """1/√H unless it is given; NaN where that is not known."""
+    value = node.attrs.get("scale")
+    if value:
+        return float(value) if isinstance(value, float | int) else math.nan
+    return 1.0 / math.sqrt(head_dim) if head_dim and head_dim > 0 else math.nan
 
 
 def _head_sizes(
     view: GraphView, node: gs.Node, heads: int | None, kv_heads: int | None
 ) -> tuple[int | None, int | None]:
     """Of Q and K, and of V. The result is as wide as the heads of Q with V's size."""
-    result = _width(view, node.outputs[0])
+    result = view.static(node.outputs[0], -1)
     value_dim = result // heads if result and heads else None
     if node.op in ("Attention", "QAttention"):
         widths = node.attrs.get("qkv_hidden_sizes")
+        if not isinstance(widths, list) or not all(isinstance(width, int) for width in widths):
+            widths = None
         return (widths[0] // heads if widths and heads else value_dim), value_dim
     if node.op == "MultiHeadAttention" and view.rank(node.inputs[0]) == 3:
-        width = _width(view, node.inputs[0])
+        width = view.static(node.inputs[0], -1)
         return (width // heads if width and heads else None), value_dim
     return value_dim, value_dim
-
-
-def _width(view: GraphView, tensor: gs.Tensor) -> int | None:
-    return view.static(tensor, -1) if view.rank(tensor) else None
 
 
 def _masks(node: gs.Node) -> tuple[ScoreTerm, ...]:

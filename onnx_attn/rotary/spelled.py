@@ -60,8 +60,10 @@ def write_spelled(view: GraphView, names: Names, node: gs.Node) -> SiteEdit:
     cos, sin = (node.inputs[place] for place in ((2, 3) if own else (1, 2)))
     if own and (attrs.get("scale", 1.0) != 1.0 or attrs.get("is_packed_batching", 0)):
         raise CannotSay("a scale of its own, or entries of a batch behind each other")
+    if attrs.get("interleaved", 0) not in (0, 1):
+        raise CannotSay("interleaved is neither 0 nor 1")
     tables = view.shapes(cos)
-    if shapes is None or tables is None or view.opset < LEAST_OPSET:
+    if not shapes or not tables or not shapes[0] or not tables[0] or view.opset < LEAST_OPSET:
         raise CannotSay("its sizes are not known, or the opset is too low")
     width, half = shapes[0][-1], tables[0][-1]
     dim = attrs.get("rotary_embedding_dim", 0) or 2 * half

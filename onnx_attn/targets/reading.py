@@ -240,7 +240,7 @@ def _contrib(view: GraphView, node: gs.Node) -> Known:
     if node.op == "MultiHeadAttention":
         known["fused_bias"] = bool(given[3])
     heads = node.attrs.get("num_heads")
-    if separate and heads:
+    if separate and isinstance(heads, int) and heads > 0:
         width, value_width = _axis(view, node.inputs[0], -1), _axis(view, node.inputs[2], -1)
         known["head_dim"] = None if width is None else width // heads
         known["value_head"] = None if None in (width, value_width) else "same" if width == value_width else "other"

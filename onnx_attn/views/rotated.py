@@ -17,7 +17,9 @@ def rotated_terms(node: gs.Node, x: Term, cos: Term, sin: Term, shape: Shape) ->
     dim = partial or size
     if cos.table.shape != sin.table.shape or cos.table.shape[-1] * 2 != dim:
         raise CannotRun("tables that do not fit the heads")
-    interleaved = bool(node.attrs.get("interleaved", 0))
+    interleaved = node.attrs.get("interleaved", 0)
+    if interleaved not in (0, 1):
+        raise CannotRun("interleaved is neither 0 nor 1")
     channels = np.arange(dim)
     partner = channels ^ 1 if interleaved else (channels + dim // 2) % dim
     pair = channels // 2 if interleaved else channels % (dim // 2)

@@ -14,7 +14,7 @@ from onnx_attn.graph.opset import LEAST_OPSET
 from onnx_attn.graph.view import called
 from onnx_attn.graph.world import Known
 from onnx_attn.operators.microsoft import attention, grouped, multi_head, norms, pointwise
-from onnx_attn.operators.microsoft.call import Call, NotSpelled, Spell
+from onnx_attn.operators.microsoft.call import Call, ContradictionError, NotSpelled, Spell
 from onnx_attn.operators.spelled import Spelled
 
 ATTENTION: Mapping[str, Spell] = {
@@ -52,11 +52,17 @@ def spell(
         return None
     if opset < LEAST_OPSET:
         return f"it is said in operators of opset {LEAST_OPSET}, and the model's is {opset}"
+    if not node.input or not node.input[0]:
+        return "without its first input"
     writer = Writer(names, called(node))
     try:
         write(Call(writer, node, known, opset))
     except NotSpelled as reason:
         return str(reason)
+    except ContradictionError:
+        raise
+    except (IndexError, TypeError, ValueError):  # No schema of onnx's says what these take: nobody has looked before.
+        return "its inputs or attributes are not what the operator takes"
     return Spelled(writer.nodes, dict(writer.initializers))
 
 

@@ -1,0 +1,123 @@
+"""What small edits of the tests' own graphs showed once: models that the checker lets pass, and that were read too far."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from checks import assert_fused, assert_refused, assert_same
+from graphs import Net, heads_in
+from onnx import TensorProto, helper
+from runtime_nodes import B, D, N, S, attention, grouped
+
+import onnx_attn
+
+
+def takes(model: onnx.ModelProto) -> None:
+    """Every command takes the model, whatever it makes of it."""
+    onnx_attn.inspect(model)
+    onnx_attn.stats(model)
+    for target in ("tensorrt", "onnxruntime"):
+        onnx.checker.check_model(onnx_attn.fuse(model, target=target, verify=False).model)
+    onnx.checker.check_model(onnx_attn.expand(model, verify=False).model)
+
+
+def test_somebody_elses_constant_is_no_weight() -> None:
+    """`my.company.Constant` makes what only its runtime knows; a zero is not to be read into it."""
+    net = Net()
+    q, kt, v = heads_in(net)
+    keep, zero = net.input("keep", 2, 1, 5, 5, dtype=bool), net.op("Constant", domain="my.company")
+    net.output(net.sdpa(q, kt, v, probabilities=lambda found: net.op("Where", keep, found, zero)))
+    model = net.model(**{"my.company": 1})
+    assert [each["code"] for each in onnx_attn.inspect(model)["candidates"]] == ["probabilities-changed"]
+    takes(model)
+
+
+def test_sum_of_one_number_is_no_softmax() -> None:
+    net = Net()
+    x = net.input("x", 2, 3)
+    powers = net.op("Exp", net.const(0.5))
+    net.output(net.op("Mul", x, net.op("Div", powers, net.op("ReduceSum", powers, net.ints(0), keepdims=1))), 2)
+    takes(net.model())
+
+
+BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "fewer heads than none": ("MultiHeadAttention", {"num_heads": -2}),
+    "heads in words": ("MultiHeadAttention", {"num_heads": "two"}),
+    "a scale in words": ("MultiHeadAttention", {"num_heads": N, "scale": "none"}),
+    "widths in words": ("Attention", {"num_heads": N, "qkv_hidden_sizes": ["wide"]}),
+    "no widths": ("Attention", {"num_heads": N, "qkv_hidden_sizes": 3}),
+    "heads of V in words": ("GroupQueryAttention", {"num_heads": N, "kv_num_heads": "two"}),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_attributes_that_no_schema_has_looked_at(name: str) -> None:
+    op, attributes = BROKEN[name]
+    net = Net()
+    q, k, v = (net.input(each, B, S, D) for each in "qkv")
+    net.output(net.op(op, q, k, v, name="softmax", domain="com.microsoft", **attributes), 3)
+    model = net.model(com_microsoft=1)
+    takes(model)
+    assert [each["status"] for each in onnx_attn.inspect(model)["candidates"]] == ["refused"]
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_inputs_of_too_few_axes(place: int) -> None:
+    model = grouped(B, S, 3).model()
+    del model.graph.input[place].type.tensor_type.shape.dim[1:]
+    takes(model)
+
+
+def test_operator_without_its_first_input_stays() -> None:
+    model = attention().model()
+    model.graph.node[0].input[0] = ""
+    assert onnx_attn.fuse(model, verify=False).model == model
+    takes(model)
+
+
+@pytest.mark.parametrize("mask_type", [TensorProto.FLOAT, TensorProto.DOUBLE])
+def test_mask_of_another_type_than_q(mask_type: int) -> None:
+    """The operator takes it; an Add of both does not."""
+    dims = [1, 2, 8, 16]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, dims) for name in "qkvy"]
+    mask = helper.make_tensor_value_info("mask", mask_type, [1, 2, 8, 8])
+    node = helper.make_node("Attention", ["q", "k", "v", "mask"], ["y"], name="softmax")
+    graph = helper.make_graph([node], "g", [*values[:3], mask], values[3:])
+    assert_refused(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), "type-not-supported"
+    )
+
+
+def test_types_that_the_operators_definition_does_not_fit() -> None:
+    """Attention takes V in another type; the standard's definition of it multiplies both."""
+    net = Net(23)
+    q, k = (net.input(name, 1, 2, 8, 16) for name in "qk")
+    net.output(net.op("Attention", q, k, net.input("v", 1, 2, 8, 16, dtype=np.float16), name="softmax"))
+    model = net.model()
+    assert onnx_attn.expand(model, verify=False).model == model
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_scale_of_zero_is_not_said_with_operators_that_read_it_as_none(packed: bool) -> None:
+    """com.microsoft's operators take 0 for 1/√H, and ONNX Runtime no `Attention` with it."""
+    net = Net()
+    q, kt, v = heads_in(net)
+    net.output(net.sdpa(q, kt, v, lambda scores: net.scaled(scores, 0.0)))
+    model = net.model()
+    for form in ("auto", "contrib"):
+        fused = onnx_attn.fuse(model, target="onnxruntime", form=form, pack=packed, verify=False).model
+        assert_same(model, fused)
+    assert_fused(model, scale=0.0)
+
+
+def test_rotation_that_is_interleaved_twice_over_stays() -> None:
+    """0 and 1 are all that the specification knows."""
+    net = Net(23)
+    x = net.input("x", 2, 2, 5, 8)
+    cos, sin = (net.const(np.ones((2, 5, 4), np.float32)) for _ in range(2))
+    net.output(net.op("RotaryEmbedding", x, cos, sin, interleaved=2))
+    model = net.model()
+    assert onnx_attn.fuse(model, verify=False).model == model
