@@ -92,7 +92,6 @@ class ScoreTerm:
 
 
 Guard = Literal["nan", "row", "blocked"] | None
-BatchPlace = Literal["outer", "inner"]
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,6 @@ class Window:
         neighbours again, but they or their windows stand in an order of their own.
     size: tokens of one window. shift: the map is rolled by −shift before it is cut. grid: windows.
     padding: zeros in front of the map and behind it. rolled_first: the roll turns the map alone; else what is padded turns too.
-    batch: whether the windows of one entry of the batch lie together; None where the batch is known to be one.
-    source: the map, `(B, …, C)`, or `(B, C, …)` where `channels_first`; None where no tensor is, as behind a pooling of blocks.
     """
 
     size: tuple[int, ...]
@@ -112,10 +109,7 @@ class Window:
     grid: tuple[int, ...]
     kind: Literal["window", "grid", "unit"]
     padding: tuple[tuple[int, int], ...]
-    rolled_first: bool
-    batch: BatchPlace | None
-    source: gs.Tensor | None = field(repr=False, compare=False)
-    channels_first: bool = False
+    rolled_first: tuple[bool, ...]
 
     @property
     def windows(self) -> int:

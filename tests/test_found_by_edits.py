@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from runtime_nodes import B, D, N, S, attention, grouped
 
 import onnx_attn
+from onnx_attn.graph.view import GraphView
 
 
 def takes(model: onnx.ModelProto) -> None:
@@ -121,3 +122,63 @@ def test_rotation_that_is_interleaved_twice_over_stays() -> None:
     net.output(net.op("RotaryEmbedding", x, cos, sin, interleaved=2))
     model = net.model()
     assert onnx_attn.fuse(model, verify=False).model == model
+
+
+@pytest.mark.parametrize(
+    "shapes", [((24, 2, 5, 24), (2, 2, 5, 24)), ((2, 2, 5, 16), (2, 2, 5, 24)), ((2, 2, 5, 8), (2, 2, 4, 8))]
+)
+def test_operands_of_an_operator_that_do_not_fit_together(shapes: tuple[tuple[int, ...], ...]) -> None:
+    """No runtime takes the model; onnx's checker does."""
+    net = Net(23)
+    q, k = net.input("q", *shapes[0]), net.input("k", *shapes[1])
+    net.output(net.op("Attention", q, k, net.input("v", 2, 2, 5, shapes[1][3]), name="softmax"))
+    model = net.model()
+    assert [each["code"] for each in onnx_attn.inspect(model)["candidates"]] == ["shape-unknown"]
+    takes(model)
+
+
+def test_an_output_that_is_left_out_is_no_input_that_is() -> None:
+    """Both are called "": what nobody named of the one is not what the other leaves out."""
+    net = Net()
+    x, weights = net.input("x", 2, 3, 4), net.const(np.ones(4, np.float32))
+    normed, mean = net.op("LayerNormalization", x, weights, outputs=2)
+    made = net.op("Dropout", net.const(np.zeros((2, 3, 4), np.float32)), outputs=1)
+    net.output(net.op("Add", net.op("Clip", normed, "", net.const(1.0)), made), 3)
+    model = net.model()
+    model.graph.node[0].output[1] = ""
+    view = GraphView(model)
+    assert mean and all("" not in world.known for world in view.worlds)
+
+
+@pytest.mark.parametrize(
+    ("target", "form"),
+    [
+        ("tensorrt", "auto"),
+        ("onnx", "attention"),
+        ("onnxruntime", "auto"),
+        ("onnxruntime", "attention"),
+        ("onnxruntime", "contrib"),
+    ],
+)
+def test_values_of_more_heads_than_there_are_probabilities(target: str, form: str) -> None:
+    net = Net(23)
+    q, k, v = (net.input(name, 2, heads, 5, 8) for name, heads in (("q", 1), ("k", 1), ("v", 4)))
+    net.output(net.sdpa(q, net.swap(k), v))
+    model = net.model()
+    assert_same(model, onnx_attn.fuse(model, target=target, form=form, verify=False).model)
+
+
+@pytest.mark.parametrize("form", ["auto", "attention", "primitives"])
+def test_heads_that_are_copied_inside_and_outside(form: str) -> None:
+    """Heads 0 0 1 1 0 0 1 1: the operator would repeat them 0 0 0 0 1 1 1 1."""
+    net = Net(23)
+    q = net.input("q", 2, 8, 5, 16)
+
+    def copied(name: str) -> str:
+        each = net.reshape(net.input(name, 2, 2, 5, 16), 2, 2, 1, 5, 16)
+        inside = net.reshape(net.op("Expand", each, net.ints(2, 2, 2, 5, 16)), 2, 4, 5, 16)
+        return net.op("Tile", inside, net.ints(1, 2, 1, 1))
+
+    net.output(net.sdpa(q, net.swap(copied("k")), copied("v")))
+    model = net.model()
+    assert_same(model, onnx_attn.fuse(model, form=form, verify=False).model)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import json
 from pathlib import Path
 
-from tools._mutants import mutants
+from tools._mutants import ROOT, mutants
+from tools.mutate import EXPLAINED
 
 SOURCE = """
 def refuses(first, second, names):
@@ -56,3 +59,26 @@ def test_a_mutant_has_the_code_that_it_says(tmp_path: Path) -> None:
         namespace["least"].__code__ = mutant.code  # type: ignore[attr-defined]
         results.add((mutant.after, namespace["least"](1, 1), namespace["least"](1, 2)))  # type: ignore[operator]
     assert results == {("a <= b", 1, 1), ("True", 1, 1), ("False", 1, 2)}
+
+
+def test_explained_mutants_are_still_there() -> None:
+    """An explanation of a condition that has gone is to go too: each names a function, and an expression in it."""
+    for file, changes in json.loads(EXPLAINED.read_text()).items():
+        functions = dict(_functions(ast.parse((ROOT / file).read_text()).body))
+        for change, why in changes.items():
+            name, _, rest = change.partition(": ")
+            before, after = rest.split("  →  ")
+            assert before in functions[name], (file, change)
+            assert before != after
+            assert len(why) > 20, (file, change)
+
+
+def _functions(body: list[ast.stmt], prefix: str = "") -> list[tuple[str, str]]:
+    """Names and text of a module's functions and methods."""
+    found = []
+    for node in body:
+        if isinstance(node, ast.FunctionDef):
+            found.append((prefix + node.name, ast.unparse(node)))
+        elif isinstance(node, ast.ClassDef):
+            found += _functions(node.body, f"{prefix}{node.name}.")
+    return found

@@ -44,7 +44,12 @@ class Mutant:
     code: CodeType
 
     def __str__(self) -> str:
-        return f"{Path(self.file).relative_to(ROOT)}:{self.line} {self.function}: {self.before}  →  {self.after}"
+        return f"{Path(self.file).relative_to(ROOT)}:{self.line} {self.change}"
+
+    @property
+    def change(self) -> str:
+        """What it is, wherever the line has gone."""
+        return f"{self.function}: {self.before}  →  {self.after}"
 
 
 def mutants(file: Path) -> Iterator[Mutant]:

@@ -2,9 +2,9 @@
 
     python tools/fuzz.py --first 0 --count 5000 [--minutes 15] [--models DIR]
 
-Models are small exports and generated blocks with hostile changes, or those of a folder (tests/near_misses, or what `tools/hunt.py
---gather` found) with small edits. Each example has a seed: `--first SEED --count 1 --trace` is that example again. They run in forks with limits of memory and of
-time, so that a crash or a hang of onnx or ONNX Runtime is seen too, with what was being done.
+Models are small exports and generated blocks with hostile changes, or those of a folder with small edits (tests/near_misses, or
+what `tools/hunt.py --gather` found). Each example has a seed: `--first SEED --count 1 --trace` is that example again. They run in
+forks with limits of memory and of time, so that a crash or a hang of onnx or ONNX Runtime is seen too, with what was being done.
 """
 
 from __future__ import annotations

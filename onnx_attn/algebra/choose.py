@@ -103,7 +103,7 @@ def choose_algebra(
 def is_quantised(view: GraphView, site: AttentionSite, packing: Packing) -> bool:
     """Whether a quantisation step lies between the packed projections and P·V, or their weights are quantised: a bias or a
     factor in front of a rounding is another than one behind it, and rounded rows of P do not sum to 1."""
-    operands = any(operand.rounded or operand.quantizer for operand in site.operands)
+    operands = any(operand.quantizer for operand in site.operands)
     layers = any(member.layer.rounded for group in packing.groups for member in group.members)
     return operands or layers or bool(site.quantizers) or any(is_narrow(view, group) for group in packing.groups)
 

@@ -53,7 +53,7 @@ def read_constant_channel(view: GraphView, group: Group) -> ConstantChannel | st
     if isinstance(found, str):
         return found
     norm, path = found
-    reason = _unsuitable(view, norm, group)
+    reason = _unsuitable(view, norm)
     if reason is not None:
         return reason
     inside = {id(node) for node in path}
@@ -61,7 +61,6 @@ def read_constant_channel(view: GraphView, group: Group) -> ConstantChannel | st
         inside |= {id(step.node) for step in member.layer.moves} | {id(member.layer.product)}
     between = [step.node for member in group.members for step in member.layer.moves]
     shapes: list[gs.Node] = []
-    asked: set[int] = set()
     for node in (norm, *path, *between):
         for tensor in node.outputs:
             if tensor.name in view.pinned:
@@ -69,15 +68,10 @@ def read_constant_channel(view: GraphView, group: Group) -> ConstantChannel | st
             for reader in view.readers(tensor):
                 if reads_shape(view, reader):
                     shapes.append(reader)
-                    asked.add(id(node))
                 elif id(reader) not in inside:
                     return f"'{label(reader)}' reads the normalised values too"
-    # Rows that are moved further only to be multiplied there go, unless their shape is asked for.
-    for member in group.members:
-        steps = [step.node for step in member.layer.moves]
-        last = max((i for i, node in enumerate(steps) if id(node) in asked), default=-1)
-        path = (*path, *steps[: last + 1])
-    path = tuple(sorted({id(node): node for node in path}.values(), key=view.position))
+    # Rows that are moved further only to be multiplied there are read by nobody afterwards, unless their shape is asked for.
+    path = tuple(sorted({id(node): node for node in (*path, *between)}.values(), key=view.position))
     return ConstantChannel(norm, path, tuple(shapes))
 
 
@@ -109,36 +103,35 @@ def _moved_rows(view: GraphView, node: gs.Node) -> list[gs.Tensor]:
     rank = view.rank(data) if data is not None else None
     if data is None or not rank or node.domain not in STANDARD:
         return []
-    width = view.static(data, -1)
-    keeps = width is not None and all(view.rank(out) and view.static(out, -1) == width for out in node.outputs)
     if is_identity(view, node):
         return [handed_on(view, node)]
     if node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten"):
-        return [data] if keeps else []
+        width = view.static(data, -1)
+        return [data] if width is not None and view.static(node.outputs[0], -1) == width else []
     if node.op == "Cast":
-        return [data] if keeps and node.attrs["to"] in FLOATS and view.elem_type(data) in FLOATS else []
+        return [data] if node.attrs["to"] in FLOATS else []
     if node.op == "Transpose":
         return [data] if (node.attrs.get("perm") or [0])[-1] == rank - 1 else []
     axis = node.attrs.get("axis", 0)
-    if node.op in ("Concat", "Split", "Gather") and keeps and axis not in (-1, rank - 1):
+    if node.op in ("Concat", "Split", "Gather") and axis not in (-1, rank - 1):
         return list(node.inputs) if node.op == "Concat" else [data]
     if node.op == "Slice":
         axes = view.constant(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3].name else None
-        return [data] if keeps and axes is not None and not {-1, rank - 1} & {int(a) for a in axes} else []
+        return [data] if axes is not None and not {-1, rank - 1} & {int(a) for a in axes} else []
     return []
 
 
-def _unsuitable(view: GraphView, norm: gs.Node, group: Group) -> str | None:
+def _unsuitable(view: GraphView, norm: gs.Node) -> str | None:
     """Why this LayerNorm cannot carry a constant: it has to normalise whole rows, with weights that are in the model."""
     rank, width = view.rank(norm.inputs[0]), view.static(norm.inputs[0], -1)
     if rank is None or norm.attrs.get("axis", -1) not in (-1, rank - 1):
         return "the LayerNorm runs over more than one axis"
     if any(tensor.name and (view.readers(tensor) or view.is_output(tensor)) for tensor in norm.outputs[1:]):
         return "the LayerNorm's mean or deviation is read"
-    if width is None or width < 2 or view.static(group.source, -1) != width:
+    if width is None or width < 2:
         return "the projection does not read whole rows of the LayerNorm"
     for tensor in norm.inputs[1:]:
-        stored = isinstance(tensor, gs.Constant) and view.is_weight(tensor) and tensor.name not in view.pinned
+        stored = isinstance(tensor, gs.Constant) and tensor.name not in view.pinned
         if tensor.name and (not stored or list(tensor.shape) != [width]):
             return "the LayerNorm's weights are not in the model"
     return None
@@ -172,10 +165,7 @@ def fold_bias(
     """
     for rows, numbers in weight:
         bias = bias + beta[rows] @ numbers
-        folded = gamma[rows, None] * numbers - gamma[channel] * row
-        if rows.start <= channel < rows.stop:
-            folded[channel - rows.start] = 0.0
-        yield rows, folded
+        yield rows, gamma[rows, None] * numbers - gamma[channel] * row
     yield slice(channel, channel + 1), np.where(gone, 0.0, bias)[None]
 
 

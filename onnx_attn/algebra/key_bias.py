@@ -19,8 +19,8 @@ from onnx_attn.views.trace import lowest
 def key_bias_stays(view: GraphView, site: AttentionSite) -> str | None:
     """Why K's bias may not be dropped, or None. That K is this site's alone and comes from its layer by layout alone is what
     packing has settled."""
-    dtype, added = view.elem_type(site.query.tensor), any(term.kind == "add" for term in site.terms)
-    for term in site.terms:
+    dtype, added = view.elem_type(site.query.tensor), any(term.kind in ("add", "subtract") for term in site.terms)
+    for place, term in enumerate(site.terms):
         if term.kind == "factor" and (term.mask is None or view.static(term.mask, -1) != 1):
             return "the scores are multiplied by what differs from key to key"
         if term.kind in ("softcap", "floor"):
@@ -30,7 +30,9 @@ def key_bias_stays(view: GraphView, site: AttentionSite) -> str | None:
         least = lowest(dtype)
         if term.kind != "where":
             continue
-        # Beside a mask that is added, which may block the other keys of a row, the lowest number has a probability too.
-        if least is None or term.fill > (-math.inf if added else least):
+        # Beside a mask that is added, which may block the other keys of a row, the lowest number has a probability too, and so
+        # it has in front of a factor, which may make it as small as the others.
+        shrunk = any(later.kind in ("scale", "factor") for later in site.terms[place:])
+        if least is None or term.fill > (-math.inf if added or shrunk else least):
             return f"masked scores are replaced by {term.fill:g}, which may have a probability"
     return None

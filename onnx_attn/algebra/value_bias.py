@@ -20,6 +20,7 @@ from onnx_attn.graph.view import STANDARD, GraphView, label
 from onnx_attn.graph.world import Shape
 from onnx_attn.site import AttentionSite, Projected
 from onnx_attn.views.arrange import moved
+from onnx_attn.views.contraction import contraction
 from onnx_attn.views.linear import Linear, linear, rows, weight_tensor
 from onnx_attn.views.movement import Step, index_map, moves, repeats
 from onnx_attn.views.trace import scalar_factor
@@ -99,20 +100,22 @@ def _layer(view: GraphView, product: gs.Node) -> Linear | None:
 
 
 def _projects_for_a_site(view: GraphView, layer: Linear) -> bool:
-    """Whether the layer's result is but moved and scaled until a product of two activations reads it: packing may write
-    that layer anew, from the very values that would get another name here."""
+    """Whether the layer's result is but moved, scaled and rounded until a product of two activations reads it, or an operator:
+    packing may write that layer anew, from the very values that would get another name here."""
     queue, walked = [layer.output], 0
     while queue:
         tensor, walked = queue.pop(), walked + 1
         for node in view.readers(tensor):
-            if walked > MOST_STEPS or node.op == "Attention":
+            if walked > MOST_STEPS or node.op.endswith("Attention"):
                 return True
-            if node.op == "MatMul" and not any(weight_tensor(view, each) for each in node.inputs):
+            product = contraction(view, node)
+            if product is not None and not any(weight_tensor(view, each) for each in (product.left, product.right)):
                 return True
             if scalar_factor(view, node) is not None:
                 queue.extend(node.outputs)
             elif node.inputs[0] is tensor:
-                queue.extend(out for out in node.outputs if moves(view, node, out) or repeats(view, node))
+                rounds = node.op in ("QuantizeLinear", "DequantizeLinear")
+                queue.extend(out for out in node.outputs if moves(view, node, out) or repeats(view, node) or rounds)
     return False
 
 

@@ -39,6 +39,8 @@ def attention_refused(view: GraphView, site: AttentionSite, island: int = 0) -> 
         return "form-not-taken", "probabilities are cleared behind the softmax"
     if site.quantizers:
         return "form-not-taken", "the scores or the probabilities are quantised"
+    if heads_of_values_differ(view, site):
+        return "form-not-taken", "V has other heads than K"
     others = {term.kind for term in site.terms} & {"scale", "softcap", "floor", "factor"}
     if others:
         return "form-not-taken", f"the scores have a {others.pop()} of their own"
@@ -48,6 +50,12 @@ def attention_refused(view: GraphView, site: AttentionSite, island: int = 0) -> 
     if masks and masks[0].kind == "subtract":
         return "mask-shape", "the mask is subtracted"
     return _mask_refused(view, site, masks[0], island or query_type) if masks else None
+
+
+def heads_of_values_differ(view: GraphView, site: AttentionSite) -> bool:
+    """Whether V has another number of heads than K, as where one head of probabilities weighs several of values."""
+    key, value = view.shapes(site.key.tensor), view.shapes(site.value.tensor)
+    return any(k[-3:-2] != v[-3:-2] for k, v in zip(key or (), value or (), strict=False))
 
 
 def _mask_refused(view: GraphView, site: AttentionSite, term: ScoreTerm, query_type: int) -> Refused | None:

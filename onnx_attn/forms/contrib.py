@@ -14,7 +14,7 @@ import numpy as np
 
 from onnx_attn.algebra.choose import Algebra
 from onnx_attn.domain import MICROSOFT
-from onnx_attn.forms.attention import Refused, expanded_mask
+from onnx_attn.forms.attention import Refused, expanded_mask, heads_of_values_differ
 from onnx_attn.forms.heads import HEAD
 from onnx_attn.forms.in_proj import InProj
 from onnx_attn.forms.packing import Group, Packing
@@ -50,6 +50,8 @@ def contrib_refused(view: GraphView, site: AttentionSite, island: int = 0) -> Re
         return "form-not-taken", "Q, K and V have other than four axes"
     if site.head_dim is None or site.value_dim is None:
         return "form-not-taken", "the size of a head varies"
+    if heads_of_values_differ(view, site):
+        return "form-not-taken", "V has other heads than K"
     if site.scale == 0.0:
         return "form-not-taken", "the scores are multiplied by 0, for which the operator takes its own 1/√H"
     if site.heads is None or site.kv_heads != site.heads:

@@ -134,8 +134,9 @@ def _own_heads(view: GraphView, operand: Operand) -> Layout | None:
     layout = layout_of(view, shapes, operand.whole.steps) if shapes is not None else None
     if layout is None or len(layout.axes) != 4 or not any(digit.axis == REPEAT for digit in layout.axes[1]):
         return None
-    if operand.whole.factor != operand.trace.factor or layout.axes[1][-1].axis != REPEAT:
-        return None
+    copies = [digit.axis == REPEAT for digit in layout.axes[1]]
+    if operand.whole.factor != operand.trace.factor or copies != sorted(copies):
+        return None  # The operator repeats each head by itself, and not all of them one after the other.
     heads = tuple(digit for digit in layout.axes[1] if digit.axis != REPEAT)
     return Layout((layout.axes[0], heads, *layout.axes[2:]), layout.offsets)
 

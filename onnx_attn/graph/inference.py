@@ -103,6 +103,8 @@ class Inference:
         for place in places:
             outputs = self._node(place, [known.get(name) if name else None for name in place.inputs], world, opsets)
             for position, name in enumerate(place.outputs):
+                if not name:  # An output that is left out: not the value of an input that is.
+                    continue
                 entry = outputs[position] if position < len(outputs) else None
                 if (entry is None or entry.shape is None) and name in annotated:
                     value = annotated[name]

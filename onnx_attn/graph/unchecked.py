@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import onnx
-from onnx import AttributeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, TensorProto, defs, numpy_helper
 
 from onnx_attn.graph.element import bytes_of
 from onnx_attn.graph.everywhere import all_graphs, all_nodes
@@ -20,6 +20,10 @@ def unreadable(proto: onnx.ModelProto) -> str | None:
         domain = "" if entry.domain == "ai.onnx" else entry.domain
         if versions.setdefault(domain, entry.version) != entry.version:
             return f"it imports two versions of the domain '{domain or 'ai.onnx'}'"
+    for function in proto.functions:
+        if function.domain in ("", "ai.onnx") and defs.has(function.name):
+            # ONNX Runtime 1.31.1 and onnx's reference run the operator, onnx's inliner puts the function there.
+            return f"its function '{function.name}' has the name of a standard operator; give it a domain of its own"
     for graph in all_graphs(proto):
         if (reason := _unreadable_values(graph)) is not None:
             return reason

@@ -34,9 +34,10 @@ from onnx_attn.views.trace import FLOATS
 
 def assemble(view: GraphView, softmax: Normaliser, scores: Scores, below: Product) -> AttentionSite | Stop:
     """The site of a softmax between its two products, or why it is none that can be written."""
-    axes = read_axes(view, softmax, scores, below)
-    if isinstance(axes, Stop):
-        return axes
+    read = read_axes(view, softmax, scores, below)
+    if isinstance(read, Stop):
+        return read
+    axes = _with_axes_of_values(view, read)
     features = _fresh(view, axes.product.left, axes.product.left_axes, axes.product.summed)
     value_features = _fresh(
         view,
@@ -59,10 +60,25 @@ def assemble(view: GraphView, softmax: Normaliser, scores: Scores, below: Produc
     result = _result_moves(view, axes, axes.probabilities | value_features, value_width)
     if query is None or key is None or value is None or result is None:
         return Stop("shape-unknown", scores.product.node, "its axes cannot be brought into order")
-    terms = _terms(view, axes)
+    terms = _terms(view, read)
     if isinstance(terms, Stop):
         return terms
-    return _site(view, softmax, scores, below, axes, (query, key, value), terms, result)
+    return _site(view, softmax, scores, below, read, (query, key, value), terms, result)
+
+
+def _with_axes_of_values(view: GraphView, axes: SiteAxes) -> SiteAxes:
+    """Batch axes over which the probabilities are of size 1, and the values are not: they stand where the site has none yet."""
+    shared = tuple(name for name in axes.values.right_axes if axes.probabilities.get(name) == ())
+    found = {
+        name: axis for name, axis in _fresh(view, axes.values.right, axes.values.right_axes, shared).items() if axis
+    }
+    batch = [*axes.batch]
+    for axis in found.values():
+        if () in batch:
+            batch[batch.index(())] = axis
+        else:
+            batch.insert(0, axis)
+    return replace(axes, batch=tuple(batch), probabilities=axes.probabilities | found)
 
 
 def _fresh(view: GraphView, tensor: gs.Tensor, labels: Labels, wanted: Labels) -> dict[Hashable, Axis]:
@@ -105,11 +121,7 @@ def _moves(view: GraphView, frame: Frame, wanted: Frame) -> list[Move] | None:
 def _result_moves(view: GraphView, axes: SiteAxes, known: Mapping[Hashable, Axis], width: Axis) -> list[Move] | None:
     """From `(batch…, N, S, Hv)` to the axes that the graph's own P·V has."""
     frame = tuple(leaves(known.get(name, ())) for name in axes.values.result_axes)
-    own = {atom for axis in frame for atom in axis}
-    written = (*axes.batch, axes.rows, width)
-    if own != {atom for axis in written for atom in axis}:
-        return None
-    return _moves(view, written, frame)
+    return _moves(view, (*axes.batch, axes.rows, width), frame)
 
 
 def _terms(view: GraphView, axes: SiteAxes) -> tuple[ScoreTerm, ...] | Stop:
@@ -132,11 +144,12 @@ def _terms(view: GraphView, axes: SiteAxes) -> tuple[ScoreTerm, ...] | Stop:
             return Stop("scores-changed", axes.product.node, f"'{term.mask.name}' is made from the scores themselves")
         mask = _mask(view, axes, term.mask, at)
         if mask is None:
-            return Stop("mask-shape", axes.product.node, f"'{term.mask.name}' has an axis of the scores in part")
+            return Stop("mask-shape", axes.product.node, f"'{term.mask.name}' {_PART} of the scores")
         found.append(replace(term, mask=mask))
     return tuple(found)
 
 
+_PART = "has no shape that is known, or in part an axis"
 _SHIFTED = {"add", "subtract", "scale", "cast"}
 """Terms that leave a shift of a whole row one."""
 
@@ -150,7 +163,7 @@ def _cleared(view: GraphView, axes: SiteAxes) -> ScoreTerm | Stop | None:
         return Stop("probabilities-changed", axes.values.node, f"'{term.mask.name}' is made from the scores themselves")
     mask = _mask(view, axes, term.mask, at)
     if mask is None:
-        return Stop("mask-shape", axes.values.node, f"'{term.mask.name}' has an axis of the probabilities in part")
+        return Stop("mask-shape", axes.values.node, f"'{term.mask.name}' {_PART} of the probabilities")
     return replace(term, mask=mask)
 
 
@@ -159,18 +172,21 @@ def _said_exactly(term: ScoreTerm, elem_type: int) -> ScoreTerm:
     dtype = helper.tensor_dtype_to_np_dtype(elem_type)
     divisor = float(np.asarray(1 / term.fill, dtype)) if term.fill else 0.0
     exact = float(np.asarray(term.fill, dtype)) == term.fill
-    if exact or not divisor or abs(divisor * term.fill - 1) > 1e-12:
+    if exact or abs(divisor * term.fill - 1) > 1e-12:
         return term
     return replace(term, fill=divisor, keep_when=False)
 
 
 def _mask(view: GraphView, axes: SiteAxes, mask: gs.Tensor, at: Frame) -> gs.Tensor | None:
     """The mask over the axes of the site's scores; itself, where it broadcasts over them as it stands. One that has an axis of
-    theirs in part, such as a bias by height on queries that are height and width, is repeated along the rest."""
-    rank = view.rank(mask) or 0
+    theirs in part, such as a bias by height on queries that are height and width, is repeated along the rest. None where that
+    cannot be, or the mask would have to be moved and its shape is not known."""
+    rank = view.rank(mask)
+    last = (*axes.batch, axes.rows, axes.keys)
+    if rank is None:  # It may be of any shape that broadcasts over the scores as the graph has them.
+        return mask if len(at) <= len(last) and _bare(at) == _bare(last) else None
     own = present(view, mask, at)
     frame = tuple(tuple(atom for atom in axis if atom in own) for axis in at[len(at) - rank :])
-    last = (*axes.batch, axes.rows, axes.keys)
     missing = tuple(atom for axis in last for atom in axis if {*axis} & own and atom not in own)
     moves: list[Move] = []
     if missing:
@@ -181,7 +197,7 @@ def _mask(view: GraphView, axes: SiteAxes, mask: gs.Tensor, at: Frame) -> gs.Ten
         own = own | {*missing}
     wanted = tuple(_held(axis, own) for axis in last)
     bare = _bare(wanted)
-    if not moves and _bare(frame) == bare and rank <= len(wanted):
+    if _bare(frame) == bare and rank <= len(wanted):
         return mask
     found = _moves(view, frame, bare)
     return arranged(view, mask, [*moves, *found])[0] if found is not None else None
@@ -213,7 +229,7 @@ def _site(
     if not _typed_alike(view, operands):
         return Stop("type-not-supported", scores.product.node)
     sizes = [view.static(operand.tensor, -1) for operand in (key, value)]
-    if None in sizes and len({view.static(operand.tensor, -3) for operand in operands if axes.batch}) > 1:
+    if None in sizes and len({view.static(operand.tensor, -3) for operand in operands}) > 1:
         return Stop("shape-unknown", scores.product.node, "heads of a size that varies are shared")
     return AttentionSite(
         name=label(softmax.node),

@@ -49,21 +49,19 @@ def bases_before(view: GraphView, base: Base) -> list[Base]:
         first = min(node.inputs, key=lambda tensor: _place(view, tensor))
         if view.shapes(first) != view.shapes(base.tensor) or any(is_fixed(view, each) for each in node.inputs):
             break
-        above = _walk(view, [first], (Step(node, base.tensor), *base.steps))
-        if not above:
-            break
-        found += above
-        base = above[-1]
+        found += _walk(view, [first], (Step(node, base.tensor), *base.steps))
+        base = found[-1]
     return found
 
 
 def _walk(view: GraphView, tensors: Sequence[gs.Tensor], below: tuple[Step, ...]) -> list[Base]:
+    """Of one tensor, itself at least."""
     waiting = {tensor.name: tensor for tensor in tensors}
     queue = [(-_place(view, tensor), name) for name, tensor in waiting.items()]
     heapq.heapify(queue)
     steps: list[Step] = []
     found: list[Base] = []
-    while queue and len(steps) < MOST_NODES:
+    for _ in range(MOST_NODES):
         if len(queue) == 1:
             found.append(Base(waiting[queue[0][1]], (*reversed(steps), *below)))
         tensor = waiting[heapq.heappop(queue)[1]]

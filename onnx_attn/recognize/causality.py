@@ -15,7 +15,6 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
-from onnx_attn.graph.edit import reads
 from onnx_attn.graph.view import GraphView
 from onnx_attn.runtime import CannotRun, Session
 from onnx_attn.site import ScoreTerm
@@ -65,7 +64,7 @@ def _is_causal(attended: np.ndarray) -> bool:
     for offset in {0, keys - queries}:
         later = np.triu(np.ones((queries, keys), bool), offset + 1)
         on = np.eye(queries, keys, offset, dtype=bool)
-        if later.any() and not attended[..., later].any() and attended[..., on].all():
+        if not attended[..., later].any() and attended[..., on].all():
             return True
     return False
 
@@ -100,9 +99,6 @@ def _run(view: GraphView, tensor: gs.Tensor) -> list[np.ndarray]:
     if any(math.prod(world.shape(name) or ()) > MOST_POSITIONS for name in (tensor.name, *inputs)):
         return []
     nodes = [view.proto.graph.node[position] for position in sorted(positions)]
-    made = {name for node in nodes for name in node.output if name not in numbers}
-    if any(name and name not in made | inputs | weights | numbers.keys() for node in nodes for name in reads(node)):
-        return []
     types = {name: helper.make_tensor_value_info(name, world.elem_type(name), world.shape(name)) for name in inputs}
     output = helper.make_tensor_value_info(tensor.name, world.elem_type(tensor.name), shape)
     stored = [view.initializer(name) for name in weights]
@@ -126,8 +122,7 @@ def _run(view: GraphView, tensor: gs.Tensor) -> list[np.ndarray]:
 def _given(view: GraphView, name: str, number: int) -> np.ndarray:
     world = view.worlds[0]
     shape, dtype = world.shape(name), helper.tensor_dtype_to_np_dtype(world.elem_type(name))
-    if shape is None:
-        raise ValueError(name)
+    assert shape is not None  # What brings numbers is a tensor, and every world has sizes for it.
     return np.full(shape, number, dtype)
 
 
@@ -147,12 +142,12 @@ def _ancestors(view: GraphView, tensor: gs.Tensor) -> Origins | None:
         node = view.producer(tensor)
         if node is None:
             if tensor.name:
-                (weights if isinstance(tensor, gs.Constant) else inputs).add(tensor.name)
+                (weights if view.is_weight(tensor) else inputs).add(tensor.name)
             continue
-        if (value := view.worlds[0].value(tensor.name)) is not None and view.in_main_graph(node):
+        if (value := view.worlds[0].value(tensor.name)) is not None:
             numbers[tensor.name] = value
             continue
-        if not view.in_main_graph(node) or node.op in _COMPUTES or len(positions) > MOST_NODES:
+        if node.op in _COMPUTES or len(positions) > MOST_NODES:
             return None
         if view.position(node) not in positions:
             positions.add(view.position(node))

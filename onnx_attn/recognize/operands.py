@@ -73,30 +73,28 @@ def kv_head_count(view: GraphView, axes: SiteAxes, key: Operand) -> int | None:
     """Heads that K has of its own: those that are repeated for several heads of Q count once."""
     last = 1 if axes.heads is None else axes.heads
     rank = view.rank(key.tensor) or 0
-    if rank <= 3 and not axes.heads:
+    if rank <= 3:
         return 1
     counts = [view.static(key.tensor, axis) for axis in range(rank - 2 - last, rank - 2)]
     if None in counts:
         return None
-    return math.prod(count or 1 for count in counts) // head_copies(view, key)
+    return math.prod(count for count in counts if count is not None) // head_copies(view, key)
 
 
 def head_copies(view: GraphView, operand: Operand) -> int:
-    """How often each head stands in the operand, one copy beside the other."""
+    """How often each head stands in an operand of four axes or more; where no layout tells, one copy beside the other alone."""
     shapes = view.shapes(operand.whole.source)
     if shapes is None:
         return 1
     layout = layout_of(view, shapes, operand.whole.steps)
     if layout is None:
         return _copies_in(index_map(view.worlds[0], shapes[0], operand.whole.steps))
-    if len(layout.axes) < 3:
-        return 1
     return math.prod(d.size for d in layout.axes[-3] if d.axis == REPEAT and d.size is not None)
 
 
 def _copies_in(index: np.ndarray | None) -> int:
     """The same off the index map, where rows or heads were put in an order that is no layout."""
-    if index is None or index.ndim < 3 or not index.size:
+    if index is None or not index.size:
         return 1
     heads = index.reshape(-1, *index.shape[-3:])[0, :, 0, 0]
     copies = heads.size // np.unique(heads).size

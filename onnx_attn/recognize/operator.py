@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from onnx_attn.graph.view import GraphView, label
+from onnx_attn.graph.world import Shape
 from onnx_attn.recognize.operands import head_copies, read_operand
 from onnx_attn.recognize.projection import read_projection
 from onnx_attn.recognize.result import Stop
@@ -34,6 +35,8 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
     head_dim, value_dim = view.static(query.tensor, -1), view.static(value.tensor, -1)
     if not head_dim or value_dim is None:
         return Stop("shape-unknown", node).verdict(label(node))
+    if not _fit_together(*(view.shapes(operand.tensor) for operand in (query, key, value))):
+        return Stop("shape-unknown", node, "the shapes contradict each other").verdict(label(node))
     types = {view.elem_type(tensor) for tensor in node.inputs[:3]}
     if len(types) != 1 or not types <= set(FLOATS):
         return Stop("type-not-supported", node).verdict(label(node))
@@ -71,6 +74,15 @@ def is_causal(node: gs.Node) -> bool:
 def kv_heads(view: GraphView, key: Operand) -> int | None:
     count = view.static(key.tensor, 1)
     return None if count is None else count // head_copies(view, key)
+
+
+def _fit_together(*operands: tuple[Shape, ...] | None) -> bool:
+    """False where Q, K and V `(B, N, S, H)` are of other batches, heads or lengths than each other: no runtime takes that."""
+    query, key, value = operands
+    assert query is not None and key is not None and value is not None  # Their ranks are known.
+    return all(
+        q[0] == k[0] == v[0] and q[3] == k[3] and k[1:3] == v[1:3] for q, k, v in zip(query, key, value, strict=True)
+    )
 
 
 def _guard(view: GraphView, mask: gs.Tensor | None) -> Guard:

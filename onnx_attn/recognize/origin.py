@@ -18,7 +18,7 @@ from onnx_attn.views.contraction import contraction
 from onnx_attn.views.layout import Layout
 from onnx_attn.views.linear import linear, rows
 from onnx_attn.views.movement import Step, handed_on, layout_of, moves, repeats
-from onnx_attn.views.trace import read_joined, scalar_factor
+from onnx_attn.views.trace import read_joined
 
 MOST_NODES = 96
 """How many nodes one search may look at: a rotary embedding of a normalised query takes about thirty."""
@@ -70,9 +70,6 @@ def read_origin(view: GraphView, tensor: gs.Tensor) -> Origin | None:
         node = view.producer(tensor)
         if node is None or not view.in_main_graph(node):
             continue
-        if node.op == "Conv" and node.attrs.get("group", 1) > 1:
-            # Pooled channel by channel, often by head on the batch axis: whose channels they were, no movement tells.
-            return None
         if (channels := _channels(view, node)) is not None:
             return _origin(view, node, channels, steps)
         stack.extend(reversed(_above(view, node, tensor, steps)))
@@ -80,6 +77,9 @@ def read_origin(view: GraphView, tensor: gs.Tensor) -> Origin | None:
 
 
 def _origin(view: GraphView, node: gs.Node, channels: frozenset[int], steps: tuple[Step, ...]) -> Origin | None:
+    if node.attrs.get("group", 1) > 1:
+        # Pooled channel by channel, often by head on the batch axis: whose channels they were, no movement tells.
+        return None
     layer = linear(view, node.outputs[0])
     if layer is not None:
         base = rows(view, layer)
@@ -90,37 +90,36 @@ def _origin(view: GraphView, node: gs.Node, channels: frozenset[int], steps: tup
 
 def _channels(view: GraphView, node: gs.Node) -> frozenset[int] | None:
     """The axes of a layer's result that come from its weights; None for other nodes."""
-    if node.domain not in STANDARD or node.op not in _LAYERS or len(node.inputs) < 2:
+    if node.domain not in STANDARD or node.op not in _LAYERS:
         return None
     constant = [is_constant(view, each) for each in node.inputs[:2]]
-    if sum(constant) != 1 or (node.op in ("Conv", "Gemm") and not constant[1]):
+    if sum(constant) != 1:
         return None
     if node.op in ("Conv", "ConvTranspose", "Gemm"):
-        return frozenset({1})
+        return frozenset({1}) if constant[1] else None
     found = contraction(view, node)
-    if found is None:
-        return None
+    if found is None or (node.op == "MatMul" and constant[0]):
+        return None  # W·x mixes rows: nobody's projection.
     found = found.turned if constant[0] else found
     weights = view.shapes(found.right)
-    if weights is None or (node.op == "MatMul" and constant[0]):
-        return None  # W·x mixes rows: nobody's projection.
-    made = {name for name, size in zip(found.right_axes, weights[0], strict=True) if size != 1 or name == "n"}
-    return frozenset(at for at, name in enumerate(found.result_axes) if name in made and name not in found.summed)
+    assert weights is not None  # (A contraction is of known ranks.)
+    made = {name for name, size in zip(found.right_axes, weights[0], strict=True) if size != 1}
+    return frozenset(at for at, name in enumerate(found.result_axes) if name in made)
 
 
 def _above(
     view: GraphView, node: gs.Node, tensor: gs.Tensor, steps: tuple[Step, ...]
 ) -> list[tuple[gs.Tensor, tuple[Step, ...]]]:
-    if node.domain in STANDARD and (moves(view, node, tensor) or repeats(view, node)):
+    if moves(view, node, tensor) or repeats(view, node):
         return [(handed_on(view, node), (Step(node, tensor), *steps))]
-    if (scalar := scalar_factor(view, node)) is not None:
-        return [(scalar[0], steps)]
+    if node.domain not in STANDARD:
+        return []
     joined = node.op == "Concat"
     if joined and (pieces := read_joined(view, node, tensor)) is not None:
         return [(pieces[0], (pieces[2], *steps))]
     if joined and (whole := _before_split(view, node)) is not None:
         return [(whole, steps)]
-    if node.domain not in STANDARD or (node.op not in _KEEPS_AXES and not joined):
+    if node.op not in _KEEPS_AXES and not joined:
         return []
     shape = view.shapes(tensor)
     # Of what is joined, each part has the axes: rotated and plain features, keys and one that is learned.
@@ -132,29 +131,25 @@ def _above(
 def _before_split(view: GraphView, joined: gs.Node) -> gs.Tensor | None:
     """What a Concat puts together again: the input of a Split along the same axis, each of whose pieces was worked on by itself,
     as where every head has a norm of its own."""
-    splits = [_split_above(view, piece) for piece in joined.inputs]
-    first = splits[0]
-    if first is None or any(split is None or split[0] is not first[0] for split in splits):
+    pieces = [piece for each in joined.inputs if (piece := _piece_above(view, each)) is not None]
+    node = view.producer(pieces[0]) if pieces else None
+    if node is None or [piece.name for piece in pieces] != [output.name for output in node.outputs]:
         return None
-    node, rank = first[0], view.rank(joined.outputs[0]) or 0
-    outputs = [output.name for output in node.outputs]
-    same_axis = rank and node.attrs.get("axis", 0) % rank == joined.attrs["axis"] % rank
-    if not same_axis or [split[1] for split in splits if split is not None] != outputs:
-        return None
-    whole: gs.Tensor = node.inputs[0]
-    return whole if view.shapes(whole) == view.shapes(joined.outputs[0]) else None
+    # Along another axis, or with something beside them, the pieces make something of another shape.
+    whole, shape = node.inputs[0], view.shapes(joined.outputs[0])
+    return whole if shape is not None and view.shapes(whole) == shape else None
 
 
-def _split_above(view: GraphView, tensor: gs.Tensor) -> tuple[gs.Node, str] | None:
-    """The Split, and its output, that a tensor of the same axes comes from."""
+def _piece_above(view: GraphView, tensor: gs.Tensor) -> gs.Tensor | None:
+    """The output of a Split that a tensor of the same axes comes from."""
     for _ in range(MOST_PIECES):
         node = view.producer(tensor)
         if node is None or node.domain not in STANDARD or not view.in_main_graph(node):
             return None
         if node.op == "Split":
-            return node, tensor.name
+            return tensor
         above = [each for each in node.inputs if not is_constant(view, each)]
-        if node.op not in _KEEPS_AXES or len(above) != 1 or view.shapes(above[0]) != view.shapes(tensor):
+        if node.op not in _KEEPS_AXES or len(above) != 1:
             return None
         tensor = above[0]
     return None

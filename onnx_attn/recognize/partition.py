@@ -92,11 +92,9 @@ def _read(groups: np.ndarray, sizes: Sizes, size: Sizes, grid: Sizes) -> Partiti
 
 
 def read_line(line: np.ndarray, size: int) -> Line | None:
-    """Roll and padding of one axis of this size. Rolled zeros at the end are told from rolled places by where they lie; what can
-    be read as padding in front alone is."""
+    """Roll and padding of one axis of this size, of which a place is there. Rolled zeros at the end are told from rolled places
+    by where they lie; what can be read as padding in front alone is."""
     real = np.flatnonzero(line >= 0)
-    if real.size != size or not size:
-        return None
     shift = int(line[real[0]])
     if not np.array_equal(line[real], np.roll(np.arange(size), -shift)):
         return None
@@ -105,7 +103,7 @@ def read_line(line: np.ndarray, size: int) -> Line | None:
     if not within:
         return Line(shift, (front, behind), bool(shift and front + behind))
     last = size - shift
-    if not shift or front or behind or not (line[last : last + within] < 0).all():
+    if front or behind or not (line[last : last + within] < 0).all():
         return None
     return Line(shift, (0, within), False)
 
@@ -126,17 +124,17 @@ def _units(groups: np.ndarray, sizes: Sizes) -> Partition | None:
 
 
 def read_blocks(groups: np.ndarray, sizes: Sizes) -> tuple[Sizes, np.ndarray] | None:
-    """The size of the blocks that groups of places are, and the number `(n,)` of each among the blocks of the map, row by row."""
+    """The size of the blocks that groups of places are, and the number `(n,)` of each among the blocks of the map, row by row.
+
+    The groups hold each place once (`each_once`). Blocks of one size that do lie side by side, from the first corner on.
+    """
     if (groups < 0).any():
         return None
     places = np.stack(np.unravel_index(groups, sizes))
     first, last = places.min(axis=2), places.max(axis=2)
     extents = last - first + 1
     size = tuple(int(each) for each in extents[:, 0])
-    fits = not any(total % each for total, each in zip(sizes, size, strict=True))
-    if not fits or math.prod(size) != groups.shape[1] or (extents != extents[:, :1]).any():
-        return None
-    if (first % extents[:, :1]).any():
+    if math.prod(size) != groups.shape[1] or (extents != extents[:, :1]).any():
         return None
     grid = tuple(total // each for total, each in zip(sizes, size, strict=True))
     return size, np.ravel_multi_index(tuple(first // extents[:, :1]), grid)

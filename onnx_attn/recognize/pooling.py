@@ -21,7 +21,7 @@ def pooled(index: np.ndarray, axes: tuple[int, ...], sizes: Sizes, shape: Shape)
     groups = thin.reshape(math.prod(thin.shape[: -len(last)]), -1)
     places = math.prod(sizes)
     entry = groups[:, :1] // places
-    if not axes or (groups // places != entry).any() or not each_once(groups, int(entry.max() + 1) * places):
+    if (groups // places != entry).any() or not each_once(groups, int(entry.max() + 1) * places):
         raise MixesTokens
     blocks = read_blocks(groups % places, sizes)
     if blocks is None:

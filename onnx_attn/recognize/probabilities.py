@@ -85,15 +85,13 @@ def _below(view: GraphView, tensor: gs.Tensor, found: Product) -> tuple[gs.Tenso
     if len(readers) != 1 or view.is_output(tensor):
         stop = _several(view, tensor, readers)
         readers = [node for node in readers if _reaches_product(view, node, tensor)]
-        if stop.code != "probabilities-used" or len(readers) != 1 or view.in_main_graph(readers[0]) == bodies:
-            return stop
-        if found.quantized is not None:
+        if len(readers) != 1 or view.in_main_graph(readers[0]) == bodies or found.quantized is not None:
             return stop
         found = replace(found, shared=found.shared or stop)
     node = readers[0]
     if view.in_main_graph(node) == bodies:  # A branch weighs the values, or does not: what is in it stays there.
         used = Stop("probabilities-used", node, "a body of If, Loop or Scan reads them")
-        return found.shared or (used if _reaches_product(view, node, tensor) else _no_product(view, tensor, [node]))
+        return used if _reaches_product(view, node, tensor) else _no_product(view, tensor, [node])
     step = quantizes(view, node, tensor)
     if step is not None and (found.quantized is None or step.repeats(found.quantized)):
         # What is rounded is not computed twice.
@@ -111,10 +109,11 @@ def _below(view: GraphView, tensor: gs.Tensor, found: Product) -> tuple[gs.Tenso
 def _product(view: GraphView, tensor: gs.Tensor, node: gs.Node, found: Product, bodies: bool) -> Product | Stop:
     """P·V in either order; or a product of the probabilities with themselves, or with weights."""
     operands = node.inputs[:2]
-    if len(operands) == 2 and operands[0] is operands[1]:
+    if operands[0] is operands[1]:
         return Stop("probabilities-used", node, "both operands of the product are the probabilities")
-    if bodies and not any(is_constant(view, each) for each in operands):
-        return replace(found, node=node)
+    if bodies:  # Shapes are not known there: whether weights are multiplied tells.
+        weights = any(is_constant(view, each) for each in operands)
+        return _changed(view, node, tensor) if weights else replace(found, node=node)
     product = contraction(view, node)
     if product is None:
         more = " multiplies more than two operands" if node.op == "Einsum" and len(node.inputs) > 2 else ""
@@ -144,7 +143,7 @@ def read_divided(view: GraphView, exponential: gs.Tensor, division: gs.Node) -> 
     # The sum has the axes of the exponentials, with 1 where keys were: the result has to have its own where it had them.
     kept = zip(product.left_axes, product.result_axes, strict=False)
     aligned = len(product.left_axes) == len(product.result_axes) and all(
-        made == name or (name in product.summed and made not in product.left_axes) for name, made in kept
+        made == name or name in product.summed for name, made in kept
     )
     if not aligned or view.shapes(division.outputs[0]) != view.shapes(product.result):
         return None
@@ -178,7 +177,7 @@ def _cleared(view: GraphView, node: gs.Node, tensor: gs.Tensor, found: Product) 
         return None
     mask, chosen, other = node.inputs
     fill = other if chosen is tensor else chosen
-    if chosen is other or uniform(view, fill) != 0.0:
+    if uniform(view, fill) != 0.0:
         return None
     if view.shapes(node.outputs[0]) is None or view.shapes(node.outputs[0]) != view.shapes(tensor):
         return None
@@ -192,9 +191,11 @@ def _several(view: GraphView, tensor: gs.Tensor, readers: list[gs.Node]) -> Stop
     if not leading:
         return _no_product(view, tensor, readers)
     others = [node for node in readers if node is not leading[0]]
-    if {node.op for node in readers} == {"IsNaN", "Where"}:
+    ops = {node.op: node for node in readers}
+    guards = ops.keys() == {"IsNaN", "Where"} and ops["Where"].inputs[0] is ops["IsNaN"].outputs[0]
+    if guards and not view.is_output(tensor):
         return Stop("probabilities-changed", leading[0], "a NaN guard that does not put 0 in place of NaN")
-    if others:
+    if others and not guards:
         return Stop("probabilities-used", others[0])
     return Stop("probabilities-used", leading[0], f"'{tensor.name}' is a model output")
 

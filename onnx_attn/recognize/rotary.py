@@ -33,6 +33,8 @@ class Rotary:
 def read_rotary(view: GraphView, site: AttentionSite | Written) -> tuple[Rotary | None, Rotary | None]:
     """The rotary embeddings of Q and of K; None where the operand has none."""
     operands = site.node.inputs[:2] if isinstance(site, Written) else [site.query.tensor, site.key.tensor]
+    if len(operands) < 2:  # An operator of ONNX Runtime that takes Q, K and V as one.
+        return None, None
     query, key = (_read(view, operand) for operand in operands)
     return query, key
 
@@ -47,8 +49,6 @@ def _read(view: GraphView, operand: gs.Tensor) -> Rotary | None:
 
 def _of_operand(view: GraphView, operand: gs.Tensor) -> Rotary | None:
     tensor, moves = unarranged(view, operand)
-    if view.shapes(tensor) is None:
-        return None
     program = Program(view, tensor)
     if not program.has_sums:
         return None

@@ -41,20 +41,21 @@ class Rotation:
 
 
 def rotation_of(numbers: Numbers, terms: Sequence[Term]) -> Rotation | None:
-    """Of terms over `(rows, H)`; None where they are no rotation. Some rows at a time, which takes less memory."""
-    rows, width = terms[0].x.shape
+    """Of the two terms over `(rows, H)` that a program with a sum has (`views.products`): both sides of the sum are products, and
+    an element beside it has no second term. None where they are no rotation. Some rows at a time, which takes less memory."""
+    own, other = terms
+    rows, width = own.x.shape
     step = max(1, MOST_AT_ONCE // width)
     found, rotated, beside = list[Rotation](), set[int](), set[int]()
     for start in range(0, rows, step):
-        part = [_rows_of(term, slice(start, start + step)) for term in terms]
-        turned = np.any([(term.factor != 0).any(1) for term in part[1:]], axis=0) if len(part) > 1 else np.array(False)
-        turned = np.broadcast_to(turned, len(part[0].x))
+        part = [_rows_of(term, slice(start, start + step)) for term in (own, other)]
+        turned = (part[1].factor != 0).any(1)
         still = _rows_of(part[0], ~turned)
         if (still.table >= 0).any() or (still.factor == 0).any():
             return None
         beside |= numbers.leaves_of(still.x)
         if turned.any():
-            rotation = _of_rows([_rows_of(term, turned) for term in part])
+            rotation = _of_rows(*(_rows_of(term, turned) for term in part))
             if rotation is None or not _are_angles(numbers, rotation.cos, rotation.sin):
                 return None
             found.append(rotation)
@@ -70,15 +71,11 @@ def _rows_of(term: Term, rows: slice | np.ndarray) -> Term:
     return Term(term.x[rows], term.table[rows], term.factor[rows])
 
 
-def _of_rows(terms: Sequence[Term]) -> Rotation | None:
+def _of_rows(own: Term, other: Term) -> Rotation | None:
     """Of rows all of which are rotated."""
-    own, other = _two(terms)
-    turned = other.factor != 0
-    columns = turned.any(0)
+    columns = (other.factor != 0).any(0)
     first, dim = int(columns.argmax()), int(columns.sum())
-    if dim % 2 or not columns[first : first + dim].all() or not turned[:, columns].all():
-        return None
-    if (own.factor == 0).any() or (own.table[:, ~columns] >= 0).any():
+    if dim % 2 or not columns[first : first + dim].all() or (own.table[:, ~columns] >= 0).any():
         return None
     pair = [Term(*_columns(term, np.flatnonzero(columns))) for term in (own, other)]
     kinds: tuple[Kind, ...] = ("half", "interleaved")
@@ -103,24 +100,9 @@ def _woven(first: np.ndarray, second: np.ndarray, kind: Kind) -> np.ndarray:
     return np.stack([first, second], 2).reshape(len(first), -1)
 
 
-def _two(terms: Sequence[Term]) -> tuple[Term, Term]:
-    """The one or two terms that each element has, and no more, whichever these are."""
-    stacked = [np.stack([getattr(term, name) for term in terms]) for name in ("x", "table", "factor")]
-    if len(terms) > 2:
-        order = np.argsort(stacked[2] == 0, axis=0, kind="stable")
-        stacked = [np.take_along_axis(each, order, 0) for each in stacked]
-        if (stacked[2][2:] != 0).any():
-            nothing = np.zeros_like(stacked[2][0])
-            return Term(stacked[0][0], stacked[1][0], nothing), Term(stacked[0][0], stacked[1][0], nothing)
-    first = Term(*(each[0] for each in stacked))
-    if len(terms) == 1:
-        return first, Term(first.x, first.table, np.zeros_like(first.factor))
-    return first, Term(*(each[1] for each in stacked))
-
-
 def _rotated(pair: Sequence[Term], kind: Kind) -> tuple[Term, Term, float] | None:
     """Channel i and its partner as `(a·cos − b·sin, b·cos + a·sin)` in every row, times one factor of either sign: a with the
-    cosines, b with the sines, and the factor. None where they are something else."""
+    cosines, b with the sines, and the factor. None where they are something else, or one of the two terms is not there."""
     size = np.abs(pair[0].factor.flat[0])
     if any((np.abs(term.factor) != size).any() for term in pair):
         return None
@@ -137,7 +119,7 @@ def _rotated(pair: Sequence[Term], kind: Kind) -> tuple[Term, Term, float] | Non
         return None
     same, turned = _sorted(below, below[0].x == sin.x)
     fits = [(same.x, sin.x), (turned.x, cos.x), (same.table, cos.table), (turned.table, sin.table)]
-    if not all(np.array_equal(a, b) for a, b in fits) or (cos.table < 0).any() or (sin.table < 0).any():
+    if not all(np.array_equal(a, b) for a, b in fits):
         return None
     return cos, sin, float(sign * size)
 

@@ -36,7 +36,7 @@ def recognize_runtime_operator(view: GraphView, node: gs.Node) -> Written | Verd
     kv_heads = _number(node, "kv_num_heads") or heads
     head_dim, value_dim = _head_sizes(view, node, heads, kv_heads)
     scale = _scale(node, head_dim)
-    if not heads or math.isnan(scale):
+    if not heads or not node.inputs or math.isnan(scale):
         return Stop("shape-unknown", node, operator).verdict(label(node))
     causal = node.attrs.get("causal", 1) if node.op == "GroupQueryAttention" else node.attrs.get("unidirectional", 0)
     return Written(
@@ -78,7 +78,7 @@ def _head_sizes(
         if not isinstance(widths, list) or not all(isinstance(width, int) for width in widths):
             widths = None
         return (widths[0] // heads if widths and heads else value_dim), value_dim
-    if node.op == "MultiHeadAttention" and view.rank(node.inputs[0]) == 3:
+    if node.op == "MultiHeadAttention" and node.inputs and view.rank(node.inputs[0]) == 3:
         width = view.static(node.inputs[0], -1)
         return (width // heads if width and heads else None), value_dim
     return value_dim, value_dim

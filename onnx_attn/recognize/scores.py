@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_graphsurgeon as gs
 
 from onnx_attn.graph.view import STANDARD, GraphView, label
+from onnx_attn.graph.world import Shape
 from onnx_attn.recognize.result import Stop
 from onnx_attn.site import ScoreTerm
 from onnx_attn.views.constants import ignores_numbers, is_constant
@@ -64,7 +65,7 @@ def read_scores(view: GraphView, scores: gs.Tensor, softmax: gs.Node) -> Scores 
             break
         path = paths.pop()
         node = view.producer(path.tensor)
-        if node is None or not view.in_main_graph(node) or node.domain not in STANDARD:
+        if node is None or node.domain not in STANDARD:
             continue
         ended = node
         product = product_of_activations(view, node)
@@ -115,10 +116,8 @@ def _step(view: GraphView, path: _Path, node: gs.Node) -> list[_Path]:
         return _subtracted(view, path, node)
     if node.op == "Where":
         return _masked(view, path, node, _where(view, node)) or _blocked(path, node, "scores-changed", node.inputs[1:])
-    if contraction(view, node) is not None:
-        return [] if path.mixed else _mixed(path, node, node.inputs[:2] if node.op == "Einsum" else node.inputs[:1])
-    if node.op == "Conv":
-        # Heads stand where a convolution has its channels.
+    if node.op == "Conv" or contraction(view, node) is not None:
+        # By weights on the right; heads stand where a convolution has its channels.
         return [] if path.mixed else _mixed(path, node, node.inputs[:1])
     if path.mixed and node.op not in REARRANGE:
         return []
@@ -153,16 +152,15 @@ def _masked(view: GraphView, path: _Path, node: gs.Node, choices: list[tuple[gs.
             continue
         way = _above(path, scores, term)
         if shape is not None and view.shapes(scores) != shape:
-            way = _widened(view, way, node, scores)
+            way = _widened(way, node, view.shapes(scores), shape)
         ways.append(way)
     # What has the result's shape is the likelier to be the scores: a mask may be broadcast.
     return sorted(ways, key=lambda way: shape is not None and view.shapes(way.tensor) != shape)
 
 
-def _widened(view: GraphView, way: _Path, node: gs.Node, scores: gs.Tensor) -> _Path:
+def _widened(way: _Path, node: gs.Node, before: tuple[Shape, ...] | None, shapes: tuple[Shape, ...]) -> _Path:
     """A mask with more axes, all of size 1, puts them before those of the scores; one that is larger repeats these."""
-    shapes, before = view.shapes(node.outputs[0]), view.shapes(scores)
-    pairs = list(zip(before or (), shapes or (), strict=False))
+    pairs = list(zip(before or (), shapes, strict=False))
     if pairs and all((1,) * (len(shape) - len(old)) + old == shape for old, shape in pairs):
         return replace(way, items=(Step(_Unsqueezed(node), node.outputs[0]), *way.items))
     stop = Stop("scores-changed", node, f"{node.op} '{label(node)}' widens them")
@@ -217,7 +215,7 @@ def _chosen(view: GraphView, items: tuple[Item, ...]) -> tuple[Item, ...]:
 
 def _choice(view: GraphView, term: ScoreTerm) -> ScoreTerm | None:
     node = view.producer(term.mask) if term.kind == "add" and term.mask is not None else None
-    if node is None or node.op != "Where" or node.domain not in STANDARD or not view.in_main_graph(node):
+    if node is None or node.op != "Where" or node.domain not in STANDARD:
         return None
     if all(world.value(node.outputs[0].name) is not None for world in view.worlds):
         return None  # Its numbers follow from sizes: a triangle, which no input decides.

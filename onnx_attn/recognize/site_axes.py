@@ -52,8 +52,10 @@ class SiteAxes:
 
 def read_axes(view: GraphView, softmax: Normaliser, scores: Scores, below: Product) -> SiteAxes | Stop:
     """Read the axes of a softmax between two products; Stop where they are no attention's."""
+    assert below.product is not None
     shapes = view.shapes(scores.product.result)
-    assert shapes is not None and below.product is not None
+    if shapes is None or len(shapes[0]) != len(scores.product.result_axes):
+        return Stop("shape-unknown", scores.product.node, _CONTRADICTION)
     frame = frame_of(shapes)
     by_label: ByLabel = dict(zip(scores.product.result_axes, frame, strict=True))
     terms: list[tuple[ScoreTerm, Frame]] = []
@@ -74,8 +76,11 @@ def read_axes(view: GraphView, softmax: Normaliser, scores: Scores, below: Produ
         frame = moved
         if below.cleared is not None and count == below.cleared[1]:
             before_clearing = frame
-    if len(frame) != len(below.product.left_axes):
-        return Stop("shape-unknown", below.node, "the shapes contradict each other")
+    if len(over) != view.rank(softmax.scores) or len(frame) != len(below.product.left_axes):
+        return Stop("shape-unknown", below.node, _CONTRADICTION)
+    masks = [*terms, (below.cleared[0], before_clearing)] if below.cleared is not None else terms
+    if any(term.mask is not None and (view.rank(term.mask) or 0) > len(at) for term, at in masks):
+        return Stop("mask-shape", softmax.node, _CONTRADICTION)
     probabilities: ByLabel = dict(zip(below.product.left_axes, frame, strict=True))
     keys = leaves(atom for axis in softmax.axes for atom in over[axis])
     moves = any(isinstance(item, Step) for item in scores.items)
@@ -105,6 +110,9 @@ def read_axes(view: GraphView, softmax: Normaliser, scores: Scores, below: Produ
     return _grouped(view, read)
 
 
+_CONTRADICTION = "the shapes contradict each other"
+
+
 def _settled(axes: Mapping[Hashable, Axis]) -> ByLabel:
     return {name: leaves(axis) for name, axis in axes.items()}
 
@@ -112,7 +120,8 @@ def _settled(axes: Mapping[Hashable, Axis]) -> ByLabel:
 def _through(view: GraphView, step: Step, frame: Frame) -> Frame | None:
     node = step.node
     if node.op in ("Transpose", "Einsum"):
-        return tuple(frame[axis] for axis in permutation(node) or range(len(frame))[::-1])
+        order = permutation(node) or range(len(frame))[::-1]
+        return tuple(frame[axis] for axis in order) if sorted(order) == [*range(len(frame))] else None
     shapes = view.shapes(step.output)
     return reshaped(frame, shapes) if shapes is not None else None
 
@@ -144,13 +153,8 @@ def _roles(
     key_labels: Labels,
 ) -> tuple[Frame, int | None, Axis] | Stop:
     """Batch axes in order (heads last), how many are heads, and the axis of queries."""
-    shared = {
-        atom
-        for name in values.right_axes
-        if name in probabilities and name not in values.summed
-        for atom in leaves(probabilities[name])
-    }
-    own = [name for name in product.result_axes if name in product.left_axes and name not in product.right_axes]
+    shared = {atom for name in values.right_axes if name in probabilities for atom in leaves(probabilities[name])}
+    own = [name for name in product.result_axes if name not in product.right_axes]
     channels = _channels(view, product.left, product.left_axes, axes)
     if channels is None:
         channels = _channels(view, product.right, product.right_axes, axes)
@@ -193,7 +197,7 @@ def _channels(view: GraphView, operand: gs.Tensor, labels: Labels, axes: ByLabel
         return None
     pieces: list[Atom] = []
     for place, name in enumerate(labels):
-        if name not in axes or not runs[0][place]:
+        if name not in axes:
             continue
         cut = reshaped((axes[name],), [tuple(run.size for run in world[place]) for world in runs])
         if cut is not None:
@@ -231,11 +235,13 @@ def _last_axis(view: GraphView, operand: gs.Tensor) -> Origin | None:
 
 
 def present(view: GraphView, tensor: gs.Tensor, axes: Frame) -> set[Atom]:
-    """The pieces of these axes, the last of them the tensor's last, that the tensor has and does not broadcast."""
-    shapes = view.shapes(tensor) or ()
-    rank = len(shapes[0]) if shapes else 0
+    """The pieces of these axes, the last of them the tensor's last, that the tensor has and does not broadcast; as far as anybody
+    knows all of them, where its shape is not known."""
+    shapes = view.shapes(tensor)
+    if shapes is None:
+        return {atom for axis in axes for atom in leaves(axis)}
     found: set[Atom] = set()
-    for axis, sizes in zip(axes[len(axes) - rank :], zip(*shapes, strict=True), strict=True):
+    for axis, sizes in zip(axes[len(axes) - len(shapes[0]) :], zip(*shapes, strict=True), strict=True):
         if any(size != 1 for size in sizes):
             found |= {*leaves(axis)}
     return found

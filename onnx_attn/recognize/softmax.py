@@ -26,15 +26,14 @@ def recognize_softmax(view: GraphView, node: gs.Node) -> AttentionSite | Verdict
         return Stop("shape-unknown", node).verdict(label(node)) if node.op == "Softmax" else _divided(view, node)
     above = read_scores(view, softmax.scores, softmax.node)
     below = read_probabilities(view, softmax.probabilities, softmax.node)
-    shared = below.shared if isinstance(below, Product) else None
-    found: AttentionSite | Stop | None = _settle(view, above, shared or below)
+    found: AttentionSite | Stop | None = _settle(view, above, below)
     anchor = label(below.node) if not softmax.in_one_node else ""
-    if isinstance(found, Stop) and found is not shared:
+    if isinstance(found, Stop):
         return found.verdict(label(softmax.node), anchor=anchor)
     assert isinstance(above, Scores) and isinstance(below, Product)
     found = assemble(view, softmax, above, below)
-    if shared is not None:
-        verdict = shared.verdict(label(softmax.node), anchor=anchor)
+    if below.shared is not None:
+        verdict = below.shared.verdict(label(softmax.node), anchor=anchor)
         return verdict if isinstance(found, Stop) else replace(verdict, recomputable=replace(found, shared=True))
     if isinstance(found, Stop):
         return found.verdict(label(softmax.node), anchor=anchor)

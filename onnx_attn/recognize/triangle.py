@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
 
 from onnx_attn.graph.view import STANDARD, GraphView
 from onnx_attn.site import ScoreTerm
@@ -28,16 +27,14 @@ def by_position(
 def _is_causal(view: GraphView, term: ScoreTerm, query: gs.Tensor, key: gs.Tensor) -> bool:
     if term.kind != "where" or term.fill != -math.inf or not term.keep_when or term.mask is None:
         return False
-    cast = _made_by(view, term.mask, "Cast")
-    lower = (
-        _made_by(view, cast.inputs[0], "Trilu") if cast is not None and cast.attrs["to"] == TensorProto.BOOL else None
-    )
+    cast = made_by(view, term.mask, "Cast")
+    lower = made_by(view, cast.inputs[0], "Trilu") if cast is not None else None
     if lower is None or lower.attrs.get("upper", 1) or len(lower.inputs) != 1:
         return False
-    ones = _made_by(view, lower.inputs[0], "Expand")
+    ones = made_by(view, lower.inputs[0], "Expand")
     if ones is None or uniform(view, ones.inputs[0]) != 1.0:
         return False
-    sizes = _made_by(view, ones.inputs[1], "Concat")
+    sizes = made_by(view, ones.inputs[1], "Concat")
     if sizes is None or len(sizes.inputs) != 2:
         return False
     of = [_length_of(view, size) for size in sizes.inputs]
@@ -49,14 +46,14 @@ def _names(view: GraphView, operand: gs.Tensor) -> set[str]:
     tensor, moves = unarranged(view, operand)
     names: set[str] = set()
     if [move.op for move in moves] == ["Transpose"]:
-        turned, back = _made_by(view, tensor, "Transpose"), moves[0].attrs["perm"]
+        turned, back = made_by(view, tensor, "Transpose"), moves[0].attrs["perm"]
         if turned is None or [turned.attrs["perm"][axis] for axis in back] != sorted(back):
             return names
         tensor, moves = turned.inputs[0], []
     while not moves:
         names.add(tensor.name)
         node = view.producer(tensor)
-        factor = scalar_factor(view, node) if node is not None and view.in_main_graph(node) else None
+        factor = scalar_factor(view, node) if node is not None else None
         if factor is None:
             break
         tensor = factor[0]
@@ -65,11 +62,13 @@ def _names(view: GraphView, operand: gs.Tensor) -> set[str]:
 
 def _length_of(view: GraphView, size: gs.Tensor) -> str | None:
     """The tensor whose last axis but one has this size."""
-    shape = _made_by(view, size, "Shape")
-    found = shape is not None and (shape.attrs.get("start"), shape.attrs.get("end")) == (-2, -1)
-    return shape.inputs[0].name if found and shape is not None else None
+    shape = made_by(view, size, "Shape")
+    if shape is None or (shape.attrs.get("start"), shape.attrs.get("end")) != (-2, -1):
+        return None
+    return shape.inputs[0].name
 
 
-def _made_by(view: GraphView, tensor: gs.Tensor, op: str) -> gs.Node | None:
+def made_by(view: GraphView, tensor: gs.Tensor, op: str) -> gs.Node | None:
+    """The node that makes a tensor, if it is this operator of the standard."""
     node = view.producer(tensor)
-    return node if node is not None and node.op == op and node.domain in STANDARD and view.in_main_graph(node) else None
+    return node if node is not None and node.op == op and node.domain in STANDARD else None

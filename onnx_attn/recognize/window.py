@@ -19,7 +19,7 @@ from onnx_attn.recognize.bases import Base, bases, bases_before
 from onnx_attn.recognize.partition import Kind, Partition, Sizes, read_partition
 from onnx_attn.recognize.pooling import pooled
 from onnx_attn.recognize.window_masks import masks_agree
-from onnx_attn.site import AttentionSite, BatchPlace, Window, Written
+from onnx_attn.site import AttentionSite, Window, Written
 from onnx_attn.views.arrange import moved, real, unarranged
 from onnx_attn.views.movement import MOST_POSITIONS
 from onnx_attn.views.tokens import MixesTokens, carried, one_along, reduced_axes
@@ -29,12 +29,11 @@ from onnx_attn.views.tokens import MixesTokens, carried, one_along, reduced_axes
 class Groups:
     """By world, the tokens `(…, S)` that attend to each other, over the site's batch axes; none if Q, K and V differ in them.
 
-    sizes: of the map that they are tokens of. pooled: it is a smaller one than the base.
+    sizes: of the map that they are tokens of.
     """
 
     rows: list[np.ndarray]
     sizes: Sizes
-    pooled: bool
 
 
 def read_window(view: GraphView, site: AttentionSite | Written) -> Window | None:
@@ -61,17 +60,16 @@ def _read(view: GraphView, operands: Sequence[gs.Tensor]) -> Window | None:
     if not near:
         return None
     found = _among(view, operands, near)
-    if isinstance(found, Window):
+    if found is not None:
         return found
     apart = [math.prod(shape[:-3]) for shape in shapes] != [
         math.prod(shape[:1]) for shape in view.shapes(near[-1].tensor) or ()
     ]
-    before = _among(view, operands, bases_before(view, near[-1])) if apart else None
-    return before if isinstance(before, Window) else None
+    return _among(view, operands, bases_before(view, near[-1])) if apart else None
 
 
-def _among(view: GraphView, operands: Sequence[gs.Tensor], found: Sequence[Base]) -> Window | bool:
-    """The window on the farthest of these tensors that can be the map; False where it shows none, or none can be the map."""
+def _among(view: GraphView, operands: Sequence[gs.Tensor], found: Sequence[Base]) -> Window | None:
+    """The window on the farthest of these tensors that can be the map; None where it shows none, or none can be the map."""
     for base in reversed(found):
         shapes = view.shapes(base.tensor)
         if shapes is None or len(shapes[0]) not in (4, 5) or len({shape[1:] for shape in shapes}) > 1:
@@ -81,8 +79,8 @@ def _among(view: GraphView, operands: Sequence[gs.Tensor], found: Sequence[Base]
                 continue
             groups = _groups(view, operands, base, channels_first)
             if groups is not None:
-                return _window(view, base, channels_first, groups) or False
-    return False
+                return _window(view, base, groups)
+    return None
 
 
 def _map_sizes(shape: Shape, channels_first: bool) -> Shape:
@@ -102,7 +100,7 @@ def _groups(view: GraphView, operands: Sequence[gs.Tensor], base: Base, channels
         except (ValueError, LookupError):
             return None
         by_world.append(rows[0] if all(np.array_equal(rows[0], each) for each in rows[1:]) else rows[0][:0])
-    return Groups(by_world, sizes, pooled=sizes != _map_sizes(shapes[0], channels_first))
+    return Groups(by_world, sizes)
 
 
 def _run(world: World, base: Base, shape: Shape, channels_first: bool) -> tuple[dict[str, np.ndarray], Sizes]:
@@ -141,18 +139,16 @@ def _rows(view: GraphView, operand: gs.Tensor, labels: dict[str, np.ndarray], wo
     return one_along(moved(labels[tensor.name], moves, world), (-3, -1))[..., 0, :, 0]
 
 
-def _window(view: GraphView, base: Base, channels_first: bool, groups: Groups) -> Window | None:
+def _window(view: GraphView, base: Base, groups: Groups) -> Window | None:
     shapes = view.shapes(base.tensor)
     assert shapes is not None
     sizes = groups.sizes
     found: set[Partition | None] = set()
-    places: set[BatchPlace] = set()
     for shape, rows in zip(shapes, groups.rows, strict=True):
-        entry = _one_entry(rows.reshape(-1, rows.shape[-1]), shape[0], math.prod(sizes))
-        found.add(read_partition(entry[0], sizes) if entry is not None else None)
-        places |= {entry[1]} if entry is not None and shape[0] > 1 else set()
+        entry = _one_entry(rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1]), shape[0], math.prod(sizes))
+        found.add(read_partition(entry, sizes) if entry is not None else None)
     read = found.pop()
-    if found or read is None or len(places) > 1:
+    if found or read is None:
         return None
     kind = read.kind if math.prod(read.grid) > 1 else _cut_whole(view, base, read.size)
     if kind is None:
@@ -163,39 +159,32 @@ def _window(view: GraphView, base: Base, channels_first: bool, groups: Groups) -
         grid=read.grid,
         kind=kind,
         padding=tuple(line.padding for line in read.lines),
-        rolled_first=any(line.rolled_first for line in read.lines),
-        batch=places.pop() if places else None,
-        source=None if groups.pooled else base.tensor,
-        channels_first=channels_first,
+        rolled_first=tuple(line.rolled_first for line in read.lines),
     )
 
 
-def _one_entry(rows: np.ndarray, batch: int, places: int) -> tuple[np.ndarray, BatchPlace] | None:
-    """What all batch entries have alike, `(n, S)`, and where the batch stands among the groups; None where they differ, or a
-    group is of more than one."""
-    if not rows.size or len(rows) % batch:
+def _one_entry(rows: np.ndarray, batch: int, places: int) -> np.ndarray | None:
+    """What all batch entries have alike, `(n, S)`, whether they stand one after the other or group by group; None where they
+    differ, or a group is of more than one."""
+    if not rows.size:
         return None
     entry = np.where(rows >= 0, rows // places, -1)
     owner = entry.max(axis=1)
-    if ((entry >= 0) & (entry != owner[:, None])).any() or (owner < 0).any():
+    if ((entry >= 0) & (entry != owner[:, None])).any():
         return None
     count = len(rows) // batch
-    orders: dict[BatchPlace, np.ndarray] = {"outer": np.repeat(np.arange(batch), count)}
-    orders["inner"] = np.tile(np.arange(batch), count)
-    place = next((name for name, order in orders.items() if np.array_equal(owner, order)), None)
-    if place is None:
+    orders = (np.repeat(np.arange(batch), count), np.tile(np.arange(batch), count))
+    if not any(np.array_equal(owner, order) for order in orders):
         return None
     stacked = np.where(rows >= 0, rows % places, -1)[np.argsort(owner, kind="stable")].reshape(batch, count, -1)
-    return (stacked[0], place) if (stacked == stacked[0]).all() else None
+    return stacked[0] if (stacked == stacked[0]).all() else None
 
 
 def _cut_whole(view: GraphView, base: Base, sizes: Sizes) -> Kind | None:
     """How a map that is one window is cut all the same, where some node's result has an axis of one window beside each of its
     own: that moves nothing, and an attention over all tokens has no such node."""
     for step in base.steps:
-        shapes = view.shapes(step.output) or ((),)
-        if len(shapes[0]) != 2 * len(sizes) + 2:
-            continue
+        shapes = view.shapes(step.output) or ()
         cut = {shape[1:-1] for shape in shapes}, {shape[2:] for shape in shapes}
         ways: dict[Kind, Sizes] = {"window": tuple(n for size in sizes for n in (1, size))}
         ways["grid"] = tuple(n for size in sizes for n in (size, 1))

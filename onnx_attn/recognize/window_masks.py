@@ -46,7 +46,7 @@ def _kind(view: GraphView, site: AttentionSite | Written, term: ScoreTerm, windo
 def masks_agree(view: GraphView, site: AttentionSite | Written, window: Window) -> bool:
     """False where a mask by window of two numbers keeps other places of a rolled map apart than those that the roll brought
     together from its two ends."""
-    if window.kind == "unit" or not any(window.shift):
+    if not any(window.shift):
         return True
     wrapped, real_places = _frame(window)
     expected = (wrapped[:, :, None] != wrapped[:, None]).any(axis=-1)
@@ -67,10 +67,13 @@ def _frame(window: Window) -> tuple[np.ndarray, np.ndarray]:
     rank = len(window.size)
     wrapped, inside = [], []
     for axis, (size, grid, shift) in enumerate(zip(window.size, window.grid, window.shift, strict=True)):
-        front, behind = window.padding[axis]
-        places = np.pad(np.ones(size * grid - front - behind, bool), (front, behind))
-        places = places if window.rolled_first else np.roll(places, -shift)
+        padding = window.padding[axis]
+        places = np.pad(np.ones(size * grid - sum(padding), bool), padding)
         along = np.arange(size * grid) >= size * grid - shift
+        if window.rolled_first[axis]:
+            along = np.pad(along[sum(padding) :], padding)
+        else:
+            places = np.roll(places, -shift)
         order = (grid, size) if window.kind == "window" else (size, grid)
         lines = [each.reshape(order) if window.kind == "window" else each.reshape(order).T for each in (along, places)]
         at = tuple(slice(None) if place % rank == axis else None for place in range(2 * rank))

@@ -28,22 +28,22 @@ def recognize_written(view: GraphView, node: gs.Node) -> Written | Verdict:
         for kind, mask in zip(kinds, node.inputs[3:], strict=False)
         if kind not in ("Factor", "Divisor", "Keep", "Clear")
     )
-
-    def size(tensor: gs.Tensor, axis: int) -> int | None:
-        rank = view.rank(tensor)
-        return view.static(tensor, axis) if rank is not None and rank >= -axis else None
-
     return Written(
         name=label(node),
         node=node,
         scale=_scale(view, node),
         causal="Causal" in node.op.split("_"),
         masks=masks,
-        heads=size(query, -3) or 1,
-        kv_heads=size(key, -3) or 1,
-        head_dim=size(query, -1),
-        value_dim=size(value, -1),
+        heads=_heads(view, query),
+        kv_heads=_heads(view, key),
+        head_dim=view.static(query, -1),
+        value_dim=view.static(value, -1),
     )
+
+
+def _heads(view: GraphView, tensor: gs.Tensor) -> int | None:
+    """One where there is no axis of them; None where they are not static."""
+    return view.static(tensor, -3) if (view.rank(tensor) or 0) > 2 else 1
 
 
 def _scale(view: GraphView, node: gs.Node) -> float:

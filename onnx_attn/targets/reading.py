@@ -234,6 +234,8 @@ def _split(view: GraphView, node: gs.Node) -> bool:
 
 def _contrib(view: GraphView, node: gs.Node) -> Known:
     """The facts of an operator of com.microsoft that rows speak of."""
+    if not node.inputs:  # No schema says that it needs some.
+        return {"operator": node.op}
     given = [tensor.name for tensor in node.inputs] + [""] * 4
     separate = node.op == "MultiHeadAttention" and view.rank(node.inputs[0]) == 3 and bool(given[1] and given[2])
     known: Known = {"operator": node.op, "dtype": TYPES.get(view.elem_type(node.inputs[0])), "packed": not separate}
