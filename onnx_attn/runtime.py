@@ -38,6 +38,12 @@ def refuse_crash(model: onnx.ModelProto, name: str) -> None:
                 f"{name}: node '{node.name or node.output[0]}' is a com.microsoft.Attention without a bias, of which ONNX "
                 f"Runtime dies; give it a bias of zeros, or pass --no-verify to rewrite without proof"
             )
+        heads = [each for each in node.attribute if each.name in ("q_num_heads", "kv_num_heads")]
+        if node.op_type == "Attention" and node.domain != MICROSOFT and any(each.i == 0 for each in heads):
+            raise CannotRun(
+                f"{name}: node '{node.name or node.output[0]}' is an Attention of no heads, of which ONNX Runtime dies; say how "
+                f"many it has, or pass --no-verify to rewrite without proof"
+            )
 
 
 class Session:

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from runtime_nodes import B, D, N, S, attention, grouped
 
 import onnx_attn
+from onnx_attn.errors import InputError
 from onnx_attn.graph.view import GraphView
 
 
@@ -182,3 +183,17 @@ def test_heads_that_are_copied_inside_and_outside(form: str) -> None:
     net.output(net.sdpa(q, net.swap(copied("k")), copied("v")))
     model = net.model()
     assert_same(model, onnx_attn.fuse(model, form=form, verify=False).model)
+
+
+@pytest.mark.parametrize("attribute", ["q_num_heads", "kv_num_heads"])
+def test_an_operator_of_no_heads_is_not_run(attribute: str) -> None:
+    """ONNX Runtime 1.31.1 divides by their number, and takes the process down with it."""
+    net = Net(23)
+    q, k, v = (net.input(name, 2, 5, 16) for name in "qkv")
+    heads = {"q_num_heads": 2, "kv_num_heads": 2} | {attribute: 0}
+    net.output(net.sdpa(*(net.input(name, 2, 2, 5, 8) for name in ("a", "b", "c"))))
+    net.output(net.op("Attention", q, k, v, **heads), 3)
+    model = net.model()
+    with pytest.raises(InputError, match="of no heads"):
+        onnx_attn.fuse(model)
+    takes(model)
