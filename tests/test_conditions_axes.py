@@ -272,3 +272,13 @@ def test_one_head_one_query_and_one_key_are_not_reshaped() -> None:
     net.output(net.op("MatMul", found, v))
     fused = assert_fused(net.model(), asked_form="primitives")
     assert "Reshape" not in {node.op_type for node in fused.graph.node}
+
+
+def test_one_key_on_the_left_of_the_product_is_no_query() -> None:
+    """(Q·Kᵀ)ᵀ, whose softmax runs over an axis of size 1: only the side that has it tells K from Q."""
+    net = Net()
+    q, k, v = (net.input(name, 2, HEADS, length, HEAD_DIM) for name, length in (("q", 5), ("k", 1), ("v", 1)))
+    scores = net.scaled(net.op("MatMul", k, net.swap(q)))
+    probabilities = net.op("Softmax", scores, name="softmax", axis=2)
+    net.output(net.op("MatMul", net.swap(probabilities), v))
+    assert_fused(net.model(), heads=HEADS, kv_heads=HEADS)

@@ -202,3 +202,17 @@ def test_a_branch_that_clears_rows_is_no_guard_of_the_site_outside(form: str, fl
 
     model = guarded(follow)
     fused(model, blocked_rows(model) | {"flag": np.asarray(flag)}, form)
+
+
+def test_a_peak_without_its_axis_clears_features_and_no_rows() -> None:
+    """Where there are as many queries as features, it broadcasts over these."""
+    net, length = Net(18), HEAD_DIM
+    q, kt, v = heads_in(net, queries=length, keys=length)
+    mask = net.input("mask", 2, 1, length, length)
+    attention = net.sdpa(q, kt, v, lambda scores: net.op("Add", net.scaled(scores), mask))
+    peak = net.op("ReduceMax", mask, net.ints(-1), keepdims=0)
+    net.output(net.op("Where", net.op("LessOrEqual", peak, net.const(LOWEST)), net.const(0.0), attention))
+    model = net.model()
+    inputs = feeds(model)
+    inputs["mask"][0, 0, 3] = LOWEST
+    assert fused(model, inputs)[0][-1] == "Where"

@@ -197,3 +197,11 @@ def test_an_operator_of_no_heads_is_not_run(attribute: str) -> None:
     with pytest.raises(InputError, match="of no heads"):
         onnx_attn.fuse(model)
     takes(model)
+
+
+def test_operands_of_an_operator_that_fit_together_at_one_size_alone() -> None:
+    """Q of any batch, K and V of two sequences: where the batch is 2 it would run."""
+    net = Net(23)
+    q, k, v = (net.input(name, batch, 2, 5, 8) for name, batch in (("q", "batch"), ("k", 2), ("v", 2)))
+    net.output(net.op("Attention", q, k, v, name="softmax"))
+    assert_refused(net.model(), "shape-unknown")

@@ -8,10 +8,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fuzzing import example, judge
+from fuzzing import example, judge, near_example
 from hostile import CHANGES, Change
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from near_misses import paths
 
 SECONDS = 30
 MEMORY = 8 << 30
@@ -41,3 +42,10 @@ def limits() -> Iterator[None]:
 def test_hostile_models_are_refused_or_stay_what_they_are(seed: int, changes: list[Change]) -> None:
     with limits():
         judge(example(seed, changes), seed)
+
+
+@settings(max_examples=250, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 2**32))
+def test_near_misses_with_small_edits(seed: int) -> None:
+    with limits():
+        judge(near_example(seed, paths()), seed)

@@ -44,7 +44,7 @@ def nested_nodes(view: GraphView) -> Iterator[Nested]:
 
     Raises InputError where functions call each other so often that they hold more than MOST_NODES nodes.
     """
-    functions = {(f.domain or "", f.name): f for f in view.graph.functions if f.domain != DOMAIN}
+    functions = {(f.domain, f.name): f for f in view.graph.functions if f.domain != DOMAIN}
     count = 0
     for owner in view.graph.nodes:
         stack = [(body, iter(body.nodes)) for body in _bodies(owner, "", functions, frozenset())][::-1]
@@ -76,6 +76,6 @@ def _bodies(
         if isinstance(value, gs.Graph):
             place = f"body of {node.op} '{label(node)}'"
             yield _Body(value.nodes, f"{value.name} ({attribute}) | {here}", place, inside)
-    key = (node.domain or "", node.op)
+    key = (node.domain, node.op)
     if key in functions and key not in inside:
         yield _Body(functions[key].nodes, here, f"body of function '{node.op}'", inside | {key})
