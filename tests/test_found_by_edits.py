@@ -47,6 +47,9 @@ def test_sum_of_one_number_is_no_softmax() -> None:
 
 BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     "fewer heads than none": ("MultiHeadAttention", {"num_heads": -2}),
+    "fewer heads than none, and a scale": ("MultiHeadAttention", {"num_heads": -2, "scale": 0.5}),
+    "Q less wide than nothing": ("Attention", {"num_heads": N, "qkv_hidden_sizes": [-D, -D, D]}),
+    "Q of no width": ("Attention", {"num_heads": N, "qkv_hidden_sizes": [0, 0, D]}),
     "heads in words": ("MultiHeadAttention", {"num_heads": "two"}),
     "a scale in words": ("MultiHeadAttention", {"num_heads": N, "scale": "none"}),
     "widths in words": ("Attention", {"num_heads": N, "qkv_hidden_sizes": ["wide"]}),
@@ -60,10 +63,41 @@ def test_attributes_that_no_schema_has_looked_at(name: str) -> None:
     op, attributes = BROKEN[name]
     net = Net()
     q, k, v = (net.input(each, B, S, D) for each in "qkv")
-    net.output(net.op(op, q, k, v, name="softmax", domain="com.microsoft", **attributes), 3)
+    made = net.op(op, q, k, v, name="softmax", domain="com.microsoft", **attributes)
+    net.outputs.append(helper.make_tensor_value_info(made, TensorProto.FLOAT, [B, S, D]))
     model = net.model(com_microsoft=1)
     takes(model)
-    assert [each["status"] for each in onnx_attn.inspect(model)["candidates"]] == ["refused"]
+    for target in ("tensorrt", "onnxruntime") if "fewer" in name else ("tensorrt",):
+        assert [each["status"] for each in onnx_attn.inspect(model, target=target)["candidates"]] == ["refused"]
+
+
+def test_widths_that_are_no_numbers_at_all() -> None:
+    model = attention().model()
+    none = helper.make_attribute("qkv_hidden_sizes", [], attr_type=onnx.AttributeProto.INTS)
+    model.graph.node[0].attribute.append(none)
+    takes(model)
+    assert onnx_attn.inspect(model, target="onnxruntime")["candidates"][0]["heads"] == N
+
+
+def test_operator_of_no_inputs_is_refused() -> None:
+    net = Net()
+    net.output(net.op("MultiHeadAttention", name="softmax", domain="com.microsoft", num_heads=N, scale=0.5), 3)
+    model = net.model(com_microsoft=1)
+    takes(model)
+    for target, code in {"tensorrt": "attention-feature", "onnxruntime": "shape-unknown"}.items():
+        assert [each["code"] for each in onnx_attn.inspect(model, target=target)["candidates"]] == [code]
+
+
+@pytest.mark.parametrize("heads", [1, D])
+def test_one_head_and_heads_of_one_channel_are_read(heads: int) -> None:
+    net = Net()
+    q, k, v = (net.input(each, B, S, D) for each in "qkv")
+    net.output(net.op("MultiHeadAttention", q, k, v, name="softmax", domain="com.microsoft", num_heads=heads), 3)
+    model = net.model(com_microsoft=1)
+    for target in ("tensorrt", "onnxruntime"):
+        (candidate,) = onnx_attn.inspect(model, target=target)["candidates"]
+        assert (candidate["heads"], candidate["head_dim"]) == (heads, D // heads)
+        assert candidate["scale"] == pytest.approx((D // heads) ** -0.5)
 
 
 @pytest.mark.parametrize("place", [0, 3])

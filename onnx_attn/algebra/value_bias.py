@@ -17,7 +17,6 @@ import onnx_graphsurgeon as gs
 
 from onnx_attn.forms.owning import reads_shape
 from onnx_attn.graph.view import STANDARD, GraphView, label
-from onnx_attn.graph.world import Shape
 from onnx_attn.site import AttentionSite, Projected
 from onnx_attn.views.arrange import moved
 from onnx_attn.views.contraction import contraction
@@ -135,19 +134,12 @@ def _channels(view: GraphView, site: AttentionSite, value: Projected, steps: tup
         if channels.ndim > 2:
             # Heads that the operator shares by itself: each serves neighbours of Q.
             channels = channels.repeat(shape[-3] // channels.shape[-3], axis=-3)
-        if not _broadcasts(channels[..., :1, :].shape, shape):
-            return None
         placed = moved(np.broadcast_to(channels[..., :1, :], shape), site.result, number)
         merged = index_map(world, placed, steps)
         if merged is None or (merged.reshape(-1, merged.shape[-1]) != merged.reshape(-1, merged.shape[-1])[0]).any():
             return None
         found.append(merged.reshape(-1, merged.shape[-1])[0])
     return found[0] if all(np.array_equal(found[0], other) for other in found[1:]) else None
-
-
-def _broadcasts(shape: Shape, to: Shape) -> bool:
-    """Whether there are no more axes, and each is as long or 1."""
-    return len(shape) <= len(to) and all(size in (1, full) for size, full in zip(shape[::-1], to[::-1], strict=False))
 
 
 def _result_shape(view: GraphView, site: AttentionSite, world: int) -> tuple[int, ...] | None:

@@ -64,7 +64,7 @@ def _scale(node: gs.Node, head_dim: int | None) -> float:
     value = node.attrs.get("scale")
     if value:
         return float(value) if isinstance(value, float | int) else math.nan
-    return 1.0 / math.sqrt(head_dim) if head_dim and head_dim > 0 else math.nan
+    return 1.0 / math.sqrt(head_dim) if head_dim is not None and head_dim > 0 else math.nan
 
 
 def _head_sizes(
@@ -75,9 +75,8 @@ def _head_sizes(
     value_dim = result // heads if result and heads else None
     if node.op in ("Attention", "QAttention"):
         widths = node.attrs.get("qkv_hidden_sizes")
-        if not isinstance(widths, list) or not all(isinstance(width, int) for width in widths):
-            widths = None
-        return (widths[0] // heads if widths and heads else value_dim), value_dim
+        first = widths[0] if isinstance(widths, list) and widths else None
+        return (first // heads if isinstance(first, int) and heads else value_dim), value_dim
     if node.op == "MultiHeadAttention" and node.inputs and view.rank(node.inputs[0]) == 3:
         width = view.static(node.inputs[0], -1)
         return (width // heads if width and heads else None), value_dim
