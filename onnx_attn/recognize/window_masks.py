@@ -45,35 +45,42 @@ def _kind(view: GraphView, site: AttentionSite | Written, term: ScoreTerm, windo
 
 def masks_agree(view: GraphView, site: AttentionSite | Written, window: Window) -> bool:
     """False where a mask by window of two numbers keeps other places of a rolled map apart than those that the roll brought
-    together from its two ends."""
+    together from its two ends. Of a map that is rolled and then padded, timm's masks are those of the padded map: they keep its
+    last places apart, whatever lies there."""
     if not any(window.shift):
         return True
-    wrapped, real_places = _frame(window)
-    expected = (wrapped[:, :, None] != wrapped[:, None]).any(axis=-1)
-    pairs = real_places[:, :, None] & real_places[:, None]
+    frames = [_frame(window, of_padded) for of_padded in (False, True)]
     for term, kind in zip(site.masks, mask_kinds(view, site, window), strict=True):
         value = _numbers(view, term) if kind == "window" else None
-        if value is None or value.size != expected.size:
+        tokens = math.prod(window.size)
+        if value is None or value.size != window.windows * tokens**2:
             continue
-        table = (-value if term.kind == "subtract" else value).reshape(expected.shape)
-        if len(np.unique(table)) == 2 and ((table < table.max()) != expected)[pairs].any():
+        table = (-value if term.kind == "subtract" else value).reshape(window.windows, tokens, tokens)
+        if len(np.unique(table)) == 2 and not any(_agrees(table < table.max(), *frame) for frame in frames):
             return False
     return True
 
 
-def _frame(window: Window) -> tuple[np.ndarray, np.ndarray]:
+def _agrees(apart: np.ndarray, wrapped: np.ndarray, inside: np.ndarray) -> bool:
+    """Whether pairs of tokens of the map `(n, S, S)` are kept apart where the roll brought one of them alone."""
+    expected = (wrapped[:, :, None] != wrapped[:, None]).any(axis=-1)
+    pairs = inside[:, :, None] & inside[:, None]
+    return not (apart != expected)[pairs].any()
+
+
+def _frame(window: Window, of_padded: bool) -> tuple[np.ndarray, np.ndarray]:
     """Of the tokens of each window: by axis, whether the roll brought them from the map's other end, `(n, S, axes)`; and whether
-    they are of the map at all, `(n, S)`."""
+    they are of the map at all, `(n, S)`. of_padded: as if the padded map had been rolled, where the roll was first."""
     rank = len(window.size)
     wrapped, inside = [], []
     for axis, (size, grid, shift) in enumerate(zip(window.size, window.grid, window.shift, strict=True)):
         padding = window.padding[axis]
         places = np.pad(np.ones(size * grid - sum(padding), bool), padding)
         along = np.arange(size * grid) >= size * grid - shift
-        if window.rolled_first[axis]:
-            along = np.pad(along[sum(padding) :], padding)
-        else:
+        if not window.rolled_first[axis]:
             places = np.roll(places, -shift)
+        elif not of_padded:
+            along = np.pad(along[sum(padding) :], padding)
         order = (grid, size) if window.kind == "window" else (size, grid)
         lines = [each.reshape(order) if window.kind == "window" else each.reshape(order).T for each in (along, places)]
         at = tuple(slice(None) if place % rank == axis else None for place in range(2 * rank))
