@@ -239,3 +239,15 @@ def test_operands_of_an_operator_that_fit_together_at_one_size_alone() -> None:
     q, k, v = (net.input(name, batch, 2, 5, 8) for name, batch in (("q", "batch"), ("k", 2), ("v", 2)))
     net.output(net.op("Attention", q, k, v, name="softmax"))
     assert_refused(net.model(), "shape-unknown")
+
+
+def test_a_call_without_the_number_that_its_function_needs_is_refused() -> None:
+    net = Net()
+    q, kt, v = heads_in(net)
+    net.output(net.sdpa(q, kt, v))
+    model = onnx_attn.fuse(net.model()).model
+    (call,) = (node for node in model.graph.node if node.op_type == "ScaledDotProductAttention")
+    del call.attribute[:]
+    for command in (onnx_attn.inspect, onnx_attn.fuse, onnx_attn.expand):
+        with pytest.raises(InputError, match="does not say 'scale'"):
+            command(model)

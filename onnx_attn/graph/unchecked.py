@@ -27,7 +27,12 @@ def unreadable(proto: onnx.ModelProto) -> str | None:
     for graph in all_graphs(proto):
         if (reason := _unreadable_values(graph)) is not None:
             return reason
+    needed = {(f.domain, f.name): _of_constants(f) for f in proto.functions}
     for node in all_nodes(proto):
+        if left := needed.get((node.domain, node.op_type), set()) - {each.name for each in node.attribute}:
+            return (
+                f"the call that makes '{', '.join(node.output)}' does not say '{min(left)}', which a Constant in it is"
+            )
         names = (node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute))
         if not all(isinstance(name, str) for name in names):
             return _NO_TEXT
@@ -39,6 +44,13 @@ def unreadable(proto: onnx.ModelProto) -> str | None:
             if attribute.type == AttributeProto.TENSOR and _has_more_data(attribute.t):
                 return f"'{', '.join(node.output)}' has more data than its shape says"
     return None
+
+
+def _of_constants(function: onnx.FunctionProto) -> set[str]:
+    """The attributes that a call has to give, since a Constant is what they are, and there is no default."""
+    constants = (node for node in function.node if node.op_type == "Constant")
+    wanted = {each.ref_attr_name for node in constants for each in node.attribute if each.ref_attr_name}
+    return wanted - {each.name for each in function.attribute_proto}
 
 
 _NO_TEXT = "it holds a name that is no UTF-8 text"
