@@ -96,6 +96,19 @@ def assert_fused(
     return result.model
 
 
+def fused(
+    model: onnx.ModelProto, inputs: dict[str, np.ndarray] | None = None, form: str = "auto", compare: bool = True
+) -> tuple[list[str], dict[str, Any]]:
+    """The operators of the fused model, which computes the same, and what is said of its one site."""
+    result = onnx_attn.fuse(model, verify=False, form=form)
+    (candidate,) = result.report["candidates"]
+    assert candidate["status"] == "site", candidate
+    onnx.checker.check_model(result.model, full_check=True)
+    if compare:
+        assert_same(model, result.model, inputs)
+    return [node.op_type for node in result.model.graph.node], candidate
+
+
 def assert_left_alone(model: onnx.ModelProto, status: str, *codes: str, name: str = "softmax") -> None:
     """The named candidate (the only one) has this verdict, and `fuse` gives the model back as it is."""
     assert set(codes) <= CODES.keys()

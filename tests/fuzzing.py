@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,7 @@ def example(seed: int, changes: list[Change] | None = None) -> onnx.ModelProto |
     rng = random.Random(seed)
     model = start(rng)
     drawn = CHANGES if rng.random() < 0.4 else SOFT
-    for change in changes or [rng.choice(drawn) for _ in range(rng.choice((1, 1, 1, 2, 3, 5)))]:
-        if model.graph.node:
-            try:
-                change(model, rng)
-            except (ValueError, TypeError, KeyError):
-                pass  # protobuf or onnx's helpers would not write such a thing.
+    change_all(model, changes or [rng.choice(drawn) for _ in range(rng.choice((1, 1, 1, 2, 3, 5)))], rng)
     data = model.SerializeToString()
     if rng.random() < 0.05:
         return spoiled_bytes(data, rng)
@@ -46,13 +41,18 @@ def near_example(seed: int, models: Sequence[Path]) -> onnx.ModelProto:
     """One of the models, with one small edit or a few."""
     rng = random.Random(seed)
     model = onnx.load(rng.choice(models), load_external_data=False)
-    for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):
+    change_all(model, (rng.choice(EDITS) for _ in range(rng.choice((1, 1, 1, 2, 2, 3)))), rng)
+    return model
+
+
+def change_all(model: onnx.ModelProto, changes: Iterable[Change], rng: random.Random) -> None:
+    """One change after the other, but for those that do not fit."""
+    for change in changes:
         if model.graph.node:
             try:
-                rng.choice(EDITS)(model, rng)
+                change(model, rng)
             except (ValueError, TypeError, KeyError):
-                pass
-    return model
+                pass  # protobuf or onnx's helpers would not write such a thing.
 
 
 def judge(given: onnx.ModelProto | bytes, seed: int, stage: Stage = lambda name: None) -> str:

@@ -8,28 +8,13 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from checks import assert_same, feeds
+from checks import feeds, fused
 from graphs import HEAD_DIM, HEADS, Net, heads_in
 from onnx import TensorProto, helper
-
-import onnx_attn
 
 LENGTH = 5
 LOWEST = float(np.finfo(np.float32).min)
 Follow = Callable[[Net, str, str], str]
-
-
-def fused(
-    model: onnx.ModelProto, inputs: dict[str, np.ndarray] | None = None, form: str = "auto", compare: bool = True
-) -> tuple[list[str], dict]:
-    """The operators of the fused model, which computes the same, and what is said of its one site."""
-    result = onnx_attn.fuse(model, verify=False, form=form)
-    (candidate,) = result.report["candidates"]
-    assert candidate["status"] == "site", candidate
-    onnx.checker.check_model(result.model, full_check=True)
-    if compare:
-        assert_same(model, result.model, inputs)
-    return [node.op_type for node in result.model.graph.node], candidate
 
 
 def zero_rows(net: Net, mask: str, attention: str, axis: int = -1, bound: float = LOWEST) -> str:

@@ -5,28 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import onnx
 import pytest
-from checks import assert_same, feeds
+from checks import feeds, fused
 from graphs import HEAD_DIM, HEADS, Net, heads_in
 from onnx import TensorProto, helper
 
-import onnx_attn
-
 LENGTH = 5
-
-
-def fused(
-    model: onnx.ModelProto, inputs: dict[str, np.ndarray] | None = None, compare: bool = True
-) -> tuple[list[str], dict]:
-    """The operators of the fused model, which computes the same, and what is said of its one site."""
-    result = onnx_attn.fuse(model, verify=False)
-    (candidate,) = result.report["candidates"]
-    assert candidate["status"] == "site", candidate
-    onnx.checker.check_model(result.model, full_check=True)
-    if compare:
-        assert_same(model, result.model, inputs)
-    return [node.op_type for node in result.model.graph.node], candidate
 
 
 def size(net: Net, tensor: str, axis: int = -2) -> str:

@@ -27,9 +27,10 @@ def unreadable(proto: onnx.ModelProto) -> str | None:
     for graph in all_graphs(proto):
         if (reason := _unreadable_values(graph)) is not None:
             return reason
-    needed = {(f.domain, f.name): _of_constants(f) for f in proto.functions}
+    needed = {(f.domain, f.name): wanted for f in proto.functions if (wanted := _of_constants(f))}
     for node in all_nodes(proto):
-        if left := needed.get((node.domain, node.op_type), set()) - {each.name for each in node.attribute}:
+        asked = needed.get((node.domain, node.op_type))
+        if asked and (left := asked - {each.name for each in node.attribute}):
             return (
                 f"the call that makes '{', '.join(node.output)}' does not say '{min(left)}', which a Constant in it is"
             )

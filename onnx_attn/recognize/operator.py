@@ -18,7 +18,7 @@ from onnx_attn.graph.view import GraphView, label
 from onnx_attn.graph.world import Shape
 from onnx_attn.recognize.operands import head_copies, read_operand
 from onnx_attn.recognize.projection import read_projection
-from onnx_attn.recognize.result import Stop
+from onnx_attn.recognize.result import CONTRADICTION, Stop
 from onnx_attn.site import AttentionSite, Guard, Operand, ScoreTerm, Verdict
 from onnx_attn.views.folding import constant_value
 from onnx_attn.views.trace import FLOATS, lowest
@@ -36,7 +36,7 @@ def recognize_attention_operator(view: GraphView, node: gs.Node) -> AttentionSit
     if not head_dim or value_dim is None:
         return Stop("shape-unknown", node).verdict(label(node))
     if not _fit_together(*(view.shapes(operand.tensor) for operand in (query, key, value))):
-        return Stop("shape-unknown", node, "the shapes contradict each other").verdict(label(node))
+        return Stop("shape-unknown", node, CONTRADICTION).verdict(label(node))
     types = {view.elem_type(tensor) for tensor in node.inputs[:3]}
     if len(types) != 1 or not types <= set(FLOATS):
         return Stop("type-not-supported", node).verdict(label(node))

@@ -9,6 +9,9 @@ import onnx_graphsurgeon as gs
 from onnx_attn.graph.view import label
 from onnx_attn.site import Verdict
 
+CONTRADICTION = "the shapes contradict each other"
+"""The detail of a Stop where what the model says of its shapes cannot all be true."""
+
 
 @dataclass(frozen=True)
 class Stop:

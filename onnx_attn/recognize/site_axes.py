@@ -16,7 +16,7 @@ from onnx_attn.recognize.channels import Run, runs_in, runs_of
 from onnx_attn.recognize.normaliser import Normaliser
 from onnx_attn.recognize.origin import Origin, read_origin
 from onnx_attn.recognize.probabilities import Product
-from onnx_attn.recognize.result import Stop
+from onnx_attn.recognize.result import CONTRADICTION, Stop
 from onnx_attn.recognize.scores import Scores
 from onnx_attn.site import ScoreTerm
 from onnx_attn.views.axes import Atom, Axis, Frame, frame_of, leaves, reshaped, settled
@@ -55,32 +55,22 @@ def read_axes(view: GraphView, softmax: Normaliser, scores: Scores, below: Produ
     assert below.product is not None
     shapes = view.shapes(scores.product.result)
     if shapes is None or len(shapes[0]) != len(scores.product.result_axes):
-        return Stop("shape-unknown", scores.product.node, _CONTRADICTION)
+        return Stop("shape-unknown", scores.product.node, CONTRADICTION)
     frame = frame_of(shapes)
     by_label: ByLabel = dict(zip(scores.product.result_axes, frame, strict=True))
-    terms: list[tuple[ScoreTerm, Frame]] = []
-    for item in scores.items:
-        if isinstance(item, ScoreTerm):
-            terms.append((item, frame))
-            continue
-        moved = _through(view, item, frame)
-        if moved is None:
-            return Stop("scores-changed", item.node, f"{item.node.op} '{label(item.node)}'")
-        frame = moved
-    over = frame
-    before_clearing = frame
-    for count, step in enumerate(below.steps, 1):
-        moved = _through(view, step, frame)
-        if moved is None:
-            return Stop("probabilities-changed", step.node, f"{step.node.op} '{label(step.node)}'")
-        frame = moved
-        if below.cleared is not None and count == below.cleared[1]:
-            before_clearing = frame
+    above = _up_to_softmax(view, scores, frame)
+    if isinstance(above, Stop):
+        return above
+    over, terms = above
+    under = _down_to_values(view, below, over)
+    if isinstance(under, Stop):
+        return under
+    frame, before_clearing = under
     if len(over) != view.rank(softmax.scores) or len(frame) != len(below.product.left_axes):
-        return Stop("shape-unknown", below.node, _CONTRADICTION)
+        return Stop("shape-unknown", below.node, CONTRADICTION)
     masks = [*terms, (below.cleared[0], before_clearing)] if below.cleared is not None else terms
     if any(term.mask is not None and (view.rank(term.mask) or 0) > len(at) for term, at in masks):
-        return Stop("mask-shape", softmax.node, _CONTRADICTION)
+        return Stop("mask-shape", softmax.node, CONTRADICTION)
     probabilities: ByLabel = dict(zip(below.product.left_axes, frame, strict=True))
     keys = leaves(atom for axis in softmax.axes for atom in over[axis])
     moves = any(isinstance(item, Step) for item in scores.items)
@@ -110,7 +100,31 @@ def read_axes(view: GraphView, softmax: Normaliser, scores: Scores, below: Produ
     return _grouped(view, read)
 
 
-_CONTRADICTION = "the shapes contradict each other"
+def _up_to_softmax(view: GraphView, scores: Scores, frame: Frame) -> tuple[Frame, list[tuple[ScoreTerm, Frame]]] | Stop:
+    """The axes that the softmax reads, and those of the scores at each term on the way there."""
+    terms: list[tuple[ScoreTerm, Frame]] = []
+    for item in scores.items:
+        if isinstance(item, ScoreTerm):
+            terms.append((item, frame))
+            continue
+        moved = _through(view, item, frame)
+        if moved is None:
+            return Stop("scores-changed", item.node, f"{item.node.op} '{label(item.node)}'")
+        frame = moved
+    return frame, terms
+
+
+def _down_to_values(view: GraphView, below: Product, frame: Frame) -> tuple[Frame, Frame] | Stop:
+    """The axes of the probabilities at the product with the values, and where they are cleared."""
+    before_clearing = frame
+    for count, step in enumerate(below.steps, 1):
+        moved = _through(view, step, frame)
+        if moved is None:
+            return Stop("probabilities-changed", step.node, f"{step.node.op} '{label(step.node)}'")
+        frame = moved
+        if below.cleared is not None and count == below.cleared[1]:
+            before_clearing = frame
+    return frame, before_clearing
 
 
 def _settled(axes: Mapping[Hashable, Axis]) -> ByLabel:
